@@ -1,0 +1,34 @@
+"""The `lmcodec` command: a group whose subcommands load what they need when they are called."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+
+from lmcodec import __version__
+from lmcodec.cli.train import train
+from lmcodec.errors import LmcodecError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, "-V", "--version", message="lmcodec %(version)s")
+def group() -> None:
+    """Lossless text compression with a language model."""
+
+
+group.add_command(train)
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Entry point: errors of the package become one line on stderr and exit status 1."""
+    try:
+        return group.main(args=arguments, prog_name="lmcodec", standalone_mode=True)
+    except LmcodecError as error:
+        print(f"lmcodec: {error}", file=sys.stderr)
+        sys.exit(1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"lmcodec: {where}{error.strerror or error}", file=sys.stderr)
+        sys.exit(1)

@@ -1,0 +1,86 @@
+"""`lmcodec train`: vocabulary, shards and training runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+class _TrainGroup(click.Group):
+    """A group in which `train CONFIG.toml` means `train run CONFIG.toml`."""
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in self.commands:
+            args = ["run", *args]
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_TrainGroup, context_settings={"help_option_names": ["-h", "--help"]})
+def train() -> None:
+    """Train the codec's networks.
+
+    `lmcodec train CONFIG.toml` runs a configuration; `vocab` and `prepare` make what it reads.
+    """
+
+
+@train.command()
+@click.argument("config", type=click.Path(path_type=Path))
+@click.option("--shards", type=click.Path(path_type=Path), help="Folder of token shards.")
+@click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run (default: runs/NAME).")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the file.")
+def run(config: Path, shards: Path | None, run_dir: Path | None, assignments: tuple[str, ...]) -> None:
+    """Run CONFIG, a TOML file, or continue it where it stopped."""
+    from lmcodec.train.start import start
+
+    start(config, shards_dir=shards, run_dir=run_dir, assignments=list(assignments))
+
+
+@train.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("shards"), show_default=True)
+@click.option("--vocab", type=click.Path(path_type=Path), help="Vocabulary file (default: the shipped one).")
+@click.option(
+    "--corpora", type=click.Path(path_type=Path), help="Folder with train/ (default: LMCODEC_CORPORA)."
+)
+@click.option("--preset", type=click.IntRange(0, 9), default=0, show_default=True, help="Of xz.")
+@click.option("--processes", type=click.IntRange(1), help="Default: one a core.")
+def prepare(out: Path, vocab: Path | None, corpora: Path | None, preset: int, processes: int | None) -> None:
+    """Segment the training corpora into token shards."""
+    from lmcodec.lm.vocab import Vocabulary
+    from lmcodec.train.shards import prepare as prepare_shards
+
+    vocabulary = Vocabulary.load(vocab)
+    click.echo(f"{len(vocabulary)} tokens, vocabulary {vocabulary.vocab_id}")
+    for line in prepare_shards(vocabulary, out, corpora=corpora, preset=preset, processes=processes):
+        click.echo(line)
+
+
+@train.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--size", type=click.IntRange(257, 65_536), default=6144, show_default=True)
+@click.option("--sample-mb", type=click.IntRange(1), default=100, show_default=True, help="Text to learn on.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option(
+    "--corpora", type=click.Path(path_type=Path), help="Folder with train/ (default: LMCODEC_CORPORA)."
+)
+def vocab(out: Path, size: int, sample_mb: int, seed: int, corpora: Path | None) -> None:
+    """Learn a vocabulary on the mixture and write it to OUT."""
+    from lmcodec.train.config import DEFAULT_WEIGHTS
+    from lmcodec.train.vocab_learn import bytes_per_token, learn
+
+    vocabulary = learn(
+        size,
+        DEFAULT_WEIGHTS,
+        folder=corpora,
+        sample_nbytes=sample_mb * 1_000_000,
+        seed=seed,
+        report=click.echo,
+    )
+    out.write_bytes(vocabulary.pack())
+    click.echo(
+        f"{out}: {len(vocabulary)} tokens, vocabulary {vocabulary.vocab_id}; bytes per token, held out:"
+    )
+    for category, value in bytes_per_token(vocabulary, corpora).items():
+        click.echo(f"  {category:14s} {value:.3f}")

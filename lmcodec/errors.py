@@ -1,0 +1,39 @@
+"""The one exception family of the package.
+
+Every error that bad input can cause derives from `LmcodecError`, so that a caller catches one class and a
+command line prints one line. Messages say what was found, where, and what to do.
+"""
+
+from __future__ import annotations
+
+
+class LmcodecError(Exception):
+    """Base class of every error that input, files or configuration can cause."""
+
+
+class BadMagic(LmcodecError):
+    """The data is not of the kind that was asked for: its first bytes say otherwise."""
+
+
+class Unsupported(LmcodecError):
+    """The data is of a version, method or flag that this version does not know."""
+
+
+class Corrupt(LmcodecError):
+    """The data was damaged: a check, a bound or an order rule does not hold."""
+
+
+class Truncated(LmcodecError):
+    """The data ends before it should."""
+
+
+class ModelNotFound(LmcodecError):
+    """A model, vocabulary or corpus that is needed is not there, or is another one."""
+
+
+class LimitExceeded(LmcodecError):
+    """A size is larger than the limit the caller set."""
+
+
+class ConfigError(LmcodecError):
+    """A configuration names an unknown key or holds a value out of range."""

@@ -1,0 +1,33 @@
+"""`python -m lmcodec.train CONFIG.toml`: the trainer without the command line's dependencies.
+
+For machines where the package is a folder and only torch and numpy are installed. The options are those of
+`lmcodec train run`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from lmcodec.errors import LmcodecError
+from lmcodec.train.start import start
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m lmcodec.train", description="Train a network.")
+    parser.add_argument("config", type=Path, help="TOML file of the run")
+    parser.add_argument("--shards", type=Path, help="folder of token shards")
+    parser.add_argument("--run-dir", type=Path, help="folder of the run")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    options = parser.parse_args(arguments)
+    try:
+        start(options.config, shards_dir=options.shards, run_dir=options.run_dir, assignments=options.set)
+    except LmcodecError as error:
+        print(f"lmcodec train: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

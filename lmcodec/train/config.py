@@ -1,0 +1,273 @@
+"""A training run, described by one TOML file.
+
+Every key is checked: an unknown one, one of another type, or a value out of range is a `ConfigError` that
+names the file, the key and what was expected.
+"""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from lmcodec.errors import ConfigError, ModelNotFound
+from lmcodec.lm.config import NetConfig
+from lmcodec.train.corpus import CATEGORIES
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+# Shares of the training bytes. TRAINING.md's start, with more languages and code than their share.
+DEFAULT_WEIGHTS = {
+    "english_books": 22.0,
+    "tech_docs": 16.0,
+    "encyclopedic": 9.0,
+    "web_short": 13.0,
+    "source_code": 15.0,
+    "structured": 9.0,
+    "multilingual": 14.0,
+    "html_pages": 2.0,
+}
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the tokens come from.
+
+    Attributes:
+        shards: folder of shards; `LMCODEC_SHARDS` and the command line take precedence.
+        vocab: file of the vocabulary, relative to the configuration; empty for the shipped one.
+        lanes: B, texts read side by side.
+        window: T, positions of a step.
+        seed: of cuts and shuffles.
+        validation_tokens: held-out tokens per category.
+        weights: share of each category, in bytes.
+    """
+
+    shards: str = "shards"
+    vocab: str = ""
+    lanes: int = 16
+    window: int = 512
+    seed: int = 1
+    validation_tokens: int = 65_536
+    weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
+
+
+@dataclass(frozen=True)
+class QuantiseConfig:
+    """When rounding enters the forward pass.
+
+    Attributes:
+        activations_from: step from which activations are rounded; -1 for never.
+        weights_from: step from which weights are rounded; -1 for never.
+        levels: largest integer weight, at most 63.
+    """
+
+    activations_from: int = 0
+    weights_from: int = 0
+    levels: int = 63
+
+
+@dataclass(frozen=True)
+class OptimiserConfig:
+    """Optimiser and schedule.
+
+    The rate rises over `warmup` steps, stays, and falls linearly to zero over the last `decay` share of the
+    run, so that a run can be extended from any checkpoint before its decay.
+
+    Attributes:
+        kind: "muon" (matrices inside layers; AdamW for the rest) or "adamw".
+        lr: AdamW's rate for embedding, output and vectors.
+        matrix_lr: rate for the matrices inside layers, under either kind.
+        weight_decay: decoupled, for matrices inside layers.
+        table_decay: decoupled, for embedding and output.
+        beta1, beta2: AdamW's.
+        momentum: Muon's.
+        clip: largest norm of the gradient.
+        warmup: steps.
+        decay: share of the run.
+        ema: decay of the averaged weights per step.
+    """
+
+    kind: str = "muon"
+    lr: float = 0.003
+    matrix_lr: float = 0.02
+    weight_decay: float = 0.1
+    table_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.98
+    momentum: float = 0.95
+    clip: float = 1.0
+    warmup: int = 100
+    decay: float = 0.3
+    ema: float = 0.998
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """A teacher over the same vocabulary.
+
+    Attributes:
+        teacher: weights-only export of the teacher, relative to the configuration; empty for none.
+        share: of the teacher's distribution in the target.
+    """
+
+    teacher: str = ""
+    share: float = 0.5
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """How the run goes.
+
+    Attributes:
+        steps: in all.
+        threads: of torch on the CPU; 0 for its default.
+        device: "cpu", "cuda" or "auto".
+        precision: of the matrix products, "bf16" or "float32".
+        compile: fuse the element work with torch.compile where a compiler is at hand.
+        seed: of the initial weights.
+        checkpoint_minutes: between checkpoints.
+        validate_every: steps between validations.
+        log_every: steps between progress lines.
+        minutes: wall-clock limit; 0 for none. The run stops cleanly and resumes later.
+        init: weights-only export to begin from, relative to the configuration; empty for none.
+    """
+
+    steps: int = 1000
+    threads: int = 0
+    device: str = "auto"
+    precision: str = "bf16"
+    compile: bool = True
+    seed: int = 1
+    checkpoint_minutes: float = 5.0
+    validate_every: int = 500
+    log_every: int = 20
+    minutes: float = 0.0
+    init: str = ""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One training run."""
+
+    name: str
+    model: NetConfig
+    data: DataConfig = field(default_factory=DataConfig)
+    quantise: QuantiseConfig = field(default_factory=QuantiseConfig)
+    optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
+    run: RunConfig = field(default_factory=RunConfig)
+
+
+_RANGES: dict[str, tuple[float, float]] = {
+    "data.lanes": (1, 65_536),
+    "data.window": (2, 65_536),
+    "data.validation_tokens": (1, 1 << 30),
+    "quantise.levels": (1, 63),
+    "optimiser.lr": (0, 1),
+    "optimiser.matrix_lr": (0, 1),
+    "optimiser.decay": (0, 1),
+    "optimiser.ema": (0, 1),
+    "optimiser.momentum": (0, 1),
+    "optimiser.clip": (1e-9, 1e9),
+    "optimiser.warmup": (0, 1e9),
+    "distill.share": (0, 1),
+    "run.steps": (1, 1e9),
+    "run.log_every": (1, 1e9),
+    "run.validate_every": (1, 1e9),
+    "run.checkpoint_minutes": (0, 1e6),
+    "run.minutes": (0, 1e6),
+}
+_CHOICES = {
+    "optimiser.kind": ("muon", "adamw"),
+    "run.device": ("auto", "cpu", "cuda"),
+    "run.precision": ("bf16", "float32"),
+}
+
+T = TypeVar("T")
+
+
+def _build(cls: type[T], table: dict[str, Any], prefix: str) -> T:
+    hints = get_type_hints(cls)
+    known = {f.name: f for f in fields(cls)}  # type: ignore[arg-type]
+    values: dict[str, Any] = {}
+    for key, value in table.items():
+        name = f"{prefix}{key}"
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean '{prefix}{close[0]}'?" if close else f"known: {', '.join(known)}"
+            raise ConfigError(f"unknown key '{name}'; {hint}")
+        hint_type = hints[key]
+        if is_dataclass(hint_type):
+            if not isinstance(value, dict):
+                raise ConfigError(f"'{name}' is {value!r}, expected a table [{name}]")
+            values[key] = _build(hint_type, value, f"{name}.")  # type: ignore[arg-type]
+            continue
+        values[key] = _checked(name, value, hint_type)
+    for key, f in known.items():
+        if key not in values and f.default is MISSING and f.default_factory is MISSING:
+            raise ConfigError(f"key '{prefix}{key}' is missing")
+    return cls(**values)
+
+
+def _checked(name: str, value: Any, kind: Any) -> Any:
+    if name == "data.weights":
+        return _checked_weights(value)
+    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
+        raise ConfigError(f"'{name}' is {value!r}, expected {kind.__name__}")
+    if name in _RANGES:
+        low, high = _RANGES[name]
+        if not low <= value <= high:
+            raise ConfigError(f"'{name}' is {value!r}, expected {low:g} to {high:g}")
+    if name in _CHOICES and value not in _CHOICES[name]:
+        raise ConfigError(f"'{name}' is {value!r}, expected one of {', '.join(_CHOICES[name])}")
+    return value
+
+
+def _checked_weights(value: Any) -> dict[str, float]:
+    if not isinstance(value, dict) or not value:
+        raise ConfigError("'data.weights' must be a table of category = share")
+    for category, share in value.items():
+        if category not in CATEGORIES:
+            raise ConfigError(f"unknown category 'data.weights.{category}'; known: {', '.join(CATEGORIES)}")
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or share <= 0:
+            raise ConfigError(f"'data.weights.{category}' is {share!r}, expected a positive number")
+    return {c: float(value[c]) for c in CATEGORIES if c in value}
+
+
+def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
+    """The run described by the TOML file at `path`.
+
+    Args:
+        path: of the file.
+        overrides: values by dotted key ("run.minutes") that take precedence.
+
+    Raises:
+        ModelNotFound: if the file cannot be read.
+        ConfigError: if it is not TOML, or a key or value is wrong; the message names the file and the key.
+    """
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelNotFound(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    for dotted, value in (overrides or {}).items():
+        *tables, key = dotted.split(".")
+        inner = table
+        for name in tables:
+            inner = inner.setdefault(name, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(f"{path}: '{name}' is not a table")
+        inner[key] = value
+    try:
+        return _build(TrainConfig, table, "")
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from None

@@ -1,0 +1,59 @@
+"""Begin or continue a run from a configuration file: what both command lines call."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lmcodec.errors import ConfigError, ModelNotFound
+from lmcodec.train.config import load_config, tomllib
+
+
+def start(
+    config_path: Path,
+    *,
+    shards_dir: Path | None = None,
+    run_dir: Path | None = None,
+    assignments: list[str] | None = None,
+) -> str:
+    """Run the configuration at `config_path`.
+
+    Args:
+        config_path: of the TOML file.
+        shards_dir: folder of shards; by default `LMCODEC_SHARDS`, else the configuration's.
+        run_dir: folder of the run; by default `runs/NAME` in the current folder.
+        assignments: "KEY=VALUE" overrides, values in TOML's notation.
+
+    Returns:
+        why the run ended.
+
+    Raises:
+        LmcodecError: one of its kinds, with one line that says what to do.
+    """
+    config = load_config(config_path, _overrides(assignments or []))
+    try:
+        from lmcodec.train.loop import Trainer, describe, write_report_line
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+        raise ModelNotFound("training needs torch: pip install 'lmcodec[torch]'") from None
+    base = config_path.parent
+    shards = shards_dir or Path(os.environ.get("LMCODEC_SHARDS") or base / config.data.shards)
+    folder = run_dir or Path("runs") / config.name
+    report = write_report_line(folder / "log.txt")
+    report(f"configuration {describe(config)}")
+    return Trainer(config, base=base, shards_dir=shards, run_dir=folder, report=report).run()
+
+
+def _overrides(assignments: list[str]) -> dict[str, Any]:
+    result = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"'--set {assignment}': expected KEY=VALUE, as in run.minutes=30")
+        try:
+            result[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except tomllib.TOMLDecodeError:
+            result[key.strip()] = text
+    return result

@@ -1,0 +1,77 @@
+"""What may import what: imports point downward, and the package stays light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import lmcodec
+
+PACKAGE = Path(lmcodec.__file__).parent
+# A module may import from its own rank or below.
+RANK = {"errors": 0, "_kernel": 0, "models": 0, "lm": 1, "train": 2, "cli": 3, "": 4}
+
+
+def modules() -> list[tuple[Path, ast.Module]]:
+    return [(p, ast.parse(p.read_text())) for p in sorted(PACKAGE.rglob("*.py"))]
+
+
+def imported(tree: ast.Module) -> list[str]:
+    names = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.append(node.module)
+    return names
+
+
+def part(dotted: str) -> str:
+    return dotted.split(".")[1] if "." in dotted else ""
+
+
+def test_imports_point_downward() -> None:
+    wrong = []
+    for path, tree in modules():
+        inside = path.relative_to(PACKAGE).parts
+        own = "" if path.stem in ("__init__", "__main__") and len(inside) == 1 else path.stem
+        own = inside[0] if len(inside) > 1 else own
+        for name in imported(tree):
+            if name.split(".")[0] == "lmcodec" and part(name) and RANK[part(name)] > RANK[own]:
+                wrong.append(f"{path.name} imports {name}")
+    assert wrong == []
+
+
+def test_no_pickle_anywhere() -> None:
+    banned = {"pickle", "marshal", "shelve", "dill", "joblib"}
+    for path, tree in modules():
+        assert not banned & {n.split(".")[0] for n in imported(tree)}, path
+        calls = {
+            f"{n.func.value.id}.{n.func.attr}"
+            for n in ast.walk(tree)
+            if isinstance(n, ast.Call)
+            and isinstance(n.func, ast.Attribute)
+            and isinstance(n.func.value, ast.Name)
+        }
+        assert not calls & {"torch.load", "torch.save", "np.load", "np.save"}, path
+
+
+def loaded_by(statement: str) -> set[str]:
+    code = f"import sys; {statement}; print(' '.join(sys.modules))"
+    run = subprocess.run([sys.executable, "-P", "-c", code], check=True, capture_output=True, text=True)
+    return set(run.stdout.split())
+
+
+def test_import_is_light() -> None:
+    assert not loaded_by("import lmcodec") & {"torch", "transformers", "numpy", "click"}
+    # The command line loads what a subcommand needs when it is called.
+    assert not loaded_by("import lmcodec.cli.main") & {"torch", "numpy"}
+
+
+def test_the_trainer_needs_nothing_but_torch_and_numpy() -> None:
+    """A machine with a GPU gets the package as a folder: no kernel, no click, no constriction."""
+    blocked = ("click", "constriction", "lmcodec._kernel", "matplotlib", "tokenizers")
+    block = "; ".join(f"sys.modules[{name!r}] = None" for name in blocked)
+    loaded_by(f"{block}; import lmcodec.train.__main__, lmcodec.train.loop")
