@@ -105,7 +105,7 @@ def test_validation_windows_cover_held_out_documents_only(folder: Path, vocabula
     corpus = shards.load(folder, vocabulary, WEIGHTS)
     for docs in corpus.values():
         windows, counts = shards.validation_windows(
-            docs, bos=len(vocabulary), n_lane=2, n_position=32, n_token=10**6, category=0
+            docs, vocabulary.nbytes, bos=len(vocabulary), n_lane=2, n_position=32, n_byte=10**6, category=0
         )
         held = [docs.tokens[docs.start[i] : docs.start[i + 1]] for i in np.flatnonzero(docs.validation)]
         found = [w.targets[c] for w, c in zip(windows, counts, strict=True)]

@@ -35,7 +35,7 @@ mlp = 48
 vocab = "vocab.lmv"
 lanes = 4
 window = 32
-validation_tokens = 200
+validation_nbytes = 600
 [optimiser]
 warmup = 5
 decay = 0.5

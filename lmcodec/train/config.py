@@ -44,7 +44,7 @@ class DataConfig:
         lanes: B, texts read side by side.
         window: T, positions of a step.
         seed: of cuts and shuffles.
-        validation_tokens: held-out tokens per category.
+        validation_nbytes: held-out bytes per category.
         weights: share of each category, in bytes.
     """
 
@@ -53,7 +53,7 @@ class DataConfig:
     lanes: int = 16
     window: int = 512
     seed: int = 1
-    validation_tokens: int = 65_536
+    validation_nbytes: int = 200_000
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
 
 
@@ -167,7 +167,7 @@ class TrainConfig:
 _RANGES: dict[str, tuple[float, float]] = {
     "data.lanes": (1, 65_536),
     "data.window": (2, 65_536),
-    "data.validation_tokens": (1, 1 << 30),
+    "data.validation_nbytes": (1, 1 << 30),
     "quantise.levels": (1, 63),
     "optimiser.lr": (0, 1),
     "optimiser.matrix_lr": (0, 1),

@@ -86,7 +86,7 @@ class Trainer:
         run_dir: Path,
         report: Callable[[str], None],
     ) -> None:
-        _keep_freed_memory()
+        keep_freed_memory()
         self.config = config
         self.run_dir = run_dir
         self._report = report
@@ -111,10 +111,11 @@ class Trainer:
         self._validation = [
             shards.validation_windows(
                 corpus[c],
+                self.vocabulary.nbytes,
                 bos=config.model.bos,
                 n_lane=data.lanes,
                 n_position=data.window,
-                n_token=data.validation_tokens,
+                n_byte=data.validation_nbytes,
                 category=i,
             )
             for i, c in enumerate(self.categories)
@@ -489,7 +490,7 @@ def _can_compile(device: torch.device) -> bool:
     return shutil.which(os.environ.get("CXX", "g++")) is not None or shutil.which("clang++") is not None
 
 
-def _keep_freed_memory() -> None:
+def keep_freed_memory() -> None:
     """Let glibc keep freed tensors: returning and faulting them in again costs a tenth of a step."""
     try:
         libc = ctypes.CDLL("libc.so.6")

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-
 def _chunk(device: torch.device) -> int:
     """Rows of logits at once: on the CPU what stays in cache (512 x 6,144 bf16 values are 6 MB)."""
     return 8192 if device.type == "cuda" else 512

@@ -368,7 +368,7 @@ class Net(nn.Module):
             y = F.linear(ops.gated(h, g, quantise, dtype), self._weight(module.w_out))
             if config.attention and i == config.n_layer // 2:
                 x, u, _ = ops.normalise(x, y, None, state[f"in{i}"], keep, quantise, dtype)
-                number = state["piece"][-1] + 1 + begins.int().cumsum(0)
+                number = state["piece"][-1] + begins.int().cumsum(0)
                 piece = torch.cat((state["piece"], number)).int()
                 y, after["kv"] = self.attention(u.float(), state["kv"], piece)
                 after["piece"] = piece[-config.attention :]

@@ -364,12 +364,29 @@ class Reader:
 
 
 def validation_windows(
-    docs: Documents, *, bos: int, n_lane: int, n_position: int, n_token: int, category: int
+    docs: Documents,
+    token_nbytes: np.ndarray,
+    *,
+    bos: int,
+    n_lane: int,
+    n_position: int,
+    n_byte: int,
+    category: int,
 ) -> tuple[list[Window], np.ndarray]:
     """Windows over the held-out documents of one category, each read from its beginning.
 
-    No document gives more than its share of `n_token`, or 8,192 if that is more; documents are taken in order
-    until `n_token` tokens are there.
+    No document gives more bytes than its share of `n_byte`, or 16,384 if that is more; documents are taken
+    in order until `n_byte` bytes are there. Counting bytes, not tokens, keeps the text the same (to a token)
+    under every vocabulary.
+
+    Args:
+        docs: of the category.
+        token_nbytes: (V,) bytes of each token.
+        bos: input that begins a document.
+        n_lane: B.
+        n_position: T.
+        n_byte: bytes wanted.
+        category: number of the category.
 
     Returns:
         the windows, and (n_window, T, B) bool, which of their positions count (lanes end unevenly).
@@ -377,11 +394,16 @@ def validation_windows(
     lanes: list[list[np.ndarray]] = [[] for _ in range(n_lane)]
     sizes = [0] * n_lane
     held = np.flatnonzero(docs.validation)
-    most = max(8192, n_token // max(len(held), 1))
+    most = max(16_384, n_byte // max(len(held), 1))
+    taken = 0
     for i in held:
-        if sum(sizes) >= n_token:
+        if taken >= n_byte:
             break
-        piece = docs.tokens[docs.start[i] : min(docs.start[i + 1], docs.start[i] + most)]
+        piece = docs.tokens[docs.start[i] : docs.start[i + 1]]
+        ends = np.cumsum(token_nbytes[piece], dtype=np.int64)
+        n_piece = int(np.searchsorted(ends, min(most, n_byte - taken), side="left")) + 1
+        piece = piece[:n_piece]
+        taken += int(ends[len(piece) - 1])
         b = int(np.argmin(sizes))
         lanes[b].append(piece)
         sizes[b] += len(piece)
