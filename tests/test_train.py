@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -18,9 +19,10 @@ import torch
 
 from lmcodec.errors import BadMagic, ConfigError, Corrupt, LmcodecError, ModelNotFound, Truncated
 from lmcodec.lm.vocab import Vocabulary
-from lmcodec.train import checkpoint, shards
+from lmcodec.train import checkpoint, loop, shards
 from lmcodec.train.config import load_config
 from lmcodec.train.loop import load_export
+from lmcodec.train.loss import cross_entropy
 from lmcodec.train.start import start
 
 CONFIG = """
@@ -85,6 +87,28 @@ def test_a_run_learns_draws_its_curve_and_resumes_exactly(project: Path, kind: s
     assert "limit" in train(project, "parts", assignment, "run.minutes=1e-9")
     assert train(project, "parts", assignment) == "finished"
     check_same_bits(weights(project, "whole"), weights(project, "parts"))
+
+
+def test_validation_between_progress_lines(project: Path) -> None:
+    """A validation that follows a resume before any progress line reports what was trained since."""
+    assert "limit" in train(project, "run", "run.minutes=1e-9")
+    assert train(project, "run", "run.steps=9", "run.validate_every=4", "run.log_every=100") == "finished"
+    assert len((project / "run" / "curve.csv").read_text().splitlines()) == 4
+
+
+def test_a_diverging_run_says_so_and_keeps_its_checkpoint(
+    project: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    train(project, "run", "run.minutes=1e-9")
+
+    def diverged(*arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        loss, nats = cross_entropy(*arguments, **options)
+        return loss * torch.inf, nats * torch.nan
+
+    monkeypatch.setattr(loop, "cross_entropy", diverged)
+    with pytest.raises(ConfigError, match=r"not finite at step 2: lower optimiser\.lr"):
+        train(project, "run")
+    assert all(torch.isfinite(t).all() for t in weights(project, "run").values())
 
 
 def command(project: Path, name: str) -> list[str]:

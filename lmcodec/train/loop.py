@@ -59,8 +59,10 @@ class Tally:
         """Bits per byte over all categories."""
         return float(self.bits.sum() / max(self.nbytes.sum(), 1.0))
 
-    def per_category(self) -> np.ndarray:
-        return self.bits / np.maximum(self.nbytes, 1.0)
+    def per_category(self) -> list[float | None]:
+        """Bits per byte of each category; None where nothing was seen."""
+        pairs = zip(self.bits.tolist(), self.nbytes.tolist(), strict=True)
+        return [round(bits / nbytes, 5) if nbytes else None for bits, nbytes in pairs]
 
 
 class Trainer:
@@ -140,7 +142,7 @@ class Trainer:
         self.step = 0
         self.seconds = 0.0
         self.trained_nbytes = 0
-        self._curve: list[dict[str, float]] = []
+        self._curve: list[dict[str, float | None]] = []
         self._stop = ""
         found = checkpoint.newest(run_dir)
         if found is not None:
@@ -342,8 +344,7 @@ class Trainer:
         bits = torch.zeros(n_category, dtype=torch.float64, device=self.device)
         bits.index_add_(0, where, nats.double() * NATS_TO_BITS)
         nbytes = torch.bincount(where, self._nbytes[targets].double(), minlength=n_category)
-        self._pending = (bits, nbytes)
-        counted = torch.stack(self._pending).cpu().numpy()
+        counted = torch.stack((bits, nbytes)).cpu().numpy()
         tally.bits += counted[0]
         tally.nbytes += counted[1]
         self.trained_nbytes += int(counted[1].sum())
@@ -378,27 +379,30 @@ class Trainer:
         )
         began = saved = time.monotonic()
         before = self.seconds
-        since, since_nbytes = began, self.trained_nbytes
-        tally = Tally.zero(len(self.categories))
+        since, since_nbytes, since_step = began, self.trained_nbytes, self.step
+        tally = last = Tally.zero(len(self.categories))
         with self._signals():
             while self.step < run.steps and not self._stop:
                 self.train_step(tally)
                 if not np.isfinite(tally.bits.sum()):
-                    raise Corrupt(f"the loss is not finite at step {self.step}: lower the rates; not saved")
+                    raise ConfigError(
+                        f"the loss is not finite at step {self.step}: lower optimiser.lr or matrix_lr; the "
+                        "last checkpoint stands"
+                    )
                 now = time.monotonic()
                 self.seconds = before + now - began
                 if self.step % run.log_every == 0 or self.step == run.steps:
                     speed = (self.trained_nbytes - since_nbytes) / max(now - since, 1e-9)
-                    left = (now - since) / run.log_every * (run.steps - self.step)
+                    left = (now - since) / (self.step - since_step) * (run.steps - self.step)
                     self._report(
                         f"step {self.step:>6,}/{run.steps:,}  {self.trained_nbytes / 1e6:7.1f} MB  "
                         f"{speed / 1e3:7.1f} KB/s  train {tally.bpb:.4f} bpb  rate {self._rate():.3f}  "
                         f"left {_clock(left)}"
                     )
                     last, tally = tally, Tally.zero(len(self.categories))
-                    since, since_nbytes = now, self.trained_nbytes
+                    since, since_nbytes, since_step = now, self.trained_nbytes, self.step
                 if self.step % run.validate_every == 0 or self.step == run.steps:
-                    self._record(last if self.step >= run.log_every else tally)
+                    self._record(tally if tally.nbytes.any() else last)
                     since = time.monotonic()
                 if run.minutes and now - began > run.minutes * 60:
                     self._stop = f"the limit of {run.minutes:g} minutes"
@@ -413,18 +417,19 @@ class Trainer:
 
     def _record(self, train: Tally) -> None:
         valid = self.validate()
-        row: dict[str, float] = {
+        row: dict[str, float | None] = {
             "step": self.step,
             "trained_nbytes": self.trained_nbytes,
             "seconds": round(self.seconds, 1),
             "train": round(train.bpb, 5),
         }
         for c, t, v in zip(self.categories, train.per_category(), valid.per_category(), strict=True):
-            row[f"train_{c}"] = round(float(t), 5)
-            row[f"valid_{c}"] = round(float(v), 5)
+            row[f"train_{c}"] = t
+            row[f"valid_{c}"] = v
         self._curve.append(row)
-        self._report("valid  " + "  ".join(f"{c} {row[f'valid_{c}']:.4f}" for c in self.categories) + " bpb")
-        self._report("train  " + "  ".join(f"{c} {row[f'train_{c}']:.4f}" for c in self.categories) + " bpb")
+        for kind in ("valid", "train"):
+            values = [(c, row[f"{kind}_{c}"]) for c in self.categories]
+            self._report(f"{kind}  " + "  ".join(f"{c} {v:.4f}" for c, v in values if v is not None) + " bpb")
         with open(self.run_dir / "curve.csv", "w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, list(row))
             writer.writeheader()
