@@ -14,7 +14,7 @@ from lmcodec.train import net as net_module
 from lmcodec.train.loss import cross_entropy, nats_of
 from lmcodec.train.net import Net, round_to, round_weight
 from lmcodec.train.optim import orthogonalise
-from lmcodec.train.scan import linear_scan, scan_loop, scan_loop_backward, triton
+from lmcodec.train.scan import linear_scan, scan_loop, scan_loop_backward, scan_rounded, triton
 
 SMALL = NetConfig(vocab_size=300, dim=32, n_layer=2, recurrent=24, mlp=40)
 
@@ -41,6 +41,17 @@ def test_scan_gradient_is_that_of_the_loop() -> None:
     v = torch.randn(9, 3, 5, dtype=torch.float64, requires_grad=True)
     h0 = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(linear_scan, (a, v, h0))
+
+
+def test_rounded_scan_stays_within_its_rounding() -> None:
+    torch.manual_seed(9)
+    a, v, h0 = torch.rand(200, 2, 8), torch.randn(200, 2, 8), torch.zeros(2, 8)
+    step = 2.0**-17
+    rounded = scan_rounded(a, v, h0, step)
+    assert torch.equal((rounded / step).round() * step, rounded)
+    # Every step adds at most half a step of error, which decays with a < 1.
+    bound = 0.5 * step / (1 - a.max()) + 1e-5
+    assert (rounded - scan_loop(a, v, h0)).abs().max() <= bound
 
 
 @pytest.mark.skipif(not torch.cuda.is_available() or triton is None, reason="needs CUDA and Triton")

@@ -37,11 +37,15 @@ from torch import Tensor, nn
 
 from lmcodec.errors import ConfigError
 from lmcodec.lm.config import ATTENTION_HEAD, NetConfig
-from lmcodec.train.scan import linear_scan
+from lmcodec.train.scan import linear_scan, scan_rounded
 
 WEIGHT_MAX = 63
 NORM_STEP = GATE_STEP = OUTPUT_STEP = 2.0**-4
 INPUT_STEP = HIDDEN_STEP = 2.0**-5
+# Of the state, 12 bits below the input's last one. |h| <= 4 sqrt((1+a)/(1-a)) <= 4 * 75 for the largest gate
+# argument, 127/16: below 2^9, so that a state has at most 9 + 17 bits and fits an int32.
+STATE_STEP = 2.0**-17
+TABLE_STEP = 2.0**-16  # of decays and input scales
 NORM_EPS = 1e-6
 
 
@@ -307,6 +311,7 @@ class Net(nn.Module):
         self.dtype = torch.float32  # of the products; bfloat16 holds every rounded operand exactly
         self.quantise_activations = False
         self.weight_levels = 0  # 0: weights as they are; else |w| <= weight_levels
+        self.round_state = False  # as inference does, step by step: slow, no gradient, for measuring its cost
 
     def quantise(self, activations: bool, weight_levels: int) -> None:
         """Switch the rounding of activations and weights on or off.
@@ -363,7 +368,11 @@ class Net(nn.Module):
             x, u, after[f"in{i}"] = ops.normalise(x, y, mix, state[f"in{i}"], keep, quantise, dtype)
             p = F.linear(u, self._weight(module.w_in), module.b_in.to(dtype))
             a, v, g = ops.gates(p, keep, quantise)
-            h = linear_scan(a, v, state[f"h{i}"])
+            if self.round_state:
+                a = (a / TABLE_STEP).round() * TABLE_STEP
+                h = scan_rounded(a, v, state[f"h{i}"], STATE_STEP)
+            else:
+                h = linear_scan(a, v, state[f"h{i}"])
             after[f"h{i}"] = h[-1].detach()
             y = F.linear(ops.gated(h, g, quantise, dtype), self._weight(module.w_out))
             if config.attention and i == config.n_layer // 2:

@@ -37,6 +37,19 @@ def scan_loop_backward(a: Tensor, grad: Tensor) -> Tensor:
     return g
 
 
+def scan_rounded(a: Tensor, v: Tensor, h0: Tensor, step: float) -> Tensor:
+    """(T, N...) states by a loop that rounds every state to a multiple of `step`, as inference does.
+
+    In float64, where products of a 16-bit decay and a 32-bit state are exact. No gradient.
+    """
+    h = torch.empty_like(v)
+    before = h0.double()
+    for t in range(v.shape[0]):
+        before = torch.round((a[t].double() * before + v[t].double()) / step) * step
+        h[t] = before
+    return h
+
+
 if triton is not None:
 
     @triton.jit
