@@ -153,6 +153,17 @@ def test_signals_stop_cleanly(project: Path, number: signal.Signals) -> None:
     assert checkpoint.newest(project / "run") is not None
 
 
+def test_validation_alone_changes_nothing(project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(project, "run", "run.steps=2", "run.validate_every=2")
+    before = weights(project, "run")
+    end = start(project / "tiny.toml", run_dir=project / "run", validate=True)
+    assert end == "validated"
+    lines = [line for line in capsys.readouterr().out.splitlines() if " bpb" in line and "bytes" in line]
+    assert len(lines) == 9
+    assert "all" in lines[-1]
+    check_same_bits(before, weights(project, "run"))
+
+
 def test_export_initialises_a_run_and_a_teacher(project: Path, vocabulary: Vocabulary) -> None:
     train(project, "teacher")
     net, document = load_export(project / "teacher" / "export", vocabulary)

@@ -31,11 +31,14 @@ def train() -> None:
 @click.option("--shards", type=click.Path(path_type=Path), help="Folder of token shards.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run (default: runs/NAME).")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the file.")
-def run(config: Path, shards: Path | None, run_dir: Path | None, assignments: tuple[str, ...]) -> None:
+@click.option("--validate", is_flag=True, help="Only report the validation of the run's weights.")
+def run(
+    config: Path, shards: Path | None, run_dir: Path | None, assignments: tuple[str, ...], validate: bool
+) -> None:
     """Run CONFIG, a TOML file, or continue it where it stopped."""
     from lmcodec.train.start import start
 
-    start(config, shards_dir=shards, run_dir=run_dir, assignments=list(assignments))
+    start(config, shards_dir=shards, run_dir=run_dir, assignments=list(assignments), validate=validate)
 
 
 @train.command()

@@ -20,9 +20,18 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--shards", type=Path, help="folder of token shards")
     parser.add_argument("--run-dir", type=Path, help="folder of the run")
     parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    parser.add_argument(
+        "--validate", action="store_true", help="only report the validation of the run's weights"
+    )
     options = parser.parse_args(arguments)
     try:
-        start(options.config, shards_dir=options.shards, run_dir=options.run_dir, assignments=options.set)
+        start(
+            options.config,
+            shards_dir=options.shards,
+            run_dir=options.run_dir,
+            assignments=options.set,
+            validate=options.validate,
+        )
     except LmcodecError as error:
         print(f"lmcodec train: {error}", file=sys.stderr)
         return 1

@@ -138,6 +138,7 @@ class Trainer:
         if config.distill.teacher:
             self.teacher, _ = load_export(base / config.distill.teacher, self.vocabulary)
             self.teacher.to(self.device).dtype = self.dtype
+            self.teacher.ops = self.net.ops
             self._teacher_state = self.teacher.start(data.lanes, self.device)
         self.step = 0
         self.seconds = 0.0
@@ -365,6 +366,15 @@ class Trainer:
                 tally.bits[i] += float(nats[inside].double().sum()) * NATS_TO_BITS
                 tally.nbytes[i] += float(self._nbytes[targets[inside]].sum())
         return tally
+
+    def report_validation(self) -> None:
+        """Report bits per byte of each category under the averaged weights, and over all of them."""
+        tally = self.validate()
+        for c, v, nbytes in zip(self.categories, tally.per_category(), tally.nbytes.tolist(), strict=True):
+            self._report(
+                f"valid  {c:14s} {int(nbytes):>10,} bytes  " + ("-" if v is None else f"{v:.4f} bpb")
+            )
+        self._report(f"valid  {'all':14s} {int(tally.nbytes.sum()):>10,} bytes  {tally.bpb:.4f} bpb")
 
     # The run.
 

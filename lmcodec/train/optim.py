@@ -17,15 +17,15 @@ _NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 @torch.no_grad()
 def orthogonalise(g: Tensor, dtype: torch.dtype) -> Tensor:
-    """The semi-orthogonal matrix near g (N, K), by five quintic Newton-Schulz steps."""
+    """The semi-orthogonal matrices near g (..., N, K), by five quintic Newton-Schulz steps: float32."""
     a, b, c = _NS_COEFFICIENTS
-    wide = g.shape[0] > g.shape[1]
-    x = (g.t() if wide else g).to(dtype)
-    x = x / (x.norm() + 1e-7)
+    wide = g.shape[-2] > g.shape[-1]
+    x = (g.mT if wide else g).to(dtype)
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
-        s = x @ x.t()
+        s = x @ x.mT
         x = a * x + (b * s + c * (s @ s)) @ x
-    return (x.t() if wide else x).float()
+    return (x.mT if wide else x).float()
 
 
 class Muon(torch.optim.Optimizer):
@@ -59,6 +59,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Any = None) -> None:
         for group in self.param_groups:
             lr, momentum = group["lr"], group["momentum"]
+            blocks: dict[torch.Size, list[tuple[Tensor, Tensor]]] = {}  # shape -> (block of p, its gradient)
             for p in group["params"]:
                 if p.grad is None:
                     continue
@@ -68,8 +69,13 @@ class Muon(torch.optim.Optimizer):
                 m = state["momentum"]
                 m.lerp_(p.grad, 1 - momentum)
                 g = p.grad.lerp(m, momentum)
-                blocks = g.chunk(self._parts.get(p, 1))
-                scale = max(1.0, blocks[0].shape[0] / blocks[0].shape[1]) ** 0.5
-                update = torch.cat([orthogonalise(block, self._dtype) for block in blocks])
                 p.mul_(1 - lr * group["weight_decay"])
-                p.add_(update, alpha=-lr * scale)
+                n = self._parts.get(p, 1)
+                for block in zip(p.chunk(n), g.chunk(n), strict=True):
+                    blocks.setdefault(block[0].shape, []).append(block)
+            # Blocks of one shape together: few large products in place of many small ones.
+            for shape, members in blocks.items():
+                updates = orthogonalise(torch.stack([g for _, g in members]), self._dtype)
+                scale = max(1.0, shape[0] / shape[1]) ** 0.5
+                for (p, _), update in zip(members, updates.unbind(), strict=True):
+                    p.add_(update, alpha=-lr * scale)

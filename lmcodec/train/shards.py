@@ -375,7 +375,7 @@ def validation_windows(
 ) -> tuple[list[Window], np.ndarray]:
     """Windows over the held-out documents of one category, each read from its beginning.
 
-    No document gives more bytes than its share of `n_byte`, or 16,384 if that is more; documents are taken
+    No document gives more bytes than its share of `n_byte`, or 4,096 if that is more; documents are taken
     in order until `n_byte` bytes are there. Counting bytes, not tokens, keeps the text the same (to a token)
     under every vocabulary.
 
@@ -394,7 +394,7 @@ def validation_windows(
     lanes: list[list[np.ndarray]] = [[] for _ in range(n_lane)]
     sizes = [0] * n_lane
     held = np.flatnonzero(docs.validation)
-    most = max(16_384, n_byte // max(len(held), 1))
+    most = max(4096, n_byte // max(len(held), 1))
     taken = 0
     for i in held:
         if taken >= n_byte:

@@ -16,6 +16,7 @@ def start(
     shards_dir: Path | None = None,
     run_dir: Path | None = None,
     assignments: list[str] | None = None,
+    validate: bool = False,
 ) -> str:
     """Run the configuration at `config_path`.
 
@@ -24,9 +25,10 @@ def start(
         shards_dir: folder of shards; by default `LMCODEC_SHARDS`, else the configuration's.
         run_dir: folder of the run; by default `runs/NAME` in the current folder.
         assignments: "KEY=VALUE" overrides, values in TOML's notation.
+        validate: report the validation of the run's averaged weights as they are, and train nothing.
 
     Returns:
-        why the run ended.
+        why the run ended, or "validated".
 
     Raises:
         LmcodecError: one of its kinds, with one line that says what to do.
@@ -43,7 +45,11 @@ def start(
     folder = run_dir or Path("runs") / config.name
     report = write_report_line(folder / "log.txt")
     report(f"configuration {describe(config)}")
-    return Trainer(config, base=base, shards_dir=shards, run_dir=folder, report=report).run()
+    trainer = Trainer(config, base=base, shards_dir=shards, run_dir=folder, report=report)
+    if not validate:
+        return trainer.run()
+    trainer.report_validation()
+    return "validated"
 
 
 def _overrides(assignments: list[str]) -> dict[str, Any]:
