@@ -69,7 +69,8 @@ def main() -> None:
     options = parser.parse_args()
     vocabulary = Vocabulary.load()
     net, document = load_export(options.export, vocabulary)
-    net.quantise(not options.float, 0 if options.float else int(document["weight_levels"]))
+    if options.float:
+        net.quantise(False, 0)
     net.round_state = options.round_state
     dev = corpora_dir() / "dev"
     with open(dev / "PEERS.csv", encoding="utf-8") as file:

@@ -13,7 +13,7 @@ from lmcodec.lm.vocab import Vocabulary
 
 
 def run(*arguments: str | int | Path, **options: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-P", "-m", "lmcodec", *map(str, arguments)]
+    command = [sys.executable, "-I", "-m", "lmcodec", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False, **options)  # type: ignore[call-overload]
 
 

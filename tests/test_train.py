@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_corpus
 
 pytest.importorskip("torch")
 
@@ -89,6 +89,67 @@ def test_a_run_learns_draws_its_curve_and_resumes_exactly(project: Path, kind: s
     check_same_bits(weights(project, "whole"), weights(project, "parts"))
 
 
+@pytest.mark.parametrize(
+    "shape",
+    [
+        ("model.mlp=0",),
+        ("model.shift=false",),
+        ("model.bigram=64",),
+        ("model.attention=8", "model.dim=64", "quantise.activations_from=-1"),
+    ],
+)
+def test_every_shape_resumes(project: Path, shape: tuple[str, ...]) -> None:
+    assignments = (*shape, "run.steps=4", "run.validate_every=4")
+    train(project, "whole", *assignments)
+    train(project, "parts", *assignments, "run.minutes=1e-9")
+    train(project, "parts", *assignments)
+    check_same_bits(weights(project, "whole"), weights(project, "parts"))
+
+
+def test_distillation_resumes(project: Path) -> None:
+    train(project, "teacher", "run.steps=3", "run.validate_every=3")
+    assignments = ('distill.teacher="teacher/export"', "run.steps=4", "run.validate_every=4")
+    train(project, "whole", *assignments)
+    train(project, "parts", *assignments, "run.minutes=1e-9")
+    with pytest.raises(ConfigError, match="another run: teacher"):
+        train(project, "parts")
+    train(project, "parts", *assignments)
+    check_same_bits(weights(project, "whole"), weights(project, "parts"))
+
+
+def test_other_text_is_not_gone_on_with(project: Path, vocabulary: Vocabulary) -> None:
+    train(project, "run", "run.steps=2", "run.validate_every=2")
+    write_corpus(project / "other", seed=2)
+    list(shards.prepare(vocabulary, project / "shards", corpora=project / "other", processes=2))
+    with pytest.raises(ConfigError, match="another run: text"):
+        train(project, "run")
+
+
+def test_an_incomplete_copy_of_a_checkpoint_is_not_a_fresh_start(project: Path) -> None:
+    train(project, "run", "run.steps=2", "run.validate_every=2")
+    (project / "run" / "checkpoint" / "manifest.json").unlink()
+    with pytest.raises(Truncated, match=r"run/checkpoint: checkpoint without manifest\.json"):
+        train(project, "run")
+
+
+def test_a_hostile_export_costs_no_memory(project: Path, vocabulary: Vocabulary) -> None:
+    train(project, "run", "run.steps=2", "run.validate_every=2")
+    tensors, document = checkpoint.load(project / "run" / "export")
+    document["model"] |= {"dim": 2096, "n_layer": 64, "bigram": 1 << 20}
+    checkpoint.save(project / "hostile", tensors, document)
+    with pytest.raises(Corrupt, match="names or shapes"):
+        load_export(project / "hostile", vocabulary)
+
+
+def test_the_bare_trainer_reports_errors_of_files_in_one_line(project: Path) -> None:
+    (project / "file").write_text("")
+    line = [sys.executable, "-I", "-m", "lmcodec.train", str(project / "tiny.toml"), "--run-dir"]
+    result = subprocess.run([*line, str(project / "file")], capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith("lmcodec train: ")
+    assert len(result.stderr.splitlines()) == 1
+
+
 def test_validation_between_progress_lines(project: Path) -> None:
     """A validation that follows a resume before any progress line reports what was trained since."""
     assert "limit" in train(project, "run", "run.minutes=1e-9")
@@ -103,7 +164,7 @@ def test_a_diverging_run_says_so_and_keeps_its_checkpoint(
 
     def diverged(*arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
         loss, nats = cross_entropy(*arguments, **options)
-        return loss * torch.inf, nats * torch.nan
+        return loss + (loss * torch.inf - loss * torch.inf), nats  # an undefined gradient, sound bits
 
     monkeypatch.setattr(loop, "cross_entropy", diverged)
     with pytest.raises(ConfigError, match=r"not finite at step 2: lower optimiser\.lr"):
@@ -113,7 +174,7 @@ def test_a_diverging_run_says_so_and_keeps_its_checkpoint(
 
 def command(project: Path, name: str) -> list[str]:
     return [
-        *(sys.executable, "-P", "-m", "lmcodec.train", str(project / "tiny.toml")),
+        *(sys.executable, "-I", "-m", "lmcodec.train", str(project / "tiny.toml")),
         *("--run-dir", str(project / name)),
         *("--set", "run.steps=150"),
     ]
@@ -158,9 +219,12 @@ def test_validation_alone_changes_nothing(project: Path, capsys: pytest.CaptureF
     before = weights(project, "run")
     end = start(project / "tiny.toml", run_dir=project / "run", validate=True)
     assert end == "validated"
-    lines = [line for line in capsys.readouterr().out.splitlines() if " bpb" in line and "bytes" in line]
+    lines = [
+        line for line in capsys.readouterr().out.splitlines() if "  valid  " in line and " bytes " in line
+    ]
     assert len(lines) == 9
     assert "all" in lines[-1]
+    assert lines[-1].endswith(" bpb")
     check_same_bits(before, weights(project, "run"))
 
 
@@ -173,7 +237,7 @@ def test_export_initialises_a_run_and_a_teacher(project: Path, vocabulary: Vocab
         train(project, "more", 'run.init="teacher/export"', "run.steps=5", "run.validate_every=5")
         == "finished"
     )
-    row = json.loads((project / "more" / "checkpoint" / "manifest.json").read_text())["document"]["curve"][-1]
+    row = checkpoint.load(project / "more" / "checkpoint")[1]["curve"][-1]
     assert row["train"] < 3.5  # goes on from what was learned: a fresh network begins above 8
     assert train(project, "student", 'distill.teacher="teacher/export"', "model.dim=16") == "finished"
     with pytest.raises(ConfigError, match="export of"):
@@ -199,6 +263,15 @@ def test_export_initialises_a_run_and_a_teacher(project: Path, vocabulary: Vocab
         ("quantise.levels=64", "'quantise.levels' is 64"),
         ('data.vocab="none.lmv"', "no such vocabulary file"),
         ("nonsense", "expected KEY=VALUE"),
+        ("optimiser.beta1=1.5", "'optimiser.beta1' is 1.5"),
+        ("optimiser.weight_decay=-1", "'optimiser.weight_decay' is -1"),
+        ("run.threads=-1", "'run.threads' is -1"),
+        ("run.seed=99999999999999999999999", "'run.seed' is 99999999999999999999999"),
+        ("run.minutes=" + "9" * 400, "'run.minutes' is 999"),
+        ("run.minutes=nan", "'run.minutes' is nan"),
+        ("data.weights.structured=inf", "expected a positive number"),
+        ('name="../up"', "'name' is '../up'"),
+        ("model.attention=8", "model.attention needs a model.dim of at least 64"),
     ],
 )
 def test_one_clear_error_for_a_wrong_configuration(project: Path, assignment: str, message: str) -> None:
@@ -206,6 +279,11 @@ def test_one_clear_error_for_a_wrong_configuration(project: Path, assignment: st
         train(project, "run", assignment)
     assert message in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_attention_is_refused_with_rounding(project: Path) -> None:
+    with pytest.raises(ConfigError, match=r"tiny\.toml: model\.attention has no integer definition"):
+        train(project, "run", "model.attention=8", "model.dim=64")
 
 
 def test_broken_files_are_named(project: Path, tmp_path: Path) -> None:
@@ -247,15 +325,28 @@ def test_damaged_checkpoints_are_refused(project: Path) -> None:
     for changed, error in (
         (text[:-40], Corrupt),
         (text.replace("lmcodec-checkpoint-1", "other"), BadMagic),
-        (text.replace('"position": 0', '"position": 99999999'), Corrupt),
-        (text.replace('"float32"', '"complex64"'), Corrupt),
-        (text.replace('"reader"', '"raeder"'), Corrupt),
+        (text.replace('"position": 0', '"position": 8'), Corrupt),
     ):
         assert changed != text
         manifest.write_text(changed)
         with pytest.raises(error, match="run/checkpoint"):
             train(project, "run")
+    # Well sealed, but not what a run writes.
     manifest.write_text(text)
+    tensors, document = checkpoint.load(folder)
+    for broken_tensors, broken_document in (
+        ({n: t for n, t in tensors.items() if n != "net/b_head"}, document),
+        ({n: t for n, t in tensors.items() if n != "optimiser/embed/exp_avg"}, document),
+        (tensors | {"net/embed": tensors["net/embed"][:1]}, document),
+        (tensors, {k: v for k, v in document.items() if k != "reader"}),
+        (tensors, document | {"step": "many"}),
+        (tensors, document | {"reader": document["reader"] | {"lanes": [[0, 9, 9, 0]] * 4}}),
+        (tensors, document | {"reader": document["reader"] | {"next": [10**9] * 8}}),
+    ):
+        checkpoint.save(folder, broken_tensors, broken_document)
+        with pytest.raises(Corrupt, match="checkpoint"):
+            train(project, "run")
+    checkpoint.save(folder, tensors, document)
     with pytest.raises(ConfigError, match="checkpoint of another run: model"):
         train(project, "run", "model.mlp=64")
     assert train(project, "run") == "finished"

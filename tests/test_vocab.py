@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import struct
 from pathlib import Path
@@ -12,7 +13,7 @@ from conftest import make_vocabulary
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lmcodec.errors import BadMagic, Corrupt, LmcodecError, ModelNotFound, Truncated
+from lmcodec.errors import BadMagic, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Truncated
 from lmcodec.lm.vocab import MAGIC, Vocabulary
 
 # Strings that overlap, nest and leave gaps between a prefix and its longest extension.
@@ -69,6 +70,27 @@ def test_prefix_range_is_the_span_of_tokens_with_the_prefix(prefix: bytes) -> No
 def test_restore_refuses_a_token_out_of_range() -> None:
     with pytest.raises(Corrupt, match="outside the vocabulary"):
         TRICKY.restore(np.array([len(TRICKY)], dtype=np.uint16))
+
+
+def test_restore_refuses_a_negative_token() -> None:
+    with pytest.raises(Corrupt, match="token -1 is outside"):
+        TRICKY.restore(np.array([3, -1]))
+
+
+def test_a_used_vocabulary_travels_to_other_processes() -> None:
+    TRICKY.segment(b"x")
+    assert copy.deepcopy(TRICKY).segment(b"abcde").tolist() == TRICKY.segment(b"abcde").tolist()
+
+
+def test_the_shipped_vocabulary_is_frozen() -> None:
+    """Models and frames depend on it: another one is another format."""
+    assert (len(Vocabulary.load()), Vocabulary.load().vocab_id) == (6144, "e61c9cd8e8ed10b8")
+
+
+def test_strings_beyond_the_limit_are_refused() -> None:
+    strings = {bytes([b]) for b in range(256)} | {b"%05d" % i + b"x" * 250 for i in range(2200)}
+    with pytest.raises(LimitExceeded):
+        Vocabulary(sorted(strings))
 
 
 def test_pack_and_parse() -> None:

@@ -70,7 +70,7 @@ def prepare(out: Path, vocab: Path | None, corpora: Path | None, preset: int, pr
 )
 def vocab(out: Path, size: int, sample_mb: int, seed: int, corpora: Path | None) -> None:
     """Learn a vocabulary on the mixture and write it to OUT."""
-    from lmcodec.train.config import DEFAULT_WEIGHTS
+    from lmcodec.train.corpus import DEFAULT_WEIGHTS
     from lmcodec.train.vocab_learn import bytes_per_token, learn
 
     vocabulary = learn(

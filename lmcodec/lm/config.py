@@ -58,6 +58,9 @@ class NetConfig:
                     f"model.{field.name} is {value!r}, expected an integer from {low} to {high}"
                 )
 
+        if self.attention and self.dim < ATTENTION_HEAD:
+            raise ConfigError(f"model.attention needs a model.dim of at least {ATTENTION_HEAD}")
+
     @property
     def bos(self) -> int:
         """Row of the embedding that begins a document."""

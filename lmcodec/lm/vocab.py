@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmcodec.errors import BadMagic, Corrupt, LmcodecError, ModelNotFound, Truncated
+from lmcodec.errors import BadMagic, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Truncated
 
 if TYPE_CHECKING:
     from lmcodec._kernel import Segmenter
@@ -36,6 +36,7 @@ Buffer = bytes | bytearray | memoryview | np.ndarray  # anything contiguous
 MAGIC = b"LMVOCAB1"
 MAX_TOKENS = 65_536  # a token is a uint16
 MAX_TOKEN_NBYTES = 255  # a length is one byte
+MAX_STRINGS_NBYTES = 1 << 19  # of all strings together: bounds the trie that a hostile file can ask for
 _DIGEST_NBYTES = 32
 SHIPPED = "vocab.lmv"
 
@@ -70,6 +71,9 @@ class Vocabulary:
 
     def __hash__(self) -> int:
         return hash(self.vocab_id)
+
+    def __reduce__(self) -> tuple[type[Vocabulary], tuple[tuple[bytes, ...]]]:
+        return Vocabulary, (self.strings,)  # the kernel's trie is built again where it is needed
 
     def __repr__(self) -> str:
         return f"Vocabulary({len(self)} tokens, id {self.vocab_id})"
@@ -123,8 +127,9 @@ class Vocabulary:
         Raises:
             Corrupt: if a token is out of range.
         """
-        if len(tokens) and int(np.max(tokens)) >= len(self):
-            raise Corrupt(f"token {int(np.max(tokens))} is outside the vocabulary of {len(self)} tokens")
+        for extreme in (np.min, np.max) if len(tokens) else ():
+            if not 0 <= (token := int(extreme(tokens))) < len(self):
+                raise Corrupt(f"token {token} is outside the vocabulary of {len(self)} tokens")
         return b"".join(map(self.strings.__getitem__, np.asarray(tokens).tolist()))
 
     def prefix_range(self, prefix: bytes) -> tuple[int, int]:
@@ -206,6 +211,9 @@ def _successor(prefix: bytes) -> bytes | None:
 def _check(strings: tuple[bytes, ...]) -> None:
     if not 256 <= len(strings) <= MAX_TOKENS:
         raise Corrupt(f"a vocabulary has 256 to {MAX_TOKENS} tokens, found {len(strings)}")
+    total_nbytes = sum(map(len, strings))
+    if total_nbytes > MAX_STRINGS_NBYTES:
+        raise LimitExceeded(f"a vocabulary's strings have {total_nbytes} bytes, at most {MAX_STRINGS_NBYTES}")
     previous = b""
     for token, s in enumerate(strings):
         if not 1 <= len(s) <= MAX_TOKEN_NBYTES:

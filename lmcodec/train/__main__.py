@@ -35,6 +35,10 @@ def main(arguments: list[str] | None = None) -> int:
     except LmcodecError as error:
         print(f"lmcodec train: {error}", file=sys.stderr)
         return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"lmcodec train: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
     return 0
 
 

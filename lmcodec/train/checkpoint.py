@@ -1,15 +1,16 @@
 """Checkpoints and weights-only exports: named tensors and a JSON document, in pieces, without pickle.
 
 A checkpoint is a folder: `manifest.json` (format, the JSON document, for each tensor its dtype, shape and
-position, for each piece its size and SHA-256) and `piece-000`, `piece-001`, … of at most 15 MiB, which hold
-the tensors' little-endian bytes one after another. A folder is written under another name and renamed when it
-is complete, so that a reader never sees half of one.
+position, for each piece its size and SHA-256, all under a SHA-256 of their own) and `piece-000`, `piece-001`,
+… of at most 15 MiB, which hold the tensors' little-endian bytes one after another. A folder is written under
+another name and renamed when it is complete, so that a reader never sees half of one.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -64,7 +65,8 @@ def save(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any
             flush()
     if buffer:
         flush()
-    manifest = {"format": FORMAT, "document": dict(document), "tensors": index, "pieces": pieces}
+    content = {"document": dict(document), "tensors": index, "pieces": pieces}
+    manifest = {"format": FORMAT, "sha256": _seal(content), "content": content}
     with open(temporary / "manifest.json", "w", encoding="utf-8") as file:
         json.dump(manifest, file)
         file.flush()
@@ -94,44 +96,57 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         manifest = json.loads(path.read_text(encoding="utf-8"))
     except (FileNotFoundError, NotADirectoryError):
         raise ModelNotFound(f"{folder}: no checkpoint there (no manifest.json)") from None
-    except (ValueError, UnicodeDecodeError):
+    except (ValueError, RecursionError):
         raise Corrupt(f"{path}: damaged manifest: not JSON") from None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise BadMagic(f"{path}: not a checkpoint of format {FORMAT}")
+    content = manifest.get("content")
+    if not isinstance(content, dict) or manifest.get("sha256") != _seal(content):
+        raise Corrupt(f"{path}: damaged manifest: its SHA-256 differs")
     try:
         data = bytearray()
-        for i, piece in enumerate(manifest["pieces"]):
-            piece_path = folder / f"piece-{i:03d}"
-            if not piece_path.is_file():
-                raise Truncated(f"{piece_path}: piece of the checkpoint is missing")
-            content = piece_path.read_bytes()
-            if len(content) != piece["nbytes"]:
-                raise Truncated(f"{piece_path}: {len(content)} bytes, expected {piece['nbytes']}")
-            if hashlib.sha256(content).hexdigest() != piece["sha256"]:
-                raise Corrupt(f"{piece_path}: damaged piece: its SHA-256 differs from the manifest's")
-            data += content
+        for i, piece in enumerate(content["pieces"]):
+            data += _read_piece(folder / f"piece-{i:03d}", int(piece["nbytes"]), piece["sha256"])
         tensors = {}
-        for name, entry in manifest["tensors"].items():
+        for name, entry in content["tensors"].items():
             dtype = _DTYPES[entry["dtype"]]
             shape = [int(n) for n in entry["shape"]]
-            count = 1
-            for n in shape:
-                count *= n
-            tensors[name] = (
-                torch.frombuffer(data, dtype=dtype, count=count, offset=int(entry["position"]))
-                .clone()
-                .reshape(shape)
-                if count
-                else torch.empty(shape, dtype=dtype)
-            )
-        return tensors, dict(manifest["document"])
-    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise Corrupt(f"{path}: damaged manifest: {error!r}") from None
+            count = math.prod(shape)
+            if count:
+                flat = torch.frombuffer(data, dtype=dtype, count=count, offset=int(entry["position"]))
+                tensors[name] = flat.clone().reshape(shape)
+            else:
+                tensors[name] = torch.empty(shape, dtype=dtype)
+        return tensors, dict(content["document"])
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError, OverflowError) as error:
+        raise Corrupt(f"{path}: manifest does not fit its pieces: {error!r}") from None
+
+
+def _seal(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _read_piece(path: Path, nbytes: int, sha256: str) -> bytes:
+    if not path.is_file():
+        raise Truncated(f"{path}: piece of the checkpoint is missing")
+    found = path.stat().st_size
+    if found != nbytes or not 0 <= nbytes <= PIECE_NBYTES:
+        raise Truncated(f"{path}: {found} bytes, expected {nbytes}, at most {PIECE_NBYTES}")
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise Corrupt(f"{path}: damaged piece: its SHA-256 differs from the manifest's")
+    return data
 
 
 def newest(folder: Path) -> Path | None:
-    """The checkpoint in a run's folder, or the one that a crash left while it was being replaced."""
+    """The checkpoint in a run's folder, or the one that a crash left while it was being replaced.
+
+    Raises:
+        Truncated: if what is there lacks its manifest: an incomplete copy is not taken for a fresh start.
+    """
     for name in ("checkpoint", "checkpoint.old"):
-        if (folder / name / "manifest.json").is_file():
+        if (folder / name).exists():
+            if not (folder / name / "manifest.json").is_file():
+                raise Truncated(f"{folder / name}: checkpoint without manifest.json; complete or remove it")
             return folder / name
     return None

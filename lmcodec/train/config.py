@@ -7,6 +7,7 @@ names the file, the key and what was expected.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -14,24 +15,12 @@ from typing import Any, TypeVar, get_type_hints
 
 from lmcodec.errors import ConfigError, ModelNotFound
 from lmcodec.lm.config import NetConfig
-from lmcodec.train.corpus import CATEGORIES
+from lmcodec.train.corpus import CATEGORIES, DEFAULT_WEIGHTS
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
-
-# Shares of the training bytes. TRAINING.md's start, with more languages and code than their share.
-DEFAULT_WEIGHTS = {
-    "english_books": 22.0,
-    "tech_docs": 16.0,
-    "encyclopedic": 9.0,
-    "web_short": 13.0,
-    "source_code": 15.0,
-    "structured": 9.0,
-    "multilingual": 14.0,
-    "html_pages": 2.0,
-}
 
 
 @dataclass(frozen=True)
@@ -168,6 +157,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "data.lanes": (1, 65_536),
     "data.window": (2, 65_536),
     "data.validation_nbytes": (1, 1 << 30),
+    "data.seed": (0, 2**63),
+    "quantise.activations_from": (-1, 1e9),
+    "quantise.weights_from": (-1, 1e9),
+    "optimiser.weight_decay": (0, 10),
+    "optimiser.table_decay": (0, 10),
+    "optimiser.beta1": (0, 0.999999),
+    "optimiser.beta2": (0, 0.999999),
+    "run.threads": (0, 4096),
+    "run.seed": (0, 2**63),
     "quantise.levels": (1, 63),
     "optimiser.lr": (0, 1),
     "optimiser.matrix_lr": (0, 1),
@@ -218,7 +216,7 @@ def _build(cls: type[T], table: dict[str, Any], prefix: str) -> T:
 def _checked(name: str, value: Any, kind: Any) -> Any:
     if name == "data.weights":
         return _checked_weights(value)
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
+    if kind is float and isinstance(value, int) and not isinstance(value, bool) and abs(value) < 2**53:
         value = float(value)
     if not isinstance(value, kind) or (kind is int and isinstance(value, bool)):
         raise ConfigError(f"'{name}' is {value!r}, expected {kind.__name__}")
@@ -237,9 +235,19 @@ def _checked_weights(value: Any) -> dict[str, float]:
     for category, share in value.items():
         if category not in CATEGORIES:
             raise ConfigError(f"unknown category 'data.weights.{category}'; known: {', '.join(CATEGORIES)}")
-        if isinstance(share, bool) or not isinstance(share, (int, float)) or share <= 0:
+        if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 < share < 1e9:
             raise ConfigError(f"'data.weights.{category}' is {share!r}, expected a positive number")
     return {c: float(value[c]) for c in CATEGORIES if c in value}
+
+
+def _check_together(config: TrainConfig) -> None:
+    """Rules over more than one key."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", config.name):
+        raise ConfigError(f"'name' is {config.name!r}, expected letters, digits, '.', '_' and '-'")
+    if config.model.attention and config.quantise.activations_from >= 0:
+        raise ConfigError(
+            "model.attention has no integer definition: set quantise.activations_from = -1 to train in float"
+        )
 
 
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
@@ -257,10 +265,12 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
         table = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ModelNotFound(f"{path}: cannot read the configuration: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: not a TOML file: {error}") from None
     for dotted, value in (overrides or {}).items():
         *tables, key = dotted.split(".")
+        if tables == ["data", "weights"] and isinstance(table.get("data", {}), dict):
+            table.setdefault("data", {}).setdefault("weights", dict(DEFAULT_WEIGHTS))
         inner = table
         for name in tables:
             inner = inner.setdefault(name, {})
@@ -268,6 +278,26 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
                 raise ConfigError(f"{path}: '{name}' is not a table")
         inner[key] = value
     try:
-        return _build(TrainConfig, table, "")
+        config = _build(TrainConfig, table, "")
+        _check_together(config)
+        return config
     except ConfigError as error:
         raise ConfigError(f"{path}: {error}") from None
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """Overrides by dotted key from KEY=VALUE texts, values in TOML's notation or plain words.
+
+    Raises:
+        ConfigError: if one has no '='.
+    """
+    result: dict[str, Any] = {}
+    for assignment in assignments:
+        key, separator, text = assignment.partition("=")
+        if not separator:
+            raise ConfigError(f"'--set {assignment}': expected KEY=VALUE, as in run.minutes=30")
+        try:
+            result[key.strip()] = tomllib.loads(f"value = {text}")["value"]
+        except (ValueError, RecursionError):
+            result[key.strip()] = text
+    return result

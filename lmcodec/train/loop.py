@@ -35,6 +35,7 @@ from lmcodec.train.loss import NATS_TO_BITS, cross_entropy, nats_of
 from lmcodec.train.net import Net, State
 from lmcodec.train.optim import Muon
 
+_ADAMW_STATE = {"step": torch.zeros(())}
 _MATRICES = ("w_in", "w_out", "w_up", "w_down")
 
 
@@ -106,6 +107,7 @@ class Trainer:
         self.categories = list(data.weights)
         corpus = shards.load(shards_dir, self.vocabulary, data.weights)
         self._nbytes = torch.tensor(self.vocabulary.nbytes.astype(np.int64), device=self.device)
+        self._corpus_fingerprint = {c: docs.fingerprint() for c, docs in corpus.items()}
         tokens = {"bos": config.model.bos, "mid": config.model.mid}
         self.reader = shards.Reader(
             corpus, data.weights, n_lane=data.lanes, n_position=data.window, seed=data.seed, **tokens
@@ -197,7 +199,9 @@ class Trainer:
             "window": data.window,
             "data_seed": data.seed,
             "weights": data.weights,
+            "text": self._corpus_fingerprint,
             "optimiser": self.config.optimiser.kind,
+            "teacher": self.config.distill.teacher,
         }
 
     def save(self) -> None:
@@ -232,20 +236,29 @@ class Trainer:
         try:
             with torch.no_grad():
                 for name, p in self._parameters.items():
-                    p.copy_(tensors[f"net/{name}"])
+                    p.copy_(_fitting(tensors, f"net/{name}", p))
                 for name, p in self.average.named_parameters():
-                    p.copy_(tensors[f"average/{name}"])
+                    p.copy_(_fitting(tensors, f"average/{name}", p))
             for target, prefix in ((self.state, "state/"), (self._teacher_state, "teacher_state/")):
-                for name in target:
-                    target[name] = tensors[prefix + name].to(self.device)
+                for name, t in target.items():
+                    target[name] = _fitting(tensors, prefix + name, t).to(self.device)
             for optimiser in self._optimisers:
                 for group in optimiser.param_groups:
                     for p in group["params"]:
                         name = next(n for n, q in self._parameters.items() if q is p)
-                        prefix = f"optimiser/{name}/"
-                        entries = {k[len(prefix) :]: t for k, t in tensors.items() if k.startswith(prefix)}
-                        # AdamW counts its steps on the CPU unless it is fused on another device.
-                        optimiser.state[p] = {k: t.to(self.device) for k, t in entries.items()}
+                        entries = (
+                            {"momentum": p}
+                            if isinstance(optimiser, Muon)
+                            else _ADAMW_STATE
+                            | {
+                                "exp_avg": p,
+                                "exp_avg_sq": p,
+                            }
+                        )
+                        optimiser.state[p] = {
+                            k: _fitting(tensors, f"optimiser/{name}/{k}", like).to(self.device)
+                            for k, like in entries.items()
+                        }
             self.step = int(document["step"])
             self.seconds = float(document["seconds"])
             self.trained_nbytes = int(document["trained_nbytes"])
@@ -268,6 +281,7 @@ class Trainer:
     def export(self, folder: Path | None = None, dtype: torch.dtype = torch.bfloat16) -> Path:
         """Write the averaged weights alone, rounded to `dtype`; training can begin from them."""
         folder = folder or self.run_dir / "export"
+        self._quantise(self.average)
         tensors = {n: p.to(dtype) for n, p in self.average.named_parameters()}
         document = {
             "model": dataclasses.asdict(self.config.model),
@@ -275,7 +289,8 @@ class Trainer:
             "name": self.config.name,
             "step": self.step,
             "trained_nbytes": self.trained_nbytes,
-            "weight_levels": self.config.quantise.levels,
+            "rounded_activations": self.average.quantise_activations,
+            "weight_levels": self.average.weight_levels,
             "curve_last": self._curve[-1] if self._curve else {},
         }
         checkpoint.save(folder, tensors, document)
@@ -326,7 +341,12 @@ class Trainer:
         for optimiser in self._optimisers:
             optimiser.zero_grad(set_to_none=True)
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.optimiser.clip)
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters.values(), self.config.optimiser.clip)
+        if not torch.isfinite(norm) or not torch.isfinite(loss):
+            raise ConfigError(
+                f"loss or gradient is not finite at step {self.step + 1}: lower optimiser.lr or matrix_lr; "
+                "the last checkpoint stands"
+            )
         rate = self._rate()
         for optimiser in self._optimisers:
             for group in optimiser.param_groups:
@@ -394,11 +414,6 @@ class Trainer:
         with self._signals():
             while self.step < run.steps and not self._stop:
                 self.train_step(tally)
-                if not np.isfinite(tally.bits.sum()):
-                    raise ConfigError(
-                        f"the loss is not finite at step {self.step}: lower optimiser.lr or matrix_lr; the "
-                        "last checkpoint stands"
-                    )
                 now = time.monotonic()
                 self.seconds = before + now - began
                 if self.step % run.log_every == 0 or self.step == run.steps:
@@ -413,14 +428,15 @@ class Trainer:
                     since, since_nbytes, since_step = now, self.trained_nbytes, self.step
                 if self.step % run.validate_every == 0 or self.step == run.steps:
                     self._record(tally if tally.nbytes.any() else last)
-                    since = time.monotonic()
-                if run.minutes and now - began > run.minutes * 60:
+                    # What validation took is no part of the speed.
+                    since += time.monotonic() - now
+                if run.minutes and now - began > run.minutes * 60 and self.step < run.steps:
                     self._stop = f"the limit of {run.minutes:g} minutes"
                 if time.monotonic() - saved > run.checkpoint_minutes * 60:
                     self.save()
                     saved = time.monotonic()
-        self.save()
-        self.export()
+            self.save()
+            self.export()
         if self._stop:
             self._report(f"stopped at step {self.step:,} by {self._stop}; the same command goes on from here")
         return self._stop or "finished"
@@ -479,12 +495,26 @@ def load_export(folder: Path, vocabulary: Vocabulary) -> tuple[Net, dict[str, An
             f"{folder}: export over vocabulary {document.get('vocab_id')}, expected {vocabulary.vocab_id}"
         )
     try:
-        net = Net(NetConfig(**document["model"]))
+        config = NetConfig(**document["model"])
+        with torch.device("meta"):  # shapes first: a hostile one must not cost memory
+            expected = {n: p.shape for n, p in Net(config, allocate=False).named_parameters()}
+        if {n: t.shape for n, t in tensors.items()} != expected:
+            raise ValueError("names or shapes of its tensors differ")
+        net = Net(config)
         net.load_state_dict({n: t.float() for n, t in tensors.items()})
-    except (KeyError, TypeError, RuntimeError) as error:
+        net.quantise(bool(document["rounded_activations"]), int(document["weight_levels"]))
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Corrupt(f"{folder}: export does not fit its shape: {str(error).splitlines()[0]}") from None
     net.eval()
     return net, document
+
+
+def _fitting(tensors: dict[str, Tensor], name: str, like: Tensor) -> Tensor:
+    """The tensor of that name, which must have the shape of `like`."""
+    t = tensors[name]
+    if t.shape != like.shape:
+        raise ValueError(f"{name} has shape {tuple(t.shape)}, expected {tuple(like.shape)}")
+    return t
 
 
 def _device(name: str) -> torch.device:

@@ -13,21 +13,29 @@ and logits = W_head norm(x) + b_head.
 **Quantisation.** Every tensor that enters a matrix product, and every argument of a gate, is an integer times
 a static power of two (the steps below), clipped to 8 bits; weights are integers |w| <= 63 times one scale per
 output channel. The steps are part of the definition: nothing is calibrated, the weights learn to use the
-range. Gradients pass rounding unchanged and stop where a value is clipped. All of these values are exact in
-bfloat16 (8 significant bits), so that bf16 products see the same operands as the integer model.
+range. Rounding is to the nearest, halves up, as a rounding shift does it. Gradients pass rounding unchanged
+and stop where a value is clipped.
 
 | value | step | range | integer definition |
 |---|---|---|---|
 | normalised input u, before and after mixing | 2^-4 | ±127 | rsqrt by table, rounding shift |
-| gate argument z, o | 2^-4 | ±127 | a, sqrt(1-a²), sigmoid(o): tables of 255 entries |
+| gate argument z, o | 2^-4 | ±127 | a, sqrt(1-a²), sigmoid(o): tables of 255 entries, step 2^-16 |
 | recurrence input v | 2^-5 | ±127 | |
-| recurrence output h·sigmoid(o) | 2^-4 | ±127 | h is int32 with 2^-17 as its last bit |
+| state h | 2^-17 | int32 | (a h + s v 2^12 + 2^15) >> 16 at every step, products in int64 |
+| recurrence output h·sigmoid(o) | 2^-4 | ±127 | |
 | m | 2^-5 | 0..127 | relu² = (m² + 64) >> 7, step 2^-3 |
+| sum of a product, int32, that becomes z, v, o, m, a logit or a part of x | | | bias added, then times an
+integer multiplier per output channel, rounding shift |
+| residual stream x, embeddings | 2^-12 | int32 | its last bit is far below what the norm's step resolves |
+
+Training computes in float what the last two rows, the norm's rsqrt and the state round: their steps are two
+orders finer than those of the 8-bit values. `round_state` measures what rounding the state costs. The
+operands of a product on the activations' side are exact in bfloat16 (8 significant bits); a rounded weight,
+an integer times a scale, is rounded once more in bfloat16 (rms 0.03 of an integer step) and not in float32.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -45,14 +53,17 @@ INPUT_STEP = HIDDEN_STEP = 2.0**-5
 # Of the state, 12 bits below the input's last one. |h| <= 4 sqrt((1+a)/(1-a)) <= 4 * 75 for the largest gate
 # argument, 127/16: below 2^9, so that a state has at most 9 + 17 bits and fits an int32.
 STATE_STEP = 2.0**-17
-TABLE_STEP = 2.0**-16  # of decays and input scales
+TABLE_STEP = 2.0**-16  # of decays, input scales and output gates
 NORM_EPS = 1e-6
 
 
 def round_to(x: Tensor, step: float, low: int, high: int) -> Tensor:
-    """x rounded to a multiple of `step` and clipped to [low, high] steps; straight-through gradient."""
+    """x rounded (halves up, like a rounding shift) to a multiple of `step`, clipped to [low, high] steps.
+
+    The gradient passes straight through rounding and stops where x is clipped.
+    """
     x = x.clamp(low * step, high * step)
-    return x + ((x * (1 / step)).round() * step - x).detach()
+    return x + ((x * (1 / step) + 0.5).floor() * step - x).detach()
 
 
 class _RoundWeight(torch.autograd.Function):
@@ -121,8 +132,10 @@ def gates(p: Tensor, keep: Tensor, quantise: bool) -> tuple[Tensor, Tensor, Tens
     v = _quantised(v, INPUT_STEP, -127, 127, quantise)
     o = _quantised(o, GATE_STEP, -127, 127, quantise)
     a = torch.sigmoid(z)
-    u = torch.sqrt((1 - a) * (1 + a) + 1e-7) * v
-    return a * keep, u, torch.sigmoid(o)
+    s, g = torch.sqrt((1 - a) * (1 + a) + 1e-7), torch.sigmoid(o)
+    if quantise:  # entries of the tables
+        a, s, g = (round_to(t, TABLE_STEP, 0, 1 << 16) for t in (a, s, g))
+    return a * keep, s * v, g
 
 
 def gated(h: Tensor, g: Tensor, quantise: bool, dtype: torch.dtype) -> Tensor:
@@ -161,7 +174,7 @@ class Elementwise:
         x: Tensor,
         y: Tensor,
         mix: Tensor | None,
-        last: Tensor,
+        last: Tensor | None,
         keep: Tensor,
         quantise: bool,
         dtype: torch.dtype,
@@ -172,7 +185,7 @@ class Elementwise:
             x: (T, B, D) float32, residual stream.
             y: (T, B, D), output of the sublayer before, which is added to it.
             mix: (D,) share of the token before, or None.
-            last: (B, D), normalised input of the token before the first.
+            last: (B, D), normalised input of the token before the first; None without a shift.
             keep: (T, B, 1), 0 where a piece begins, else 1.
             quantise: whether to round.
             dtype: of the mixed input.
@@ -181,7 +194,11 @@ class Elementwise:
             (T, B, D) residual stream, (T, B, D) mixed input, (B, D) normalised input of the last token.
         """
         x, q = _AddNorm.apply(x, y, self, quantise, dtype)
-        u = q if mix is None else _ShiftMix.apply(q, mix, last.to(dtype), keep, self, quantise)
+        u = (
+            q
+            if mix is None or last is None
+            else _ShiftMix.apply(q, mix, last.to(dtype), keep, self, quantise)
+        )
         return x, u, q[-1].detach()
 
 
@@ -224,7 +241,7 @@ class _ShiftMix(torch.autograd.Function):
 class Layer(nn.Module):
     """One recurrence and one MLP. Parameters are float32; shapes in trailing comments."""
 
-    def __init__(self, config: NetConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: NetConfig, generator: torch.Generator | None) -> None:
         super().__init__()
         d, r, m = config.dim, config.recurrent, config.mlp
         self.w_in = _normal(3 * r, d, d**-0.5, generator)  # (3R, D): z, v, o
@@ -246,7 +263,7 @@ class Layer(nn.Module):
 class Attention(nn.Module):
     """Local multi-query attention over the last `window` tokens of the piece: an experiment, float only."""
 
-    def __init__(self, config: NetConfig, generator: torch.Generator) -> None:
+    def __init__(self, config: NetConfig, generator: torch.Generator | None) -> None:
         super().__init__()
         d = config.dim
         self.window = config.attention
@@ -279,7 +296,9 @@ class Attention(nn.Module):
         return F.linear(y, self.w_out), kv[-self.window :].detach()
 
 
-def _normal(n: int, k: int, std: float, generator: torch.Generator) -> nn.Parameter:
+def _normal(n: int, k: int, std: float, generator: torch.Generator | None) -> nn.Parameter:
+    if generator is None:  # shapes only
+        return nn.Parameter(torch.empty(n, k))
     return nn.Parameter(torch.randn(n, k, generator=generator) * std)
 
 
@@ -293,12 +312,15 @@ class Net(nn.Module):
         config: its shape.
         seed: of the initial weights.
         compiled: whether to compile the element work into fused kernels.
+        allocate: whether to draw initial weights; without, they are undefined (on the device "meta": shapes).
     """
 
-    def __init__(self, config: NetConfig, seed: int = 0, compiled: bool = False) -> None:
+    def __init__(
+        self, config: NetConfig, seed: int = 0, compiled: bool = False, allocate: bool = True
+    ) -> None:
         super().__init__()
         self.config = config
-        generator = torch.Generator().manual_seed(seed)
+        generator = torch.Generator().manual_seed(seed) if allocate else None
         self.embed = _normal(config.vocab_size + 2, config.dim, 1.0, generator)  # (V + 2, D)
         if config.bigram:
             self.bigram = nn.Parameter(torch.zeros(config.bigram, config.dim))  # (bigram, D)
@@ -330,8 +352,10 @@ class Net(nn.Module):
         state = {}
         for i in range(config.n_layer):
             state[f"h{i}"] = torch.zeros(n_lane, config.recurrent, device=device)
-            state[f"in{i}"] = torch.zeros(n_lane, config.dim, device=device)
-            state[f"up{i}"] = torch.zeros(n_lane, config.dim, device=device)
+            if config.shift:
+                state[f"in{i}"] = torch.zeros(n_lane, config.dim, device=device)
+                if config.mlp:
+                    state[f"up{i}"] = torch.zeros(n_lane, config.dim, device=device)
         state["last"] = torch.zeros(n_lane, dtype=torch.int32, device=device)
         if config.attention:
             state["kv"] = torch.zeros(config.attention, n_lane, 2 * ATTENTION_HEAD, device=device)
@@ -365,28 +389,31 @@ class Net(nn.Module):
         for i, module in enumerate(self.layers):
             assert isinstance(module, Layer)
             mix = module.mix_in.clamp(0, 1) if config.shift else None
-            x, u, after[f"in{i}"] = ops.normalise(x, y, mix, state[f"in{i}"], keep, quantise, dtype)
+            x, u, last = ops.normalise(x, y, mix, state.get(f"in{i}"), keep, quantise, dtype)
+            if config.shift:
+                after[f"in{i}"] = last
             p = F.linear(u, self._weight(module.w_in), module.b_in.to(dtype))
             a, v, g = ops.gates(p, keep, quantise)
             if self.round_state:
-                a = (a / TABLE_STEP).round() * TABLE_STEP
                 h = scan_rounded(a, v, state[f"h{i}"], STATE_STEP)
             else:
                 h = linear_scan(a, v, state[f"h{i}"])
             after[f"h{i}"] = h[-1].detach()
-            y = F.linear(ops.gated(h, g, quantise, dtype), self._weight(module.w_out))
+            y = F.linear(ops.gated(h.float(), g, quantise, dtype), self._weight(module.w_out))
             if config.attention and i == config.n_layer // 2:
-                x, u, _ = ops.normalise(x, y, None, state[f"in{i}"], keep, quantise, dtype)
+                x, u, _ = ops.normalise(x, y, None, None, keep, quantise, dtype)
                 number = state["piece"][-1] + begins.int().cumsum(0)
                 piece = torch.cat((state["piece"], number)).int()
                 y, after["kv"] = self.attention(u.float(), state["kv"], piece)
                 after["piece"] = piece[-config.attention :]
             if config.mlp:
                 mix = module.mix_up.clamp(0, 1) if config.shift else None
-                x, u, after[f"up{i}"] = ops.normalise(x, y, mix, state[f"up{i}"], keep, quantise, dtype)
+                x, u, last = ops.normalise(x, y, mix, state.get(f"up{i}"), keep, quantise, dtype)
+                if config.shift:
+                    after[f"up{i}"] = last
                 m = F.linear(u, self._weight(module.w_up), module.b_up.to(dtype))
                 y = F.linear(ops.relu2(m, quantise, dtype), self._weight(module.w_down))
-        _, u, _ = ops.normalise(x, y, None, state["in0"], keep, quantise, dtype)
+        _, u, _ = ops.normalise(x, y, None, None, keep, quantise, dtype)
         return u, after
 
     def head(self) -> tuple[Tensor, Tensor]:
@@ -400,8 +427,3 @@ class Net(nn.Module):
 
     def n_parameter(self) -> int:
         return sum(p.numel() for p in self.parameters())
-
-
-def half_life(z: float) -> float:
-    """Tokens after which a channel with gate argument z has forgotten half of its state."""
-    return math.log(0.5) / math.log(1 / (1 + math.exp(-z)))

@@ -19,13 +19,13 @@ _NS_COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 def orthogonalise(g: Tensor, dtype: torch.dtype) -> Tensor:
     """The semi-orthogonal matrices near g (..., N, K), by five quintic Newton-Schulz steps: float32."""
     a, b, c = _NS_COEFFICIENTS
-    wide = g.shape[-2] > g.shape[-1]
-    x = (g.mT if wide else g).to(dtype)
+    tall = g.shape[-2] > g.shape[-1]
+    x = (g.mT if tall else g).to(dtype)
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(5):
         s = x @ x.mT
         x = a * x + (b * s + c * (s @ s)) @ x
-    return (x.mT if wide else x).float()
+    return (x.mT if tall else x).float()
 
 
 class Muon(torch.optim.Optimizer):

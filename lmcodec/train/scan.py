@@ -38,14 +38,14 @@ def scan_loop_backward(a: Tensor, grad: Tensor) -> Tensor:
 
 
 def scan_rounded(a: Tensor, v: Tensor, h0: Tensor, step: float) -> Tensor:
-    """(T, N...) states by a loop that rounds every state to a multiple of `step`, as inference does.
+    """(T, N...) float64 states by a loop that rounds every state to a multiple of `step`, as inference does.
 
-    In float64, where products of a 16-bit decay and a 32-bit state are exact. No gradient.
+    In float64 the product of a 16-bit decay and a 32-bit state is exact. No gradient.
     """
-    h = torch.empty_like(v)
+    h = torch.empty_like(v, dtype=torch.float64)
     before = h0.double()
     for t in range(v.shape[0]):
-        before = torch.round((a[t].double() * before + v[t].double()) / step) * step
+        before = torch.floor((a[t].double() * before + v[t].double()) / step + 0.5) * step
         h[t] = before
     return h
 

@@ -15,6 +15,7 @@ import lzma
 import math
 import os
 import struct
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -23,13 +24,14 @@ from typing import Any
 
 import numpy as np
 
-from lmcodec.errors import BadMagic, ConfigError, Corrupt, ModelNotFound, Truncated
+from lmcodec.errors import BadMagic, ConfigError, Corrupt, LimitExceeded, ModelNotFound, Truncated
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.corpus import CATEGORIES, VALIDATION_SHARE, category_files, document_hash, documents
 
 MAGIC = b"LMSHARD1"
 SUFFIX = ".lms.xz"
 MAX_SHARD_TOKENS = 24_000_000
+MAX_SHARD_NBYTES = 55_000_000  # unpacked; a document of more than that many bytes has no place in a corpus
 
 
 @dataclass
@@ -52,13 +54,18 @@ class Documents:
     def bytes_per_token(self) -> float:
         return self.n_byte / max(len(self.tokens), 1)
 
+    def fingerprint(self) -> str:
+        """Of the text and its validation choice, for telling whether a checkpoint was made with the same."""
+        state = zlib.crc32(self.start.tobytes(), zlib.crc32(np.packbits(self.validation).tobytes()))
+        return f"{len(self.tokens)}-{zlib.crc32(self.tokens.tobytes(), state):08x}"
+
 
 def prepare(
     vocabulary: Vocabulary,
     out: Path,
     *,
     corpora: Path | None = None,
-    preset: int = 3,
+    preset: int = 0,
     processes: int | None = None,
 ) -> Iterator[str]:
     """Segment every category and write its shards to `out`; yields a line of report per category.
@@ -79,8 +86,6 @@ def prepare(
 def _prepare_category(
     vocabulary: Vocabulary, category: str, out: Path, corpora: Path | None, preset: int
 ) -> str:
-    for stale in out.glob(f"{category}-*{SUFFIX}"):
-        stale.unlink()
     parts: list[np.ndarray] = []
     flags: list[bool] = []
     n_shard = n_byte = total_byte = total_token = n_held = 0
@@ -96,18 +101,20 @@ def _prepare_category(
             "n_byte": n_byte,
         }
         body = pack_shard(header, parts, flags)
-        path = out / f"{category}-{n_shard:02d}{SUFFIX}"
-        temporary = path.with_suffix(".tmp")
+        temporary = out / f"{category}-{n_shard:02d}.tmp"
         temporary.write_bytes(lzma.compress(body, preset=preset))
-        temporary.replace(path)
         parts, flags, n_byte = [], [], 0
-        return path.stat().st_size
+        return temporary.stat().st_size
 
     compressed = 0
     waiting = 0
     for path in category_files(category, corpora):
         for document in documents(path):
             tokens = vocabulary.segment(document)
+            if len(tokens) > MAX_SHARD_TOKENS:
+                raise LimitExceeded(
+                    f"{path}: a document has {len(tokens):,} tokens, at most {MAX_SHARD_TOKENS:,}"
+                )
             if waiting + len(tokens) > MAX_SHARD_TOKENS:
                 compressed += write()
                 n_shard += 1
@@ -119,7 +126,14 @@ def _prepare_category(
             total_byte += len(document)
             total_token += len(tokens)
             waiting += len(tokens)
+    if not total_token:
+        raise Corrupt(f"{category_files(category, corpora)[0]}: no document in category '{category}'")
     compressed += write()
+    # The old shards stay until the new ones are complete.
+    for stale in out.glob(f"{category}-*{SUFFIX}"):
+        stale.unlink()
+    for i in range(n_shard + 1):
+        (out / f"{category}-{i:02d}.tmp").replace(out / f"{category}-{i:02d}{SUFFIX}")
     return (
         f"{category:14s} {total_byte:>11,} bytes {total_token:>11,} tokens "
         f"{total_byte / total_token:5.3f} bytes/token {n_held:>4} documents held out "
@@ -151,19 +165,16 @@ def parse_shard(path: Path, vocabulary: Vocabulary) -> tuple[str, Documents]:
         BadMagic, Corrupt, Truncated: the file is no shard, or a damaged one.
         ModelNotFound: the shard was segmented with another vocabulary.
     """
-    try:
-        data = lzma.decompress(path.read_bytes())
-    except lzma.LZMAError as error:
-        raise Corrupt(f"{path}: damaged shard: {error}; run 'lmcodec train prepare' again") from None
+    data = _decompress(path)
     if data[: len(MAGIC)] != MAGIC:
         raise BadMagic(f"{path}: not a token shard: begins with {data[:8]!r}, expected {MAGIC!r}")
     try:
         (n_head,) = struct.unpack_from("<I", data, len(MAGIC))
         offset = len(MAGIC) + 4 + n_head
         header = json.loads(data[len(MAGIC) + 4 : offset])
-        n_document, n_token = int(header["n_document"]), int(header["n_token"])
-        category, n_byte, vocab_id = str(header["category"]), int(header["n_byte"]), str(header["vocab_id"])
-    except (struct.error, ValueError, KeyError, TypeError) as error:
+        n_document, n_token, n_byte = (_count(header[k]) for k in ("n_document", "n_token", "n_byte"))
+        category, vocab_id = str(header["category"]), str(header["vocab_id"])
+    except (struct.error, ValueError, KeyError, TypeError, RecursionError) as error:
         raise Corrupt(f"{path}: unreadable shard header: {error!r}") from None
     if vocab_id != vocabulary.vocab_id:
         raise ModelNotFound(
@@ -177,9 +188,36 @@ def parse_shard(path: Path, vocabulary: Vocabulary) -> tuple[str, Documents]:
     tokens = np.frombuffer(data, "<u2", n_token, offset + 5 * n_document)
     start = np.zeros(n_document + 1, dtype=np.int64)
     np.cumsum(lengths, out=start[1:])
-    if start[-1] != n_token or (n_token and int(tokens.max()) >= len(vocabulary)):
-        raise Corrupt(f"{path}: lengths or tokens of the shard are out of range")
+    if start[-1] != n_token or (n_document and int(lengths.min()) < 1):
+        raise Corrupt(f"{path}: the shard's document lengths do not add up")
+    if n_token and int(tokens.max()) >= len(vocabulary):
+        raise Corrupt(f"{path}: the shard holds a token outside the vocabulary")
+    if int(vocabulary.nbytes[tokens].sum(dtype=np.int64)) != n_byte:
+        raise Corrupt(f"{path}: the shard's tokens do not have the {n_byte} bytes that its header promises")
     return category, Documents(tokens, start, flags.astype(bool), n_byte)
+
+
+def _decompress(path: Path) -> bytes:
+    """The bytes of the one xz stream in `path`, at most what a shard may have."""
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    try:
+        data = decompressor.decompress(path.read_bytes(), MAX_SHARD_NBYTES + 1)
+    except lzma.LZMAError as error:
+        raise Corrupt(f"{path}: damaged shard: {error}; run 'lmcodec train prepare' again") from None
+    if len(data) > MAX_SHARD_NBYTES:
+        raise LimitExceeded(f"{path}: a shard unpacks to at most {MAX_SHARD_NBYTES} bytes, this one to more")
+    if not decompressor.eof:
+        raise Truncated(f"{path}: the shard ends early; run 'lmcodec train prepare' again")
+    if decompressor.unused_data:
+        raise Corrupt(f"{path}: {len(decompressor.unused_data)} bytes follow the shard's xz stream")
+    return data
+
+
+def _count(value: object) -> int:
+    """A number of things from a header: a plain integer from 0 to 2^40."""
+    if type(value) is not int or not 0 <= value < 1 << 40:
+        raise ValueError(f"{value!r} is no count")
+    return value
 
 
 def load(folder: Path, vocabulary: Vocabulary, categories: Mapping[str, float]) -> dict[str, Documents]:
@@ -274,7 +312,7 @@ class Reader:
         self._epoch = [0] * len(self._corpus)
         self._next = [0] * len(self._corpus)
         self._given = [0.0] * len(self._corpus)  # bytes handed out so far
-        self._pieces: list[np.ndarray | None] = [None] * len(self._corpus)
+        self._pieces: list[Any] = [None] * len(self._corpus)  # (n, 3) int64 each, from _cut
         self._lanes = [self._take() for _ in range(n_lane)]
 
     def _cut(self, category: int) -> np.ndarray:
@@ -346,21 +384,23 @@ class Reader:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue where `state` was taken, with the same corpus, weights and seed."""
-        if len(state["lanes"]) != len(self._lanes) or len(state["epoch"]) != len(self._corpus):
+        n_category = len(self._corpus)
+        if len(state["lanes"]) != len(self._lanes) or len(state["epoch"]) != n_category:
             raise ConfigError("the checkpoint was made with another number of lanes or categories")
+        lanes = [_Lane(*lane) for lane in state["lanes"]]
+        sound = len(state["next"]) == len(state["given"]) == n_category and all(
+            0 <= lane.category < n_category
+            and 0 <= lane.position < lane.end <= len(self._corpus[lane.category].tokens)
+            and lane.begin in (0, 1, 2)
+            for lane in lanes
+        )
         self._epoch = list(state["epoch"])
+        self._pieces = [self._cut(c) for c in range(n_category)]
+        if not sound or not all(0 <= n <= len(p) for n, p in zip(state["next"], self._pieces, strict=True)):
+            raise Corrupt("the checkpoint's place in the text is out of range")
         self._next = list(state["next"])
         self._given = list(state["given"])
-        self._lanes = [_Lane(*lane) for lane in state["lanes"]]
-        self._pieces = [self._cut(c) for c in range(len(self._corpus))]
-
-    @property
-    def epochs(self) -> list[float]:
-        """Passes over each category so far."""
-        return [
-            e + (n / len(p) if p is not None else 0.0)
-            for e, n, p in zip(self._epoch, self._next, self._pieces, strict=True)
-        ]
+        self._lanes = lanes
 
 
 def validation_windows(

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
 
-from lmcodec.errors import ConfigError, ModelNotFound
-from lmcodec.train.config import load_config, tomllib
+from lmcodec.errors import ModelNotFound
 
 
 def start(
@@ -33,11 +31,13 @@ def start(
     Raises:
         LmcodecError: one of its kinds, with one line that says what to do.
     """
-    config = load_config(config_path, _overrides(assignments or []))
     try:
+        from lmcodec.train.config import load_config, parse_assignments
+
+        config = load_config(config_path, parse_assignments(assignments or []))
         from lmcodec.train.loop import Trainer, describe, write_report_line
     except ModuleNotFoundError as error:
-        if error.name != "torch":
+        if error.name not in ("torch", "tomli"):
             raise
         raise ModelNotFound("training needs torch: pip install 'lmcodec[torch]'") from None
     base = config_path.parent
@@ -50,16 +50,3 @@ def start(
         return trainer.run()
     trainer.report_validation()
     return "validated"
-
-
-def _overrides(assignments: list[str]) -> dict[str, Any]:
-    result = {}
-    for assignment in assignments:
-        key, separator, text = assignment.partition("=")
-        if not separator:
-            raise ConfigError(f"'--set {assignment}': expected KEY=VALUE, as in run.minutes=30")
-        try:
-            result[key.strip()] = tomllib.loads(f"value = {text}")["value"]
-        except tomllib.TOMLDecodeError:
-            result[key.strip()] = text
-    return result

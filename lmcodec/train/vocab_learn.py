@@ -11,12 +11,14 @@ camelCase; a string never crosses such a border.
 
 from __future__ import annotations
 
+import importlib.util
 import random
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from lmcodec.errors import ConfigError, Corrupt, ModelNotFound
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.corpus import CATEGORIES, VALIDATION_SHARE, category_files, document_hash, documents
 
@@ -49,7 +51,7 @@ def sample_text(
 ) -> Iterator[bytes]:
     """Training documents (validation ones left out), about `nbytes` in all, shared out by category weight.
 
-    Documents longer than 64 KiB give one piece of that length from a random place, so that no book dominates.
+    Documents are taken apart into pieces of 64 KiB, and pieces in random order, so that no book dominates.
     """
     total = sum(weights.values())
     rng = random.Random(seed)
@@ -62,6 +64,8 @@ def sample_text(
                     continue
                 for start in range(0, len(document), 1 << 16):
                     pieces.append(document[start : start + (1 << 16)])
+        if not pieces:
+            raise Corrupt(f"category '{category}' has no document to learn from")
         rng.shuffle(pieces)
         while budget > 0:
             for piece in pieces:
@@ -94,10 +98,14 @@ def learn(
         transform: applied to each piece of text first (for experiments with text transforms).
         report: receives progress lines.
     """
+    if importlib.util.find_spec("tokenizers") is None:
+        raise ModelNotFound("learning a vocabulary needs tokenizers: pip install 'lmcodec[vocab]'")
     pieces = list(sample_text(weights, sample_nbytes, seed, folder=folder, transform=transform))
     report(f"sample of {sum(map(len, pieces)):,} bytes in {len(pieces):,} pieces")
     proposed = _merge(pieces, int(size * surplus))
     report(f"{len(proposed):,} strings proposed")
+    if len(proposed) < size:
+        raise ConfigError(f"the text gives {len(proposed):,} strings, fewer than the {size:,} asked for")
     return _prune(proposed, pieces, size, report)
 
 
