@@ -150,6 +150,15 @@ def test_the_bare_trainer_reports_errors_of_files_in_one_line(project: Path) -> 
     assert len(result.stderr.splitlines()) == 1
 
 
+def test_two_processes_in_one_folder_are_refused(project: Path) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    (project / "run").mkdir()
+    with open(project / "run" / "lock", "a") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        with pytest.raises(ConfigError, match="another process trains in this folder"):
+            train(project, "run")
+
+
 def test_validation_between_progress_lines(project: Path) -> None:
     """A validation that follows a resume before any progress line reports what was trained since."""
     assert "limit" in train(project, "run", "run.minutes=1e-9")

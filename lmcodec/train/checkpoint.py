@@ -71,6 +71,7 @@ def save(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any
         json.dump(manifest, file)
         file.flush()
         os.fsync(file.fileno())
+    _sync_folder(temporary)
     if folder.exists():
         old = folder.with_name(folder.name + ".old")
         if old.exists():
@@ -80,6 +81,17 @@ def save(folder: Path, tensors: Mapping[str, Tensor], document: Mapping[str, Any
         shutil.rmtree(old)
     else:
         temporary.rename(folder)
+    _sync_folder(folder.parent)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Bring the folder's entries to disk, where the system can."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:

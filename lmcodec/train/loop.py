@@ -25,6 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+try:
+    import fcntl
+except ImportError:  # Windows: no lock
+    fcntl = None  # type: ignore[assignment]
+
 from lmcodec.errors import ConfigError, Corrupt, ModelNotFound
 from lmcodec.lm.config import NetConfig
 from lmcodec.lm.vocab import Vocabulary
@@ -411,7 +416,7 @@ class Trainer:
         before = self.seconds
         since, since_nbytes, since_step = began, self.trained_nbytes, self.step
         tally = last = Tally.zero(len(self.categories))
-        with self._signals():
+        with self._lock(), self._signals():
             while self.step < run.steps and not self._stop:
                 self.train_step(tally)
                 now = time.monotonic()
@@ -461,6 +466,22 @@ class Trainer:
             writer.writeheader()
             writer.writerows(self._curve)
         draw(self._curve, self.categories, self.config.name, self.run_dir / "curve.png")
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
+        """One process at a time in a run's folder: two would destroy each other's checkpoint."""
+        if fcntl is None:
+            yield
+            return
+        with open(self.run_dir / "lock", "a", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(
+                    f"{self.run_dir}: another process trains in this folder; wait for it, or choose "
+                    "another --run-dir"
+                ) from None
+            yield
 
     @contextmanager
     def _signals(self) -> Iterator[None]:

@@ -51,29 +51,39 @@ def scan_rounded(a: Tensor, v: Tensor, h0: Tensor, step: float) -> Tensor:
 
 
 if triton is not None:
-
+    # Pointers move by a step's channels: an index over all positions could pass 2^31.
     @triton.jit
     def _forward_kernel(a, v, h0, h, n_position, n_channel, BLOCK: tl.constexpr):
         channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = channel < n_channel
         state = tl.load(h0 + channel, mask=inside, other=0.0)
-        for t in range(n_position):
-            at = tl.load(a + t * n_channel + channel, mask=inside, other=0.0)
-            vt = tl.load(v + t * n_channel + channel, mask=inside, other=0.0)
-            state = at * state + vt
-            tl.store(h + t * n_channel + channel, state, mask=inside)
+        a += channel
+        v += channel
+        h += channel
+        for _ in range(n_position):
+            state = tl.load(a, mask=inside, other=0.0) * state + tl.load(v, mask=inside, other=0.0)
+            tl.store(h, state, mask=inside)
+            a += n_channel
+            v += n_channel
+            h += n_channel
 
+    # a, grad and g point at the last step.
     @triton.jit
     def _backward_kernel(a, grad, g, n_position, n_channel, BLOCK: tl.constexpr):
         channel = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
         inside = channel < n_channel
+        a += channel
+        grad += channel
+        g += channel
         state = tl.zeros([BLOCK], dtype=tl.float32)
         decay = tl.zeros([BLOCK], dtype=tl.float32)
-        for i in range(n_position):
-            t = n_position - 1 - i
-            state = decay * state + tl.load(grad + t * n_channel + channel, mask=inside, other=0.0)
-            decay = tl.load(a + t * n_channel + channel, mask=inside, other=0.0)
-            tl.store(g + t * n_channel + channel, state, mask=inside)
+        for _ in range(n_position):
+            state = decay * state + tl.load(grad, mask=inside, other=0.0)
+            decay = tl.load(a, mask=inside, other=0.0)
+            tl.store(g, state, mask=inside)
+            a -= n_channel
+            grad -= n_channel
+            g -= n_channel
 
 
 _BLOCK = 64
@@ -95,7 +105,7 @@ def _backward(a: Tensor, grad: Tensor) -> Tensor:
     g = torch.empty_like(grad)
     n_channel = grad[0].numel()
     grid = (triton.cdiv(n_channel, _BLOCK),)
-    _backward_kernel[grid](a, grad, g, grad.shape[0], n_channel, BLOCK=_BLOCK, num_warps=2)
+    _backward_kernel[grid](a[-1], grad[-1], g[-1], grad.shape[0], n_channel, BLOCK=_BLOCK, num_warps=2)
     return g
 
 
