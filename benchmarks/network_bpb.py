@@ -4,7 +4,7 @@
 
 Every file is read from its start, the first 131,072 bytes of it, as one stream. `--float` measures without
 rounding, `--round-state` with the recurrent state rounded at every step as inference does. Products in
-float32, in which the rounded values and their sums are exact.
+float32.
 """
 
 from __future__ import annotations
@@ -83,9 +83,8 @@ def main() -> None:
     print("bits per byte; ppmd and paq8px of the first 131,072 bytes, whatever --nbytes says")
     print(f"{'file':26s} {'bytes':>9s} {'network':>8s} {'ppmd':>7s} {'paq8px':>7s}")
     kinds = {stem: kind for kind, stems in KINDS.items() for stem in stems.split()}
-    sums: dict[
-        str, np.ndarray
-    ] = {}  # kind -> bytes, bits of the network, bytes, bits of ppmd, bits of paq8px
+    # kind -> bytes, bits of the network, bytes, bits of ppmd, bits of paq8px
+    sums: dict[str, np.ndarray] = {}
     for name, text, b in zip(names, texts, bits, strict=True):
         peer = {key: float(value) for key, value in peers[name].items() if key != "file"}
         row = np.array([len(text), b, peer["bytes"], 8 * peer["ppmd"], 8 * peer["paq8px"]])

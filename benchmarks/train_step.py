@@ -17,7 +17,7 @@ import torch
 import lmcodec.train
 from lmcodec.lm.config import NetConfig
 from lmcodec.train.config import load_config
-from lmcodec.train.loop import keep_freed_memory
+from lmcodec.train.loop import MATRICES, keep_freed_memory
 from lmcodec.train.loss import cross_entropy
 from lmcodec.train.net import Net
 from lmcodec.train.optim import Muon
@@ -64,9 +64,7 @@ def main() -> None:
     net = Net(model, compiled=not options.eager)
     net.dtype = torch.bfloat16
     net.quantise(not options.float, 0 if options.float else 63)
-    matrices = [
-        p for n, p in net.named_parameters() if n.split(".")[-1] in ("w_in", "w_out", "w_up", "w_down")
-    ]
+    matrices = [p for n, p in net.named_parameters() if n.split(".")[-1] in MATRICES]
     others = [p for p in net.parameters() if all(p is not m for m in matrices)]
     optimisers = [Muon(matrices, lr=1e-3), torch.optim.AdamW(others, lr=1e-4, fused=True)]
     inputs = torch.randint(0, model.vocab_size, (window, lanes), dtype=torch.int32)

@@ -37,3 +37,11 @@ class LimitExceeded(LmcodecError):
 
 class ConfigError(LmcodecError):
     """A configuration names an unknown key or holds a value out of range."""
+
+
+def one_line(error: LmcodecError | OSError) -> str:
+    """What a command line prints of an error that bad input or the system caused."""
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or error}"
+    return str(error)

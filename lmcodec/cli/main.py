@@ -9,7 +9,7 @@ import click
 
 from lmcodec import __version__
 from lmcodec.cli.train import train
-from lmcodec.errors import LmcodecError
+from lmcodec.errors import LmcodecError, one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,10 +25,6 @@ def main(arguments: list[str] | None = None) -> Any:
     """Entry point: errors of the package become one line on stderr and exit status 1."""
     try:
         return group.main(args=arguments, prog_name="lmcodec", standalone_mode=True)
-    except LmcodecError as error:
-        print(f"lmcodec: {error}", file=sys.stderr)
-        sys.exit(1)
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"lmcodec: {where}{error.strerror or error}", file=sys.stderr)
+    except (LmcodecError, OSError) as error:
+        print(f"lmcodec: {one_line(error)}", file=sys.stderr)
         sys.exit(1)

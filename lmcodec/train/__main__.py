@@ -10,7 +10,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from lmcodec.errors import LmcodecError
+from lmcodec.errors import LmcodecError, one_line
 from lmcodec.train.start import start
 
 
@@ -32,12 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
             assignments=options.set,
             validate=options.validate,
         )
-    except LmcodecError as error:
-        print(f"lmcodec train: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        print(f"lmcodec train: {where}{error.strerror or error}", file=sys.stderr)
+    except (LmcodecError, OSError) as error:
+        print(f"lmcodec train: {one_line(error)}", file=sys.stderr)
         return 1
     return 0
 

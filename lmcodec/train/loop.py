@@ -40,8 +40,7 @@ from lmcodec.train.loss import NATS_TO_BITS, cross_entropy, nats_of
 from lmcodec.train.net import Net, State
 from lmcodec.train.optim import Muon
 
-_ADAMW_STATE = {"step": torch.zeros(())}
-_MATRICES = ("w_in", "w_out", "w_up", "w_down")
+MATRICES = ("w_in", "w_out", "w_up", "w_down")  # of a layer, in a parameter's last name
 
 
 @dataclasses.dataclass
@@ -138,6 +137,7 @@ class Trainer:
         for net in (self.net, self.average):
             net.dtype = self.dtype
         self._parameters = dict(self.net.named_parameters())
+        self._names = {id(p): n for n, p in self._parameters.items()}
         self._optimisers = self._make_optimisers()
         self.state = self.net.start(data.lanes, self.device)
         self.teacher: Net | None = None
@@ -160,7 +160,7 @@ class Trainer:
 
     def _make_optimisers(self) -> list[torch.optim.Optimizer]:
         o = self.config.optimiser
-        matrices = [p for n, p in self._parameters.items() if n.rsplit(".", 1)[-1] in _MATRICES]
+        matrices = [p for n, p in self._parameters.items() if n.rsplit(".", 1)[-1] in MATRICES]
         tables = [p for n, p in self._parameters.items() if n in ("embed", "w_head", "bigram")]
         chosen = {id(p) for p in matrices + tables}
         vectors = [p for p in self._parameters.values() if id(p) not in chosen]
@@ -211,14 +211,15 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint."""
-        names = {id(p): n for n, p in self._parameters.items()}
         tensors: dict[str, Tensor] = {f"net/{n}": p for n, p in self._parameters.items()}
         tensors |= {f"average/{n}": p for n, p in self.average.named_parameters()}
         tensors |= {f"state/{n}": t for n, t in self.state.items()}
         tensors |= {f"teacher_state/{n}": t for n, t in self._teacher_state.items()}
         for optimiser in self._optimisers:
             for p, state in optimiser.state.items():
-                tensors |= {f"optimiser/{names[id(p)]}/{k}": torch.as_tensor(t) for k, t in state.items()}
+                tensors |= {
+                    f"optimiser/{self._names[id(p)]}/{k}": torch.as_tensor(t) for k, t in state.items()
+                }
         document = {
             "identity": self._identity(),
             "step": self.step,
@@ -250,19 +251,13 @@ class Trainer:
             for optimiser in self._optimisers:
                 for group in optimiser.param_groups:
                     for p in group["params"]:
-                        name = next(n for n, q in self._parameters.items() if q is p)
-                        entries = (
-                            {"momentum": p}
-                            if isinstance(optimiser, Muon)
-                            else _ADAMW_STATE
-                            | {
-                                "exp_avg": p,
-                                "exp_avg_sq": p,
-                            }
-                        )
+                        name = self._names[id(p)]
+                        like = {"momentum": p}
+                        if not isinstance(optimiser, Muon):
+                            like = {"step": torch.zeros(()), "exp_avg": p, "exp_avg_sq": p}
                         optimiser.state[p] = {
-                            k: _fitting(tensors, f"optimiser/{name}/{k}", like).to(self.device)
-                            for k, like in entries.items()
+                            k: _fitting(tensors, f"optimiser/{name}/{k}", t).to(self.device)
+                            for k, t in like.items()
                         }
             self.step = int(document["step"])
             self.seconds = float(document["seconds"])
