@@ -4,4 +4,57 @@ Importing the package imports neither torch nor transformers nor the native kern
 module that needs it.
 """
 
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from lmcodec.codec import Compressor, Decompressor, FrameInfo, compress, decompress, frame_info
+    from lmcodec.errors import (
+        BadMagic,
+        Corrupt,
+        LimitExceeded,
+        LmcodecError,
+        ModelNotFound,
+        Truncated,
+        Unsupported,
+    )
+    from lmcodec.file import LMFile, open
+
 __version__ = "0.1.0"
+
+__all__ = [
+    "BadMagic",
+    "Compressor",
+    "Corrupt",
+    "Decompressor",
+    "FrameInfo",
+    "LMFile",
+    "LimitExceeded",
+    "LmcodecError",
+    "ModelNotFound",
+    "Truncated",
+    "Unsupported",
+    "__version__",
+    "compress",
+    "decompress",
+    "frame_info",
+    "open",
+]
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name's module when the name is first used."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = "file" if name in ("LMFile", "open") else "errors"
+    if name in ("Compressor", "Decompressor", "FrameInfo", "compress", "decompress", "frame_info"):
+        module = "codec"
+    value = getattr(import_module(f"lmcodec.{module}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -13,7 +13,16 @@ import lmcodec
 
 PACKAGE = Path(lmcodec.__file__).parent
 # A module may import from its own rank or below.
-RANK = {"errors": 0, "_kernel": 0, "models": 0, "lm": 1, "train": 2, "cli": 3, "": 4}
+RANK = {
+    **dict.fromkeys(["errors", "_kernel", "models"], 0),
+    **dict.fromkeys(["lm", "frame", "coder", "profile"], 1),
+    "engine": 2,
+    "codec": 3,
+    "file": 4,
+    "train": 5,
+    "cli": 6,
+    "": 7,
+}
 
 
 def modules() -> list[tuple[Path, ast.Module]]:
@@ -25,6 +34,8 @@ def imported(tree: ast.Module) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module == "lmcodec":
+            names += [f"lmcodec.{alias.name}" for alias in node.names if alias.name in RANK]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.append(node.module)
     return names
@@ -68,6 +79,9 @@ def loaded_by(statement: str) -> set[str]:
 
 def test_import_is_light() -> None:
     assert not loaded_by("import lmcodec") & {"torch", "transformers", "numpy", "click"}
+    # Nor does what codes no text.
+    light = "import lmcodec; lmcodec.open, lmcodec.LmcodecError; lmcodec.decompress(lmcodec.compress(b''))"
+    assert not loaded_by(light) & {"torch", "numpy", "lmcodec._kernel", "concurrent.futures", "ctypes"}
     # The command line loads what a subcommand needs when it is called.
     assert not loaded_by("import lmcodec.cli.main") & {"torch", "numpy"}
 

@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from lmcodec import __version__
+from lmcodec.cli.lmz import subcommands
 from lmcodec.cli.train import train
 from lmcodec.errors import LmcodecError, one_line
 
@@ -18,7 +19,8 @@ def group() -> None:
     """Lossless text compression with a language model."""
 
 
-group.add_command(train)
+for command in [*subcommands(), train]:
+    group.add_command(command)
 
 
 def main(arguments: list[str] | None = None) -> Any:

@@ -1,10 +1,19 @@
 // The Python face of the kernel: argument checks and the release of the GIL, nothing else.
 #include <nanobind/nanobind.h>
 #include <nanobind/ndarray.h>
+#include <nanobind/stl/pair.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/unique_ptr.h>
+#include <nanobind/stl/vector.h>
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
+#include "context_mixer.h"
+#include "lockstep.h"
+#include "range_decoder.h"
 #include "segment.h"
 
 namespace nb = nanobind;
@@ -36,6 +45,155 @@ std::size_t segment(const lmcodec::Segmenter& self, Bytes data, Tokens out) {
   return self.segment(data.data(), data.size(), out.data());
 }
 
+using Words = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Output = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+struct ProfileData {
+  lmcodec::Profile profile;
+  std::vector<std::uint32_t> learned;
+};
+
+int checked(const std::string& name, int value, int low, int high) {
+  if (value < low || value > high) throw nb::value_error((name + " is out of range").c_str());
+  return value;
+}
+
+void set_number(lmcodec::Profile& p, const std::string& name, int value) {
+  const auto set = [&](int& field, int low, int high) { field = checked(name, value, low, high); };
+  if (name == "final_selector") set(p.final_selector, 0, lmcodec::kSelectOrder0);
+  else if (name == "table_log2") set(p.table_log2, 12, 28);
+  else if (name == "match_log2") set(p.match_log2, 10, 24);
+  else if (name == "map_limit") set(p.map_limit, 1, 1023);
+  else if (name == "n_direct") set(p.n_direct, 1, lmcodec::kDirectMax);
+  else if (name == "direct_limit") set(p.direct_limit, 1, 1023);
+  else if (name == "weight_rate") set(p.weight_rate, 0, 64);
+  else if (name == "final_rate") set(p.final_rate, 0, 64);
+  else if (name == "apm_rate") set(p.apm_rate, 1, 15);
+  else if (name == "apm_weight") set(p.apm_weight, 0, 16);
+  else throw nb::value_error(("a profile has no number called " + name).c_str());
+}
+
+std::unique_ptr<ProfileData> make_profile(const std::vector<std::vector<int>>& contexts,
+                                          const std::vector<int>& selectors, const std::vector<int>& apms,
+                                          const std::vector<int>& match_min,
+                                          const std::vector<std::pair<std::string, int>>& numbers) {
+  auto data = std::make_unique<ProfileData>();
+  lmcodec::Profile& p = data->profile;
+  p.n_context = checked("the number of contexts", static_cast<int>(contexts.size()), 1, lmcodec::kContextMax);
+  for (int i = 0; i < p.n_context; ++i) {
+    const auto& features = contexts[static_cast<std::size_t>(i)];
+    checked("the number of a context's features", static_cast<int>(features.size()), 1, lmcodec::kFeaturesPerContext);
+    for (std::size_t f = 0; f < features.size(); ++f)
+      p.contexts[i][f] = static_cast<std::uint8_t>(checked("a feature", features[f], 1, lmcodec::kFeatureCount - 1));
+  }
+  p.n_selector = checked("the number of selectors", static_cast<int>(selectors.size()), 1, lmcodec::kSelectorMax);
+  for (int k = 0; k < p.n_selector; ++k)
+    p.selectors[k] = static_cast<std::uint8_t>(
+        checked("a selector", selectors[static_cast<std::size_t>(k)], 0, lmcodec::kSelectorCount - 1));
+  p.n_apm = checked("the number of final maps", static_cast<int>(apms.size()), 0, lmcodec::kApmMax);
+  for (int a = 0; a < p.n_apm; ++a)
+    p.apms[a] = static_cast<std::uint8_t>(
+        checked("a selector", apms[static_cast<std::size_t>(a)], 0, lmcodec::kSelectorCount - 1));
+  p.n_match = checked("the number of match models", static_cast<int>(match_min.size()), 1, lmcodec::kMatchMax);
+  for (int m = 0; m < p.n_match; ++m)
+    p.match_min[m] = checked("a shortest match", match_min[static_cast<std::size_t>(m)], 1, 32);
+  for (const auto& [name, value] : numbers) set_number(p, name, value);
+  if (p.n_input() > 256) throw nb::value_error("a mixer has at most 256 inputs");
+  data->learned = p.neutral();
+  return data;
+}
+
+// A block coder: shared tables, streams and their order. What Python sees of the context mixer.
+class BlockCoder {
+ public:
+  BlockCoder(const ProfileData& data, int n_stream, int n_group, const std::string& isa)
+      : n_stream_(checked("streams", n_stream, 1, lmcodec::kStreamMax)),
+        mixer_(data.profile, data.learned),
+        lockstep_(mixer_, n_stream, checked("groups", n_group, 1, n_stream < 2 ? n_stream : 2)) {
+    if (!mixer_.use_isa(isa.empty() ? nullptr : isa.c_str()))
+      throw nb::value_error(("this machine has no " + isa).c_str());
+  }
+
+  // Starts a block. A fresh coder, or one after reset, forgets all that came before.
+  void begin(std::uint32_t nbytes) {
+    if (nbytes < static_cast<std::uint32_t>(n_stream_) || nbytes > (1u << 24))
+      throw nb::value_error("a block has one byte a stream to 16 MiB");
+    nb::gil_scoped_release release;
+    nbytes_ = 0;  // an allocation that fails leaves no block under way
+    if (forget_) mixer_.reset(nbytes, n_stream_);
+    forget_ = false;
+    lockstep_.begin(nbytes);
+    nbytes_ = nbytes;
+  }
+
+  void reset() {
+    forget_ = true;
+    nbytes_ = 0;
+  }
+
+  // Codes decisions of data, the block's bytes, until out is full or the block ends; returns how many.
+  std::size_t encode(Bytes data, Output bits, Probabilities p16) {
+    if (data.size() != nbytes_ || !nbytes_) throw nb::value_error("data is not the block that was begun");
+    const std::size_t room = bits.size() < p16.size() ? bits.size() : p16.size();
+    nb::gil_scoped_release release;
+    std::size_t n = 0;
+    const std::uint8_t* bytes = data.data();
+    for (; n < room && !lockstep_.done(); ++n) {
+      const int bit = bytes[lockstep_.offset()] >> (7 - lockstep_.n_bit()) & 1;
+      bits.data()[n] = static_cast<std::uint8_t>(bit);
+      p16.data()[n] = static_cast<std::uint16_t>(lockstep_.p());
+      lockstep_.push(bit);
+    }
+    return n;
+  }
+
+  // Restores the whole block from payload; false if no encoder can have written it.
+  bool decode(Bytes payload, Output out) {
+    if (out.size() != nbytes_ || !nbytes_) throw nb::value_error("out is not as long as the block that was begun");
+    nb::gil_scoped_release release;
+    lmcodec::RangeDecoder decoder(payload.data(), payload.size());
+    std::uint8_t* bytes = out.data();
+    while (!lockstep_.done() && !decoder.corrupt()) {
+      std::uint8_t& byte = bytes[lockstep_.offset()];
+      const int bit = decoder.decode(lockstep_.p());
+      byte = static_cast<std::uint8_t>(byte << 1 | bit);
+      lockstep_.push(bit);
+    }
+    return !decoder.corrupt();
+  }
+
+  // One decision at a time, for a coder outside the kernel.
+  bool done() const { return !nbytes_ || lockstep_.done(); }
+  std::uint32_t offset() const { return require().offset(); }
+  std::uint32_t p() const { return require().p(); }
+  void push(int bit) {
+    require();
+    lockstep_.push(bit & 1);
+  }
+
+  nb::object learned() const {
+    const std::vector<std::uint32_t>& values = mixer_.learned();
+    auto* copy = new std::vector<std::uint32_t>(values);
+    nb::capsule owner(copy, [](void* p) noexcept { delete static_cast<std::vector<std::uint32_t>*>(p); });
+    return nb::cast(nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<1>>(copy->data(), {copy->size()}, owner));
+  }
+
+  std::string isa() const { return mixer_.isa(); }
+
+ private:
+  const lmcodec::Lockstep& require() const {
+    if (done()) throw nb::value_error("no decision is open");
+    return lockstep_;
+  }
+
+  const int n_stream_;
+  lmcodec::ContextMixer mixer_;
+  lmcodec::Lockstep lockstep_;
+  std::uint32_t nbytes_ = 0;
+  bool forget_ = true;
+};
+
 }  // namespace
 
 NB_MODULE(_kernel, m) {
@@ -48,4 +206,46 @@ NB_MODULE(_kernel, m) {
            nb::arg("strings"), nb::arg("offsets"))
       .def("segment", &segment, nb::arg("data"), nb::arg("out"),
            "Write the tokens of data (n,) uint8 to out (>= n,) uint16; return how many there are.");
+
+  nb::class_<ProfileData>(m, "Profile", "A choice of contexts, selectors, rates and starting values.")
+      .def("__init__",
+           [](ProfileData* self, const std::vector<std::vector<int>>& contexts, const std::vector<int>& selectors,
+              const std::vector<int>& apms, const std::vector<int>& match_min,
+              const std::vector<std::pair<std::string, int>>& numbers) {
+             new (self) ProfileData(*make_profile(contexts, selectors, apms, match_min, numbers));
+           },
+           nb::arg("contexts"), nb::arg("selectors"), nb::arg("apms"), nb::arg("match_min"), nb::arg("numbers"))
+      .def_prop_ro("n_learned", [](const ProfileData& self) { return self.learned.size(); })
+      .def_prop_ro("n_input", [](const ProfileData& self) { return self.profile.n_input(); })
+      .def_prop_ro("weights_at", [](const ProfileData& self) { return self.profile.weights_at(); })
+      .def("set_learned",
+           [](ProfileData& self, Words values) {
+             if (values.size() != self.learned.size()) throw nb::value_error("not as many values as the profile learns");
+             std::vector<std::uint32_t> fresh(values.data(), values.data() + values.size());
+             if (!self.profile.valid(fresh)) throw nb::value_error("a learned value is out of range");
+             self.learned = std::move(fresh);
+           },
+           nb::arg("values"), "Starting values: maps, then weights; see context_mixer.h.");
+  nb::class_<BlockCoder>(m, "BlockCoder", "Context models and mixer over the streams of a block.")
+      .def(nb::init<const ProfileData&, int, int, const std::string&>(), nb::arg("profile"), nb::arg("streams") = 1,
+           nb::arg("groups") = 1, nb::arg("isa") = "", nb::keep_alive<1, 2>())
+      .def("begin", &BlockCoder::begin, nb::arg("nbytes"))
+      .def("reset", &BlockCoder::reset)
+      .def("encode", &BlockCoder::encode, nb::arg("data"), nb::arg("bits"), nb::arg("p16"))
+      .def("decode", &BlockCoder::decode, nb::arg("payload"), nb::arg("out"))
+      .def("push", &BlockCoder::push, nb::arg("bit"))
+      .def_prop_ro("done", &BlockCoder::done)
+      .def_prop_ro("offset", &BlockCoder::offset)
+      .def_prop_ro("p", &BlockCoder::p)
+      .def_prop_ro("learned", &BlockCoder::learned)
+      .def_prop_ro("isa", &BlockCoder::isa);
+  m.def("mixing_isas", [] {
+    int n;
+    const lmcodec::MixingKernels* kernels = lmcodec::mixing_kernels(&n);
+    std::vector<std::string> names;
+    for (int i = 0; i < n; ++i) names.emplace_back(kernels[i].isa);
+    return names;
+  }, "Instruction sets the mixer can use here, the best first.");
+  m.attr("FEATURES") = static_cast<int>(lmcodec::kFeatureCount);
+  m.attr("SELECTORS") = static_cast<int>(lmcodec::kSelectorCount);
 }

@@ -1,0 +1,92 @@
+"""What a command says on stderr: messages of one line each and, on a terminal, a line of progress."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+
+from lmcodec.cli.progress import Progress, printable
+
+_ERASE = "\r\x1b[K"
+_FIRST_DRAW_S = 0.3  # what is over sooner needs no progress
+
+
+class Console:
+    """Messages and progress of one command.
+
+    Args:
+      program: how the lines begin.
+      verbosity: 0; less hides warnings (-1) and errors (-2), more shows what was done.
+      progress: draw progress; never where stderr is no terminal.
+    """
+
+    def __init__(self, program: str, verbosity: int = 0, *, progress: bool = False) -> None:
+        self.program, self.verbosity = program, verbosity
+        self._encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+        self._draws = progress and verbosity >= 0 and is_terminal(2)
+        self._lock = threading.Lock()
+        self._progress: Progress | None = None
+        self._is_drawn = False
+
+    def error(self, name: str | None, message: str) -> None:
+        self._message(-1, name, message)
+
+    def warning(self, name: str | None, message: str) -> None:
+        self._message(0, name, message)
+
+    def info(self, name: str | None, message: str) -> None:
+        self._message(1, name, message)
+
+    def _message(self, verbosity: int, name: str | None, message: str) -> None:
+        if self.verbosity < verbosity:
+            return
+        # A message may quote a name: it stays one line.
+        line = f"{self.program}: {'' if name is None else f'{printable(name)}: '}{printable(message)}\n"
+        with self._lock:
+            self._write((_ERASE if self._is_drawn else "") + line)
+            self._is_drawn = False
+
+    def begin(self, name: str, total_nbytes: int | None, *, decoding: bool) -> Progress:
+        """Count a file's progress, which `draw` shows until `end`."""
+        self._progress = Progress(name, total_nbytes, decoding=decoding, metered=self._draws)
+        return self._progress
+
+    def end(self) -> None:
+        with self._lock:
+            self._progress = None
+            self.erase()
+
+    def draw(self) -> None:
+        """Show the progress of the file in hand."""
+        if not self._draws:
+            return
+        with self._lock:
+            if self._progress and self._progress.seconds >= _FIRST_DRAW_S:
+                self._write(_ERASE + self._progress.line(_width() - 1))
+                self._is_drawn = True
+
+    def erase(self) -> None:
+        """Remove the line of progress. Takes no lock: a dying process calls it."""
+        if self._is_drawn:
+            self._write(_ERASE)
+            self._is_drawn = False
+
+    def _write(self, text: str) -> None:
+        with contextlib.suppress(OSError):  # there is nowhere left to say it
+            os.write(2, text.encode(self._encoding, "backslashreplace"))
+
+
+def is_terminal(fd: int) -> bool:
+    try:
+        return os.isatty(fd)
+    except OSError:
+        return False
+
+
+def _width() -> int:
+    try:
+        return os.get_terminal_size(2).columns or 80
+    except OSError:
+        return 80

@@ -1,0 +1,131 @@
+"""`lmz -l`: what files hold, as a table for people and as JSON for programs. Decodes nothing."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lmcodec.cli.progress import printable
+from lmcodec.codec import FrameInfo, scan
+from lmcodec.errors import LmcodecError
+from lmcodec.frame import PROFILES, Block, Method
+
+_COLUMNS = ("Frames", "Blocks", "Compressed", "Original", "Ratio", "bpb", "Methods", "File")
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file and its frames."""
+
+    name: str
+    nbytes: int
+    frames: list[FrameInfo]
+
+    @property
+    def original_nbytes(self) -> int:
+        return sum(frame.original_nbytes or 0 for frame in self.frames)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Those that hold something."""
+        return [block for frame in self.frames for block in frame.blocks or () if block.method != Method.END]
+
+
+def list_file(name: str) -> Listed:
+    """Read the headers of a file.
+
+    Raises:
+      LmcodecError: it cannot seek, or its frames do not follow one another to its end.
+    """
+    # Without blocking: opening a pipe would wait for somebody to write into it.
+    with open(
+        name, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+    ) as file:
+        if not file.seekable():
+            raise LmcodecError(
+                "cannot be listed: it is a pipe or a device that cannot seek; write it to a file"
+            )
+        frames = scan(file)
+        return Listed(name, file.seek(0, io.SEEK_END), frames)
+
+
+def as_table(files: Sequence[Listed]) -> str:
+    """A line for every file, and one for all of several."""
+    rows = [_row(printable(file.name), [file]) for file in files]
+    if len(files) > 1:
+        rows.append(_row(f"{len(files)} files", files))
+    if not rows:
+        return ""
+    table = [_COLUMNS, *rows]
+    width = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
+    text_from = _COLUMNS.index("Methods")  # figures are aligned to the right
+
+    def line(row: Sequence[str]) -> str:
+        cells = [c.ljust(width[i]) if i >= text_from else c.rjust(width[i]) for i, c in enumerate(row)]
+        return "  ".join(cells).rstrip() + "\n"
+
+    return "".join(map(line, table))
+
+
+def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
+    compressed, original = sum(f.nbytes for f in files), sum(f.original_nbytes for f in files)
+    blocks = [block for file in files for block in file.blocks]
+    return (
+        str(sum(len(file.frames) for file in files)),
+        str(len(blocks)),
+        f"{compressed:,}",
+        f"{original:,}",
+        f"{compressed / original:.3f}" if original else "-",
+        f"{8 * compressed / original:.3f}" if original else "-",
+        ",".join(name for name, _ in Counter(map(_method, blocks)).most_common()) or "-",
+        name,
+    )
+
+
+def _method(block: Block) -> str:
+    """`stored`, or the method and its profile: `cm:strong`."""
+    name = block.method.name.lower().replace("_", "+")
+    return f"{name}:{PROFILES[block.profile]}" if block.profile else name
+
+
+def as_json(files: Sequence[Listed]) -> str:
+    """A list with an object for every file. Bytes of a name that are no text are "\\udc80" to "\\udcff"."""
+    return json.dumps([_file_object(file) for file in files], indent=1) + "\n"
+
+
+def _file_object(file: Listed) -> dict[str, Any]:
+    return {
+        "file": file.name,
+        "compressed_nbytes": file.nbytes,
+        "original_nbytes": file.original_nbytes,
+        "frames": [_frame_object(frame) for frame in file.frames],
+    }
+
+
+def _frame_object(frame: FrameInfo) -> dict[str, Any]:
+    model = frame.model_id
+    return {
+        "offset": frame.offset,
+        "version": frame.version,
+        "model": model.hex() if isinstance(model, bytes) else model,
+        "compressed_nbytes": frame.nbytes,
+        "original_nbytes": frame.original_nbytes,
+        "content_size": frame.content_size,
+        "blocks": [
+            {
+                "method": _method(block),
+                "compressed_nbytes": block.nbytes,
+                "original_nbytes": block.original_nbytes,
+                "streams": block.streams,
+                "groups": block.groups,
+                "continues": block.continues,
+                "check": f"{block.check:08x}",
+            }
+            for block in frame.blocks or ()
+        ],
+    }

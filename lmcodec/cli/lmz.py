@@ -1,0 +1,262 @@
+"""`lmz`, `unlmz` and `lmzcat`, the front that gzip, xz and zstd have, and the like subcommands of `lmcodec`.
+
+Options only; `operate` does the work and is loaded when there is some.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from lmcodec import __version__
+from lmcodec.errors import ConfigError, LmcodecError, one_line
+
+DEFAULT_LEVEL = 6
+_UNITS = {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}
+
+
+class Size(click.ParamType):
+    """A number of bytes: 65536, 64K, 4M, 16MiB; all units are powers of 1024."""
+
+    name = "size"
+
+    def __init__(self, low: int = 0, high: int | None = None) -> None:
+        self._low, self._high = low, high
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"([0-9]{1,15})([KMGT]?)(?:I?B)?", str(value).strip().upper())
+        if not match:
+            self.fail(f"{value!r} is not a size such as 65536, 64K or 16MiB", param, ctx)
+        nbytes = int(match[1]) << _UNITS[match[2]]
+        if nbytes < self._low or (self._high is not None and nbytes > self._high):
+            self.fail(f"{value!r} is not in the range of {self._low} to {self._high} bytes", param, ctx)
+        return nbytes
+
+
+def _suffix(ctx: click.Context, param: click.Parameter, value: str) -> str:
+    if not value or "/" in value or os.sep in value:
+        raise click.BadParameter(f"{value!r} cannot end a file name")
+    return value
+
+
+def _flag(*names: str, help: str, hidden: bool = False, value: Any = True) -> click.Option:
+    """An option without argument; of several with one destination the last one given wins."""
+    return click.Option(
+        names, is_flag=True, flag_value=value, default=None, type=click.UNPROCESSED, help=help, hidden=hidden
+    )
+
+
+_MODES = [
+    _flag("-z", "--compress", "mode", value="compress", help="Compress (what lmz does by itself)."),
+    _flag("-d", "--decompress", "mode", value="decompress", help="Decompress."),
+    _flag("-t", "--test", "mode", value="test", help="Decompress, keep nothing, report errors."),
+    _flag("-l", "--list", "mode", value="list", help="Show sizes and blocks without decompressing."),
+]
+_STDOUT = [_flag("-c", "--stdout", "to_stdout", help="Write to standard output.")]
+_OUTPUT = [
+    click.Option(["-o", "--output"], type=click.Path(readable=False), metavar="FILE", help="Write to FILE."),
+    _flag("-k", "--keep", "removal", value="keep", help="Keep the input (the default)."),
+    _flag("--rm", "removal", value="remove", help="Remove the input when the output is safe on the disk."),
+    _flag(
+        "-f",
+        "--force",
+        help="Overwrite; take links, special files and any suffix; use terminals. -dcf passes on what is not"
+        " compressed.",
+    ),
+]
+_FILES = [
+    _flag("-r", "--recursive", help="Take the files in folders."),
+    click.Option(
+        ["-S", "--suffix"],
+        default=".lmz",
+        show_default=True,
+        metavar=".SUF",
+        callback=_suffix,
+        help="Suffix of compressed files.",
+    ),
+]
+_LEVELS = [
+    _flag("-1", "--fast", "level", value=1, help="Fastest level."),
+    *(_flag(f"-{n}", "level", value=n, help=f"Level {n}.", hidden=True) for n in range(2, 9)),
+    _flag("-9", "--best", "level", value=9, help=f"Smallest output.  [-1 to -9; default: -{DEFAULT_LEVEL}]"),
+]
+_ENCODING = [
+    click.Option(
+        ["--block-size", "block_nbytes"],
+        type=Size(1 << 10, 1 << 24),
+        help="Original bytes in a block, 1K to 16M.  [default: 4M]",
+    ),
+    _flag("--solid", help="Let blocks build on those before: smaller, no random access."),
+    _flag("--verify", help="Decode what was written before it counts as done."),
+]
+_DECODING = [
+    click.Option(["--memlimit", "memory_limit"], type=Size(), help="Most memory that a frame may need."),
+    click.Option(["--max-output"], type=Size(), help="Most bytes that a file may decode to."),
+]
+_THREADS = [
+    click.Option(
+        ["-T", "--threads"], type=click.IntRange(0, 1024), metavar="N", help="Threads; 0: one a core."
+    )
+]
+_LISTING = [_flag("--json", help="List as JSON.")]
+_MESSAGES = [
+    click.Option(["-v", "--verbose"], count=True, help="Say what was done."),
+    click.Option(["-q", "--quiet"], count=True, help="No warnings; twice: no errors."),
+]
+_PROGRESS = [_flag("--no-progress", help="No progress, on a terminal either.")]
+_OPERANDS = [click.Argument(["files"], nargs=-1, type=click.Path(allow_dash=True, readable=False))]
+_CONTEXT = {"help_option_names": ["-h", "--help"]}
+_EPILOG = (
+    "LMCODEC_LEVEL and LMCODEC_THREADS in the environment set defaults. The exit status is 0 if all went"
+    " well, 1 after an error, 2 after a warning."
+)
+
+
+def _operate(program: str, mode: str, given: dict[str, Any]) -> int:
+    """Turn options into settings and work; returns the exit status."""
+    from lmcodec.cli.operate import Settings, operate
+
+    operands = given.pop("files")
+    mode = given.pop("mode", None) or mode
+    level, threads = given.pop("level", None), given.pop("threads", None)
+    if level is None and mode == "compress":
+        level = _from_environment("LMCODEC_LEVEL", 1, 9)
+    if threads is None and mode != "list":
+        threads = _from_environment("LMCODEC_THREADS", 0, 1024)
+    if given.get("output") in ("-", "/dev/stdout"):
+        given["to_stdout"] = bool(given.pop("output"))
+    settings = Settings(
+        mode=mode,  # type: ignore[arg-type]
+        program=program,
+        level=level or DEFAULT_LEVEL,
+        threads=_core_count() if threads == 0 else threads,
+        remove=given.pop("removal", None) == "remove",
+        verbosity=given.pop("verbose") - given.pop("quiet"),
+        progress=not given.pop("no_progress", None),
+        **{name: value for name, value in given.items() if value is not None},
+    )
+    return operate(settings, operands)
+
+
+def _from_environment(name: str, low: int, high: int) -> int | None:
+    text = os.environ.get(name)
+    if not text:
+        return None
+    if not re.fullmatch("[0-9]{1,4}", text) or not low <= int(text) <= high:
+        raise ConfigError(f"the environment variable {name} is {text!r}, expected {low} to {high}")
+    return int(text)
+
+
+def _core_count() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _command(
+    name: str, mode: str, help: str, params: list[click.Parameter], **defaults: Any
+) -> click.Command:
+    def callback(**given: Any) -> None:
+        ctx = click.get_current_context()
+        given = defaults | {key: value for key, value in given.items() if value is not None}
+        ctx.exit(_operate(ctx.find_root().info_name or name, mode, given))
+
+    return click.Command(
+        name, params=params, callback=callback, help=help, epilog=_EPILOG, context_settings=_CONTEXT
+    )
+
+
+def front(program: str, mode: str, help: str, **defaults: Any) -> click.Command:
+    """A command with all options, as `program`, that does `mode` unless told otherwise."""
+    groups = (_MODES, _STDOUT, _OUTPUT, _FILES, _LEVELS, _ENCODING, _DECODING, _THREADS, _LISTING, _MESSAGES)
+    params = [*_OPERANDS, *(option for group in groups for option in group), *_PROGRESS]
+    version = click.version_option(__version__, "-V", "--version", message=f"{program} %(version)s")
+    return version(_command(program, mode, help, params, **defaults))
+
+
+def subcommands() -> list[click.Command]:
+    """`compress`, `decompress`, `test` and `list` of the group `lmcodec`."""
+    end = [*_MESSAGES, *_PROGRESS]
+    written = [*_OPERANDS, *_STDOUT, *_OUTPUT, *_FILES]
+    return [
+        _command(
+            "compress",
+            "compress",
+            "Compress FILES, each to FILE.lmz; standard input if there are none.",
+            [*written, *_LEVELS, *_ENCODING, *_THREADS, *end],
+        ),
+        _command(
+            "decompress",
+            "decompress",
+            "Decompress FILES; standard input if there are none.",
+            [*written, *_DECODING, *_THREADS, *end],
+        ),
+        _command(
+            "test",
+            "test",
+            "Decompress FILES to nowhere and report errors.",
+            [*_OPERANDS, *_FILES, *_DECODING, *_THREADS, *end],
+        ),
+        _command(
+            "list",
+            "list",
+            "Show the sizes and blocks of FILES without decompressing.",
+            [*_OPERANDS, *_FILES, *_LISTING, *_MESSAGES],
+        ),
+    ]
+
+
+def _fail(program: str, message: str) -> int:
+    from lmcodec.cli.console import Console
+
+    Console(program).error(None, message)
+    return 1
+
+
+def _enter(command: click.Command, arguments: list[str] | None) -> NoReturn:
+    """Run a front: every error is one line on stderr and exit status 1, 2 is left to warnings."""
+    program = command.name or ""
+    try:
+        status = command.main(args=arguments, prog_name=program, standalone_mode=False)
+    except (KeyboardInterrupt, click.Abort):
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        os.kill(os.getpid(), signal.SIGINT)
+        status = 130
+    except click.ClickException as error:
+        status = _fail(program, f"{error.format_message().rstrip('.')} (-h helps)")
+    except LmcodecError as error:
+        status = _fail(program, one_line(error))
+    except OSError as error:
+        # Help or version did not fit on standard output; the interpreter would try again when it ends.
+        status = _fail(program, one_line(error))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except Exception as error:  # our bug, or no memory for a thread
+        status = _fail(program, f"internal error, please report it: {type(error).__name__}: {error}")
+    sys.exit(status)
+
+
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of `lmz`."""
+    help = "Compress FILES, each to FILE.lmz, or decompress them; standard input if there are none."
+    _enter(front("lmz", "compress", help), arguments)
+
+
+def unlmz(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of `unlmz`, which is `lmz -d`."""
+    help = "Decompress FILES; standard input if there are none. The same as lmz -d."
+    _enter(front("unlmz", "decompress", help), arguments)
+
+
+def lmzcat(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point of `lmzcat`, which is `lmz -dcf`."""
+    help = (
+        "Write FILES decompressed to standard output, what is not compressed as it is. The same as lmz -dcf."
+    )
+    _enter(front("lmzcat", "decompress", help, to_stdout=True, force=True), arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,301 @@
+"""One loop over the operands of a command: compress, decompress, test or list each and go on after an error.
+
+Knows nothing of options: `lmz` and the subcommands of `lmcodec` both fill in `Settings`.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from lmcodec.cli.console import Console, is_terminal
+from lmcodec.cli.progress import Progress
+from lmcodec.cli.safe_file import (
+    LeftAlone,
+    Nowhere,
+    Source,
+    Stdout,
+    StdoutClosed,
+    Target,
+    die_by,
+    reserve_standard_descriptors,
+    supervise,
+)
+from lmcodec.errors import ConfigError, LimitExceeded, LmcodecError, one_line
+
+if TYPE_CHECKING:
+    from lmcodec.cli.listing import Listed
+
+SUFFIX = ".lmz"
+OK, ERROR, WARNING = 0, 1, 2
+_OUTPUT_NBYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What to do with the operands. None leaves a choice to the codec."""
+
+    mode: Literal["compress", "decompress", "test", "list"]
+    program: str = "lmz"
+    to_stdout: bool = False
+    output: str | None = None
+    force: bool = False
+    remove: bool = False
+    recursive: bool = False
+    suffix: str = SUFFIX
+    verify: bool = False
+    level: int = 6
+    threads: int | None = None
+    block_nbytes: int | None = None
+    solid: bool = False
+    memory_limit: int | None = None  # bytes
+    max_output: int | None = None  # bytes
+    json: bool = False
+    verbosity: int = 0
+    progress: bool = True
+
+
+def operate(settings: Settings, operands: tuple[str, ...]) -> int:
+    """Work through the operands, "-" and none being standard input; returns the exit status.
+
+    The status is 1 after an error, else 2 after a warning. A fatal signal and a closed standard output end
+    the process.
+
+    Raises:
+      ConfigError: the settings and the operands contradict each other.
+    """
+    operands = operands or ("-",)
+    if settings.output is not None:
+        if len(operands) > 1:
+            raise ConfigError(f"-o names one output for {len(operands)} inputs (-c joins them)")
+        if settings.to_stdout or settings.recursive or settings.mode in ("test", "list"):
+            raise ConfigError("-o does not go together with -c, -r, -t or -l")
+    reserve_standard_descriptors()
+    # Who writes into a pipe may share the terminal with another program (tar -v, less): no progress unasked.
+    writes_stdout = settings.to_stdout or (operands == ("-",) and settings.output is None)
+    quiet = settings.mode == "list" or (settings.mode != "test" and writes_stdout and settings.verbosity < 1)
+    console = Console(settings.program, settings.verbosity, progress=settings.progress and not quiet)
+    work = _Work(settings, console)
+    status = supervise(lambda: work.run(operands), console.draw, console.erase)
+    if work.stdout_closed and hasattr(signal, "SIGPIPE"):
+        die_by(signal.SIGPIPE)
+    return status
+
+
+class _Work:
+    def __init__(self, settings: Settings, console: Console) -> None:
+        self.settings, self.console = settings, console
+        self.status = OK
+        self.stdout_closed = False
+        self.listed: list[Listed] = []
+
+    def run(self, operands: tuple[str, ...]) -> int:
+        try:
+            for operand in operands:
+                self._guard(operand, self._operand)
+            if self.settings.mode == "list":
+                self._guard(Stdout.name, lambda _: self._print_list())
+        except StdoutClosed:
+            self.stdout_closed = True
+            self.status = ERROR
+        return self.status
+
+    def _guard(self, name: str, work: Callable[[str], None]) -> None:
+        """Do `work`; what it raises becomes one line and the exit status."""
+        try:
+            work(name)
+            return
+        except StdoutClosed:
+            raise
+        except LeftAlone as reason:
+            self._warn(name, str(reason))
+            return
+        except MemoryError:
+            message = "out of memory"
+        except OSError as error:
+            name = str(error.filename or name)
+            message = error.strerror or str(error)
+        except LimitExceeded as error:
+            message = str(error).replace("max_output", "--max-output").replace("memory_limit", "--memlimit")
+        except LmcodecError as error:
+            message = one_line(error)
+        except Exception as error:  # our bug; the other files are still served
+            message = f"internal error, please report it: {type(error).__name__}: {error}"
+        self.status = ERROR
+        self.console.error("(stdin)" if name == "-" else name, message)
+
+    def _warn(self, name: str, message: str) -> None:
+        self.status = self.status or WARNING
+        self.console.warning(name, message)
+
+    def _operand(self, operand: str) -> None:
+        file = self._list if self.settings.mode == "list" else self._file
+        if operand == "-" or not self.settings.recursive or not os.path.isdir(operand):
+            file(operand)
+            return
+        folders = [operand]
+        while folders:
+            self._guard(folders.pop(), lambda folder: self._folder(folder, folders, file))
+
+    def _folder(self, folder: str, folders: list[str], file: Callable[[str], None]) -> None:
+        """Work on the files of a folder whose suffix fits, and add its folders to `folders`.
+
+        Links and special files are none of a folder's files.
+        """
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: entry.name)
+        folders += [e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False)]
+        for entry in entries:
+            has_suffix = entry.name.endswith((self.settings.suffix, SUFFIX))
+            if entry.is_file(follow_symlinks=False) and has_suffix != (self.settings.mode == "compress"):
+                self._guard(entry.path, file)
+
+    def _file(self, operand: str) -> None:
+        settings = self.settings
+        to_stdout = settings.to_stdout or (operand == "-" and settings.output is None)
+        lenient = settings.force or settings.to_stdout or settings.mode == "test"
+        source = Source(None if operand == "-" else operand, follow=lenient, special=lenient)
+        try:
+            self._refuse_terminals(source, to_stdout)
+            if settings.mode == "test":
+                self._code(source, Nowhere())
+            elif to_stdout:
+                self._code(source, Stdout())
+            else:
+                if settings.remove and not settings.force:
+                    source.check_removable()
+                name = settings.output or self._target_name(operand)
+                is_named = settings.output is not None
+                target = Target(name, source, overwrite=settings.force, device=is_named)
+                try:
+                    self._code(source, target)
+                finally:
+                    target.discard()
+        finally:
+            source.close()
+            self.console.end()
+
+    def _refuse_terminals(self, source: Source, to_stdout: bool) -> None:
+        mode, force = self.settings.mode, self.settings.force
+        if mode == "compress" and to_stdout and is_terminal(1) and not force:
+            raise LmcodecError("compressed data is not written to a terminal (-f does it, -h helps)")
+        if mode != "compress" and source.path is None and is_terminal(0) and not force:
+            raise LmcodecError("compressed data is not read from a terminal (-f does it, -h helps)")
+
+    def _target_name(self, path: str) -> str:
+        suffixes = (self.settings.suffix, SUFFIX)
+        if self.settings.mode == "compress":
+            if path.endswith(suffixes) and not self.settings.force:
+                suffix = next(filter(path.endswith, suffixes))
+                raise LeftAlone(f"has the suffix {suffix} already, skipped")
+            return path + self.settings.suffix
+        for suffix in suffixes:
+            if path.endswith(suffix) and os.path.basename(path) != suffix:
+                return path.removesuffix(suffix)
+        if not self.settings.force:
+            raise LeftAlone(f"does not end in {self.settings.suffix}, skipped (-o or -c takes it)")
+        return path + ".out"
+
+    def _code(self, source: Source, target: Stdout | Target) -> None:
+        """Compress or decompress a file and, if all went well, finish the target."""
+        settings, console = self.settings, self.console
+        decodes = settings.mode != "compress"
+        progress = console.begin(source.name, source.nbytes, decoding=decodes)
+        if decodes:
+            for piece in self._decoded(source, progress):
+                target.write(piece)
+                progress.original(piece)
+        else:
+            self._compress(source, target, progress)
+        if isinstance(target, Target):
+            for failure in target.copy_metadata():
+                self._warn(target.name, failure)
+            target.finish(remove_source=settings.remove)
+        if source.changed():
+            self._warn(source.name, "changed while it was read")
+        arrow = "" if isinstance(target, Nowhere) else f" -> {target.name}"
+        console.end()
+        console.info(f"{source.name}{arrow}", progress.summary())
+
+    def _compress(self, source: Source, target: Stdout | Target, progress: Progress) -> None:
+        from lmcodec.codec import Compressor
+
+        settings, verifier = self.settings, None
+        if settings.verify:
+            from lmcodec.cli.verify import Verifier
+
+            verifier = Verifier(settings.threads)
+        # What was written to a file is read back; what went into a pipe is decoded as it goes.
+        reads_back = isinstance(target, Target) and target.can_rewind
+        compressor = Compressor(
+            settings.level, block_size=settings.block_nbytes, threads=settings.threads, solid=settings.solid
+        )
+
+        def write(piece: bytes) -> None:
+            target.write(piece)
+            progress.compressed(piece)
+            if verifier and piece and not reads_back:
+                deque(verifier.written(piece), maxlen=0)
+
+        while chunk := source.read():
+            progress.original(chunk)
+            if verifier:
+                verifier.read(chunk)
+            write(compressor.compress(chunk))
+        write(compressor.flush())
+        if verifier:
+            if isinstance(target, Target) and reads_back:
+                target.rewind()
+                name, nbytes = f"{source.name} (check)", progress.compressed_nbytes
+                check = self.console.begin(name, nbytes, decoding=True)
+                while piece := target.read():
+                    check.compressed(piece)
+                    for decoded in verifier.written(piece):
+                        check.original(decoded)
+            verifier.finish()
+
+    def _decoded(self, source: Source, progress: Progress) -> Iterator[bytes]:
+        from lmcodec.frame import MAGIC
+
+        settings = self.settings
+        passes = settings.mode == "decompress" and settings.to_stdout and settings.force
+        head = b""
+
+        def read(_: int = 0) -> bytes:
+            nonlocal head
+            chunk, head = head or source.read(), b""
+            progress.compressed(chunk)
+            return chunk
+
+        if passes:
+            while len(head) < len(MAGIC) and (more := source.read()):
+                head += more
+            if not head.startswith(MAGIC):
+                yield from iter(read, b"")
+                return
+        from lmcodec.codec import FrameReader
+
+        reader = FrameReader(
+            read,
+            max_output=settings.max_output,
+            memory_limit=settings.memory_limit,
+            threads=settings.threads,
+        )
+        yield from iter(lambda: reader.read(_OUTPUT_NBYTES), b"")
+
+    def _list(self, operand: str) -> None:
+        from lmcodec.cli.listing import list_file
+
+        if operand == "-":
+            raise LmcodecError("standard input cannot be listed: name a file")
+        self.listed.append(list_file(operand))
+
+    def _print_list(self) -> None:
+        from lmcodec.cli.listing import as_json, as_table
+
+        text = as_json(self.listed) if self.settings.json else as_table(self.listed)
+        Stdout().write(text.encode("utf-8", "backslashreplace"))

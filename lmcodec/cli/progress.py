@@ -1,0 +1,168 @@
+"""How far a file is: what blocks are done, at what rate, and how long the others will take.
+
+The codec works on several blocks of some MiB at once: bytes that it took say little, blocks that came out do.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from typing import TYPE_CHECKING
+
+from lmcodec.errors import LmcodecError
+
+if TYPE_CHECKING:
+    from lmcodec.frame import FrameWalk
+
+
+def printable(name: str) -> str:
+    """A file's name as one printable line: bytes that are no text and control characters are escaped."""
+
+    def escaped(c: str) -> str:
+        if "\udc80" <= c <= "\udcff":  # how Python holds a byte that is no text
+            return f"\\x{ord(c) - 0xDC00:02x}"
+        return c if c.isprintable() else c.encode("unicode_escape").decode()
+
+    return "".join(map(escaped, name)) or "''"
+
+
+def size_text(nbytes: float) -> str:
+    """Bytes with a binary unit, three digits or so."""
+    units = ["B", "KiB", "MiB", "GiB", "TiB"]
+    while nbytes >= 1000 and len(units) > 1:
+        nbytes /= 1024
+        del units[0]
+    return f"{nbytes:.{0 if units[0] == 'B' or nbytes >= 100 else 1}f} {units[0]}"
+
+
+def time_text(seconds: float) -> str:
+    whole = round(seconds)
+    return f"{whole // 3600}:{whole // 60 % 60:02}:{whole % 60:02}"
+
+
+def ratio_text(original_nbytes: int, compressed_nbytes: int) -> str:
+    """Bits per byte of the original, and the compressed size as a share of it."""
+    if not original_nbytes:
+        return "-"
+    return f"{8 * compressed_nbytes / original_nbytes:.3f} bpb, {compressed_nbytes / original_nbytes:.1%}"
+
+
+class BlockEnds:
+    """Finds where the blocks of frames end, in compressed data that comes in pieces.
+
+    Attributes:
+      ends: (compressed bytes, original bytes) up to the end of every block seen, counted from the start.
+    """
+
+    def __init__(self) -> None:
+        self.ends: deque[tuple[int, int]] = deque()
+        self._pending = bytearray()
+        self._offset = self._original_nbytes = 0
+        self._skip_nbytes = 0  # to the next header
+        self._walk: FrameWalk | None = None
+        self._is_lost = False
+
+    def feed(self, data: bytes) -> None:
+        self._pending += data
+        try:
+            while not self._is_lost and self._step():
+                pass
+        except LmcodecError:  # for the decoder to report
+            self._is_lost = True
+        if self._is_lost:
+            self._pending.clear()
+
+    def _step(self) -> bool:
+        """Pass one item; False if it takes more data."""
+        from lmcodec import frame
+
+        if self._skip_nbytes:
+            nbytes = min(self._skip_nbytes, len(self._pending))
+            del self._pending[:nbytes]
+            self._offset += nbytes
+            self._skip_nbytes -= nbytes
+            return not self._skip_nbytes
+        if self._walk is None:
+            header = frame.parse_header(bytes(self._pending[: frame.MAX_FRAME_HEADER_NBYTES]), self._offset)
+            if header is None:
+                return False
+            self._walk = frame.FrameWalk(header)
+            self._skip_nbytes = header.nbytes
+        elif self._walk.ended:
+            self._skip_nbytes = len(self._walk.tail())
+            self._walk = None
+        else:
+            head = bytes(self._pending[: frame.MAX_BLOCK_HEADER_NBYTES])
+            block = frame.parse_block(head, "block", has_model=self._walk.header.model_id is not None)
+            if block is None:
+                return False
+            self._walk.admit(block, "block")
+            self._skip_nbytes = block.nbytes
+            self._original_nbytes += block.original_nbytes
+            self.ends.append((self._offset + block.nbytes, self._original_nbytes))
+        return True
+
+
+class Progress:
+    """Counts what one file took and gave, in the thread that computes; another one may ask for the line.
+
+    Args:
+      name: of the file.
+      total_nbytes: of the input, None if unknown.
+      decoding: whether the input is the compressed side.
+      metered: follow the blocks, for `line`.
+    """
+
+    def __init__(self, name: str, total_nbytes: int | None, *, decoding: bool, metered: bool = True) -> None:
+        self.name, self.total_nbytes, self._decoding = name, total_nbytes, decoding
+        self.original_nbytes = self.compressed_nbytes = 0
+        self.started = time.monotonic()
+        self._blocks = BlockEnds() if metered else None
+        self._done = 0, 0, self.started  # compressed, original bytes of blocks that are done; when they were
+
+    def original(self, data: bytes) -> None:
+        self.original_nbytes += len(data)
+        self._advance()
+
+    def compressed(self, data: bytes) -> None:
+        self.compressed_nbytes += len(data)
+        if self._blocks:
+            self._blocks.feed(data)
+            self._advance()
+
+    def _advance(self) -> None:
+        """A block is done when both its sides have passed."""
+        ends = self._blocks.ends if self._blocks else ()
+        while ends and ends[0][0] <= self.compressed_nbytes and ends[0][1] <= self.original_nbytes:
+            self._done = (*ends.popleft(), time.monotonic())
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self.started
+
+    def summary(self) -> str:
+        """Sizes, ratio and time of a file that is done."""
+        sides = [self.original_nbytes, self.compressed_nbytes]
+        before, after = reversed(sides) if self._decoding else sides
+        return f"{before:,} -> {after:,} bytes, {ratio_text(*sides)}, {self.seconds:.1f} s"
+
+    def line(self, width: int) -> str:
+        """Bytes, share, ratio, rate and time left, at most `width` characters."""
+        compressed, original, when = self._done
+        done = compressed if self._decoding else original
+        parts = [size_text(done)]
+        if self.total_nbytes:
+            parts[0] += f" of {size_text(self.total_nbytes)} ({done / self.total_nbytes:.0%})"
+        if done and original:
+            rate = done / max(when - self.started, 1e-3)
+            parts += [ratio_text(original, compressed), f"{size_text(rate)}/s"]
+        if done and original and self.total_nbytes:
+            left = (self.total_nbytes - done) / rate - (time.monotonic() - when)
+            parts.append(f"{time_text(max(left, 0))} left")
+        else:
+            parts.append(time_text(self.seconds))
+        figures = "  ".join(parts)
+        name, room = printable(self.name), width - len(figures) - 2
+        if len(name) > room:
+            name = "…" + name[len(name) - room + 1 :] if room > 8 else ""
+        return f"{name}  {figures}".lstrip()[:width]

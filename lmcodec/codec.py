@@ -1,0 +1,989 @@
+"""Bytes to frames and back: compress, decompress, Compressor, Decompressor, frame_info, scan.
+
+It cuts the original into blocks, hands them to engines, chooses each block's method and keeps the order;
+what the bytes of a frame mean is in `frame`, how a block is coded in `engine`. The surface is that of
+compression.zstd in Python 3.14.
+"""
+
+from __future__ import annotations
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from functools import partial
+from operator import index as as_int
+from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
+
+from lmcodec import frame
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, Unsupported
+from lmcodec.frame import Block, Flag, FrameHeader, FrameWalk, Method
+
+if TYPE_CHECKING:
+    from lmcodec.engine import Engine
+
+
+class Level(NamedTuple):
+    """How a level codes a block that the caller says nothing else about."""
+
+    profile: int
+    streams: int = 1
+
+
+# Levels from 3 on are those that the language model will use.
+LEVELS = {1: Level(profile=1)} | {level: Level(profile=2) for level in range(2, 10)}
+DEFAULT_LEVEL = 6
+
+DEFAULT_BLOCK_NBYTES = 4 << 20
+MIN_BLOCK_NBYTES = 1 << 10
+MAX_STREAMS = 4  # of method cm
+
+# What the engines of one object may take together where the caller sets neither threads nor a limit.
+ENCODE_BUDGET_NBYTES = 1 << 30
+DECODE_BUDGET_NBYTES = 100 << 20
+
+READ_NBYTES = 128 << 10
+
+
+def _number(name: str, value: Any, low: int, high: int | None = None) -> int:
+    """`value` if it is a whole number in range.
+
+    Raises:
+        TypeError, ValueError
+    """
+    try:
+        value = as_int(value)
+    except TypeError:
+        raise TypeError(f"{name} must be an int, not {type(value).__name__}") from None
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"{low} to {high}"
+        raise ValueError(f"{name} must be {bounds}, not {value}")
+    return value
+
+
+def _optional(name: str, value: Any, low: int, high: int | None = None) -> int | None:
+    return None if value is None else _number(name, value, low, high)
+
+
+def byte_view(data: Any) -> memoryview:
+    """The bytes of any object with the buffer protocol, in C order; copied only if they are not contiguous.
+
+    Raises:
+        TypeError: if `data` is not such an object.
+    """
+    try:
+        view = memoryview(data)
+    except TypeError:
+        raise TypeError(f"a bytes-like object is needed, not {type(data).__name__}") from None
+    if view.nbytes == 0:
+        return memoryview(b"")  # cast refuses a shape with a zero
+    try:
+        return view.cast("B")
+    except (TypeError, NotImplementedError):
+        return memoryview(view.tobytes())
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+# Blocks at work
+
+
+class _Seat:
+    """An engine and what it was made for; made in the thread that first uses it."""
+
+    def __init__(self, key: tuple[int, int, int]) -> None:
+        self.key = key
+        self._engine: Engine | None = None
+
+    def engine(self, continues: bool) -> Engine:
+        if self._engine is None:
+            from lmcodec import engine
+
+            self._engine = engine.Engine(*self.key)
+        elif not continues:
+            self._engine.reset()
+        return self._engine
+
+
+class _Job:
+    """One block at work, in a thread of its own if it has a seat.
+
+    The thread is a daemon, so that an interrupted program need not wait for a block's tens of seconds; the
+    threads of concurrent.futures are joined at exit.
+    """
+
+    _at_work: ClassVar[set[_Job]] = set()
+    _lock = threading.Lock()  # no thread ends while another one stops it
+
+    def __init__(self, work: Callable[..., Any], nbytes: int, seat: _Seat | None, continues: bool) -> None:
+        self.nbytes, self.seat = nbytes, seat
+        self._work, self._continues = work, continues
+        self._value: Any = None
+        self._error: BaseException | None = None
+        self._ended = threading.Event()  # joining a thread is not safe against KeyboardInterrupt
+        self._thread_id = 0
+        if seat is None:
+            self._run()
+        else:
+            thread = threading.Thread(target=self._run, name="lmcodec block", daemon=True)
+            thread.start()
+            self._thread_id = thread.ident or 0
+
+    def _run(self) -> None:
+        self._at_work.add(self)
+        try:
+            self._value = self._work(self.seat.engine(self._continues)) if self.seat else self._work()
+        except BaseException as error:
+            self._error = error
+        with self._lock:
+            self._ended.set()
+            self._at_work.discard(self)
+
+    @property
+    def done(self) -> bool:
+        return self._ended.is_set()
+
+    def stop(self) -> None:
+        """Let the thread end when it comes back from the kernel, as it does many times while it encodes."""
+        with self._lock:
+            if not self.done:
+                import ctypes
+
+                thread_id, error = ctypes.c_ulong(self._thread_id), ctypes.py_object(SystemExit)
+                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, error)
+
+    @classmethod
+    def stop_all(cls, seconds: float) -> None:
+        """Stop all threads and wait for them, but no longer than `seconds`."""
+        deadline = time.monotonic() + seconds
+        jobs = list(cls._at_work)
+        for job in jobs:
+            job.stop()
+        for job in jobs:
+            job._ended.wait(max(deadline - time.monotonic(), 0))
+
+    def wait(self) -> None:
+        while not self._ended.wait(1.0):  # Windows lets Ctrl-C through only between timed waits
+            pass
+
+    def result(self) -> Any:
+        self.wait()
+        if self._error is not None:
+            raise self._error
+        return self._value
+
+
+# A thread that came back from the kernel while the interpreter ends would abort the process.
+atexit.register(_Job.stop_all, seconds=1.0)
+
+
+class _Pipeline:
+    """Blocks at work, oldest first, and the engines they use.
+
+    Args:
+        threads: blocks at work at once, at most; None for the CPUs there are.
+        budget: bytes that the blocks at work may need together; one may always be.
+    """
+
+    def __init__(self, threads: int | None, budget: int | None) -> None:
+        self.threads = threads or available_cpus()
+        self._budget = budget
+        self._jobs: deque[_Job] = deque()
+        self._seats: list[_Seat] = []
+        self._latest: _Seat | None = None
+        self._ahead = self.threads  # blocks at work at once for the moment
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    @property
+    def oldest_done(self) -> bool:
+        return self._jobs[0].done
+
+    def _limit(self, nbytes: int) -> int:
+        """How many blocks may be at work if one of them needs `nbytes`."""
+        if self._budget is None:
+            return self._ahead
+        most = max([nbytes, 1, *(job.nbytes for job in self._jobs)])
+        return max(1, min(self._ahead, self._budget // most))
+
+    def room(self, nbytes: int, continues: bool = False) -> bool:
+        """Whether a block that needs `nbytes` may start; one that continues another waits for its end."""
+        return not self._jobs or (not continues and len(self._jobs) < self._limit(nbytes))
+
+    def start(
+        self,
+        work: Callable[..., Any],
+        nbytes: int = 0,
+        key: tuple[int, int, int] | None = None,
+        continues: bool = False,
+    ) -> None:
+        """Call `work` with an engine for `key`, or at once and without one if that is None."""
+        seat = None
+        if key is not None:
+            if continues:
+                assert self._latest is not None
+                assert self._latest.key == key
+                seat = self._latest
+            else:
+                busy = [job.seat for job in self._jobs if job.seat]
+                free = [seat for seat in self._seats if seat.key == key and seat not in busy]
+                seat = free[0] if free else _Seat(key)
+                # Idle engines count as well.
+                spare = self._limit(nbytes) - len(busy) - 1
+                self._seats = [*busy, seat, *free[1 : 1 + max(spare, 0)]]
+            self._latest = seat
+        self._jobs.append(_Job(work, nbytes, seat, continues))
+
+    def take(self) -> Any:
+        """The oldest block's result. If its work failed, raises that error, and the block stays oldest."""
+        result = self._jobs[0].result()
+        self._jobs.popleft()
+        self._ahead = min(self.threads, 2 * self._ahead)
+        return result
+
+    def stop(self) -> None:
+        """Give up all blocks at work."""
+        for job in self._jobs:
+            job.stop()
+
+    def clear(self) -> None:
+        """Drop all blocks, and look less far ahead until some have been wanted: the caller jumps about."""
+        self.stop()
+        for job in self._jobs:
+            job.wait()  # its engine is wanted again
+        self._jobs.clear()
+        self._ahead = 1
+
+
+def _encode(
+    data: bytes, key: tuple[int, int, int], last: bool, continues: bool, engine: Engine
+) -> tuple[Block, bytes]:
+    """A block by the engine if that makes it smaller, else stored."""
+    payload = engine.encode(data)
+    if len(payload) < len(data):
+        block = Block(Method.CM, len(data), len(payload), *key, last=last, continues=continues)
+    else:
+        payload = data
+        block = Block(Method.STORED, len(data), len(data), last=last)
+    return block, block.pack(data, payload)
+
+
+def _decode(block: Block, payload: bytes, where: str, engine: Engine | None = None) -> bytes | bytearray:
+    """The original of a block, checked."""
+    original: bytes | bytearray
+    if engine is None:
+        original = payload
+    else:
+        try:
+            original = engine.decode(payload, block.original_nbytes)
+        except Corrupt as error:
+            raise Corrupt(f"{where}: {error}") from error
+    check = block.compute_check(original, payload)
+    if check != block.check or len(original) != block.original_nbytes:
+        raise Corrupt(
+            f"{where}: its check is {block.check:08X}, its data give {check:08X}; the data is damaged"
+        )
+    return original
+
+
+class _Reusable:
+    """What Compressor and Decompressor share: after an exception they refuse to go on."""
+
+    _failure: str | None = None
+    _pipeline: _Pipeline
+
+    def _require_usable(self) -> None:
+        if self._failure is not None:
+            name = type(self).__name__
+            raise ValueError(f"this {name} failed and cannot go on ({self._failure}); make another one")
+
+    @property
+    def usable(self) -> bool:
+        """False after an exception."""
+        return self._failure is None
+
+    @contextmanager
+    def unusable_if_this_fails(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException as error:
+            self._failure = f"{type(error).__name__}: {error}".rstrip(": ")
+            self._pipeline.stop()
+            raise
+
+
+# Compressing
+
+
+class Compressor(_Reusable):
+    """Compresses data that comes in pieces; the frame does not depend on where these are cut.
+
+    A frame's header is written with its first block: what fits one block gets neither index nor content size.
+    After an exception the object is unusable. Not for several threads at once.
+
+    Args:
+        level: 1 (fast) to 9.
+        block_size: bytes of the original in a block, 1 KiB to 16 MiB; 4 MiB if None.
+        threads: blocks coded at once; None for one a CPU, fewer if their memory would exceed 1 GiB. The frame
+            does not depend on it.
+        solid: let each block continue the one before it: smaller, but one thread and no random access.
+        content_size: bytes that the first frame will hold, to be said in its header if it has several blocks.
+        streams: lockstep streams a block, 1 to 4; the level's if None.
+        groups: 1 or 2, at most `streams`.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of range.
+    """
+
+    CONTINUE = 0
+    FLUSH_BLOCK = 1
+    FLUSH_FRAME = 2
+
+    def __init__(
+        self,
+        level: int = DEFAULT_LEVEL,
+        *,
+        block_size: int | None = None,
+        threads: int | None = None,
+        solid: bool = False,
+        content_size: int | None = None,
+        streams: int | None = None,
+        groups: int = 1,
+    ) -> None:
+        plan = LEVELS[_number("level", level, min(LEVELS), max(LEVELS))]
+        self._profile = plan.profile
+        self._streams = _optional("streams", streams, 1, MAX_STREAMS) or plan.streams
+        self._groups = _number("groups", groups, 1, 2)
+        if self._groups > self._streams:
+            raise ValueError(f"groups must be at most streams, not {self._groups} of {self._streams}")
+        self._block_nbytes = (
+            _optional("block_size", block_size, MIN_BLOCK_NBYTES, frame.MAX_BLOCK_NBYTES)
+            or DEFAULT_BLOCK_NBYTES
+        )
+        self._solid = bool(solid)
+        threads = _optional("threads", threads, 1)
+        if self._solid:
+            threads = 1
+        self._pipeline = _Pipeline(threads, ENCODE_BUDGET_NBYTES if threads is None else None)
+        self._begin(_optional("content_size", content_size, 0, (1 << 63) - 1))
+        self._last_mode = self.FLUSH_FRAME
+
+    def _begin(self, content_size: int | None = None) -> None:
+        self._content_size = content_size
+        self._taken_nbytes = 0
+        self._pending = bytearray()
+        self._walk: FrameWalk | None = None  # once the header is written
+        self._out: list[bytes] = []
+
+    @property
+    def last_mode(self) -> int:
+        """The mode of the last call; FLUSH_FRAME before the first, so that it means "no frame is open"."""
+        return self._last_mode
+
+    def compress(self, data: Any, mode: int = CONTINUE) -> bytes:
+        """Take `data` (any buffer) and return what of the frame is ready.
+
+        Args:
+            mode: CONTINUE; FLUSH_BLOCK or FLUSH_FRAME for what `flush` does.
+
+        Raises:
+            ValueError: if there is more data than `content_size` said.
+        """
+        self._require_usable()
+        if mode not in (self.CONTINUE, self.FLUSH_BLOCK, self.FLUSH_FRAME):
+            raise ValueError(f"mode must be CONTINUE, FLUSH_BLOCK or FLUSH_FRAME, not {mode!r}")
+        with byte_view(data) as view, self.unusable_if_this_fails():
+            return self._compress(view, mode)
+
+    def flush(self, mode: int = FLUSH_FRAME) -> bytes:
+        """End the frame, or (FLUSH_BLOCK) the block so that all data so far decodes; return what is left.
+
+        A flushed block costs compression: the next one starts from nothing unless `solid`.
+
+        Raises:
+            ValueError: if the frame ends with less data than `content_size` said.
+        """
+        if mode not in (self.FLUSH_BLOCK, self.FLUSH_FRAME):
+            raise ValueError(f"mode must be FLUSH_BLOCK or FLUSH_FRAME, not {mode!r}")
+        return self.compress(b"", mode)
+
+    def _compress(self, view: memoryview, mode: int) -> bytes:
+        self._taken_nbytes += len(view)
+        pledged, taken = self._content_size, self._taken_nbytes
+        if pledged is not None and (taken > pledged or (mode == self.FLUSH_FRAME and taken < pledged)):
+            raise ValueError(f"content_size said {pledged} bytes, got {taken}")
+        at = 0
+        # A full block waits until more data comes: it may be the last.
+        while len(self._pending) + len(view) - at > self._block_nbytes:
+            end = at + self._block_nbytes - len(self._pending)
+            self._pending += view[at:end]
+            at = end
+            self._cut(last=False)
+        self._pending += view[at:]
+        if mode == self.FLUSH_BLOCK and self._pending:
+            self._cut(last=False)
+        if mode == self.FLUSH_FRAME:
+            self._end()
+        elif mode == self.FLUSH_BLOCK:
+            self._drain()
+        out = b"".join(self._out)
+        if mode == self.FLUSH_FRAME:
+            self._begin()
+        else:
+            self._out.clear()
+        self._last_mode = mode
+        return out
+
+    def _header(self, several: bool) -> FrameWalk:
+        """Write the header of a frame that has one block or several, unless it is there."""
+        if self._walk is None:
+            self._walk = FrameWalk(FrameHeader(self._content_size if several else None, has_index=several))
+            self._out.append(self._walk.header.pack())
+        return self._walk
+
+    def _cut(self, last: bool) -> None:
+        """Set the pending bytes to work as one block."""
+        from lmcodec import engine
+
+        data = bytes(self._pending)
+        self._pending.clear()
+        walk = self._header(several=not last)
+        streams = min(self._streams, len(data))
+        key = self._profile, streams, min(self._groups, streams)
+        nbytes = engine.memory_nbytes(self._profile, len(data))
+        while not self._pipeline.room(nbytes, self._solid):
+            self._take(walk)
+        continues = self._solid and walk.previous is not None and walk.previous.coder == (Method.CM, *key)
+        self._pipeline.start(partial(_encode, data, key, last, continues), nbytes, key, continues)
+
+    def _take(self, walk: FrameWalk) -> None:
+        block, packed = self._pipeline.take()
+        walk.admit(block, f"block {walk.n_block + 1}")
+        self._out.append(packed)
+
+    def _drain(self) -> None:
+        while self._walk is not None and len(self._pipeline):
+            self._take(self._walk)
+
+    def _end(self) -> None:
+        if self._pending:
+            self._cut(last=True)
+            self._drain()
+        else:
+            walk = self._header(several=False)
+            self._drain()
+            end = Block(Method.END, last=True)
+            walk.admit(end, "end block")
+            self._out.append(end.pack())
+        assert self._walk is not None
+        self._out.append(self._walk.tail())
+
+
+def compress(
+    data: Any,
+    level: int = DEFAULT_LEVEL,
+    *,
+    block_size: int | None = None,
+    threads: int | None = None,
+    solid: bool = False,
+    streams: int | None = None,
+    groups: int = 1,
+) -> bytes:
+    """Compress `data` (any buffer) to one frame.
+
+    Args: see `Compressor`.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of range.
+    """
+    with byte_view(data) as view:
+        compressor = Compressor(
+            level,
+            block_size=block_size,
+            threads=threads,
+            solid=solid,
+            content_size=len(view),
+            streams=streams,
+            groups=groups,
+        )
+        return compressor.compress(view, Compressor.FLUSH_FRAME)
+
+
+# Decompressing
+
+
+class Decompressor(_Reusable):
+    """Decompresses one frame that comes in pieces; the result does not depend on where these are cut.
+
+    After an exception the object is unusable. Not for several threads at once.
+
+    Args:
+        max_output: refuse a frame that holds more bytes.
+        memory_limit: refuse a block that takes more bytes of memory to decode; use fewer threads to keep it.
+        threads: blocks decoded at once; None for one a CPU, fewer where their memory would exceed 100 MiB.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of range.
+    """
+
+    def __init__(
+        self, *, max_output: int | None = None, memory_limit: int | None = None, threads: int | None = None
+    ) -> None:
+        self._max_output = _optional("max_output", max_output, 0)
+        self._memory_limit = _optional("memory_limit", memory_limit, 0)
+        threads = _optional("threads", threads, 1)
+        budget = self._memory_limit
+        if budget is None and threads is None:
+            budget = DECODE_BUDGET_NBYTES
+        self._pipeline = _Pipeline(threads, budget)
+        self._lazy = False  # give out what is ready and wait for no block while there is room for another
+        self._offset = 0  # of the next unread byte, in the data as the caller sees it
+        self._before_nbytes = 0  # of output, in frames before this one
+        self._input = bytearray()
+        self._walk: FrameWalk | None = None  # once the header is read
+        self._block: Block | None = None  # whose payload is not all there
+        self._tail: bytes | None = None  # what must come, once the last block is read
+        self._done = False  # nothing is left to parse
+        self._starved = True  # nothing can be parsed without more input
+        self._ready: deque[memoryview] = deque()
+        self._ready_nbytes = 0
+        self._eof = False
+        self._unused = b""
+
+    @property
+    def eof(self) -> bool:
+        """Whether the frame has ended and all of it has been given out."""
+        return self._eof
+
+    @property
+    def needs_input(self) -> bool:
+        """Whether `decompress` can give out nothing more before it gets more input."""
+        blocked = len(self._pipeline) and not self._lazy
+        return not (self._eof or self._ready_nbytes or blocked) and self._starved and not self._done
+
+    @property
+    def unused_data(self) -> bytes:
+        """What came after the end of the frame; empty before `eof`."""
+        return self._unused
+
+    def decompress(self, data: Any, max_length: int = -1) -> bytes:
+        """Take `data` (any buffer); return up to `max_length` bytes of the original, or all if negative.
+
+        What is not given out is kept: while `needs_input` is False, call again with b"".
+
+        Raises:
+            EOFError: after the frame's end.
+            LmcodecError: if the data is not a frame, damaged, of another version, or beyond a limit. Nothing
+                that the frame's checks do not cover is given out before.
+        """
+        self._require_usable()
+        max_length = _number("max_length", max_length, -sys.maxsize)
+        if self._eof:
+            raise EOFError("the frame has ended; unused_data holds what came after it")
+        with byte_view(data) as view, self.unusable_if_this_fails():
+            self._input += view
+            self._starved &= not len(view)
+            return self._produce(max_length)
+
+    def _produce(self, max_length: int) -> bytes:
+        want = sys.maxsize if max_length < 0 else max_length
+        while self._ready_nbytes < want and (self._step() or self._take(max_length >= 0)):
+            pass
+        out = self._give(want)
+        while not self._ready_nbytes and self._step(start=False):
+            pass
+        if self._done and not self._ready_nbytes and not len(self._pipeline):
+            self._eof = True
+            self._unused = bytes(self._input)
+            self._input.clear()
+        return out
+
+    def _give(self, want: int) -> bytes:
+        want = min(want, self._ready_nbytes)
+        self._ready_nbytes -= want
+        pieces = []
+        while want:
+            piece = self._ready.popleft()
+            if len(piece) > want:
+                self._ready.appendleft(piece[want:])
+                piece = piece[:want]
+            pieces.append(piece)
+            want -= len(piece)
+        return b"".join(pieces)
+
+    def _take(self, called_again: bool) -> bool:
+        """Wait for the oldest block at work; False if there is none or, lazily, no need yet.
+
+        If it failed, and the caller will call again anyway, what is before it is given out first.
+        """
+        if not len(self._pipeline) or (self._lazy and self._starved and not self._pipeline.oldest_done):
+            return False
+        try:
+            original = self._pipeline.take()
+        except LmcodecError:
+            if called_again and self._ready_nbytes:
+                return False
+            raise
+        self._ready.append(memoryview(original))
+        self._ready_nbytes += len(original)
+        return True
+
+    def _step(self, start: bool = True) -> bool:
+        """Parse one item; False if it needs more input, or is a block that may not start yet."""
+        if self._done or self._starved:
+            return False
+        try:
+            return self._parse(start)
+        except LmcodecError as error:
+            # It is raised when the blocks before it have been given out.
+            self._pipeline.start(partial(_raise, error))
+            self._done = True
+            return True
+
+    def _parse(self, start: bool) -> bool:
+        if self._walk is None:
+            header = frame.parse_header(bytes(self._input[: frame.MAX_FRAME_HEADER_NBYTES]), self._offset)
+            if header is not None:
+                self._require_model(header)
+                self._require_output(header.content_size or 0)
+                self._walk = FrameWalk(header)
+                self._consume(header.nbytes)
+                return True
+        elif self._tail is not None:
+            found = bytes(self._input[: len(self._tail)])
+            if found != self._tail[: len(found)]:
+                raise Corrupt(
+                    f"index at offset {self._offset}: does not agree with the blocks; the data is damaged"
+                )
+            if len(found) == len(self._tail):
+                self._consume(len(found))
+                self._done = True
+                return True
+        elif self._block is None:
+            head = bytes(self._input[: frame.MAX_BLOCK_HEADER_NBYTES])
+            has_model = self._walk.header.model_id is not None
+            block = frame.parse_block(head, self._where(), has_model=has_model)
+            if block is not None:
+                self._admit(block)
+                return True
+        elif len(self._input) >= self._block.nbytes:
+            return (start or self._block.method == Method.END) and self._start()
+        self._starved = True
+        return False
+
+    def _where(self) -> str:
+        assert self._walk is not None
+        return f"block {self._walk.n_block + 1} at offset {self._offset}"
+
+    def _require_model(self, header: FrameHeader) -> None:
+        if header.model_id is not None:
+            model = header.model_id if isinstance(header.model_id, int) else header.model_id.hex()
+            where = f"frame header at offset {self._offset}"
+            raise Unsupported(
+                f"{where}: needs model {model}, which this lmcodec does not have; update lmcodec"
+            )
+
+    def _require_output(self, nbytes: int) -> None:
+        nbytes += self._before_nbytes
+        if self._max_output is not None and nbytes > self._max_output:
+            raise LimitExceeded(
+                f"offset {self._offset}: the data holds at least {nbytes} bytes, the limit is "
+                f"{self._max_output}; raise max_output if you trust it"
+            )
+
+    def _admit(self, block: Block) -> None:
+        assert self._walk is not None
+        where = self._where()
+        self._require_output(self._walk.original_nbytes + block.original_nbytes)
+        need = self._need(block)
+        if self._memory_limit is not None and need > self._memory_limit:
+            raise LimitExceeded(
+                f"{where}: decoding it takes {need} bytes of memory, the limit is {self._memory_limit}; "
+                "raise memory_limit"
+            )
+        self._walk.admit(block, where)
+        self._block = block
+
+    @staticmethod
+    def _need(block: Block) -> int:
+        if block.method < Method.CM:
+            return block.original_nbytes
+        from lmcodec import engine
+
+        return engine.memory_nbytes(block.profile, block.original_nbytes)
+
+    def _start(self) -> bool:
+        """Set the block that is all there to work, if there is room."""
+        block, walk = self._block, self._walk
+        assert block is not None
+        assert walk is not None
+        need = self._need(block)
+        if not self._pipeline.room(need, block.continues):
+            return False
+        payload = bytes(memoryview(self._input)[block.header_nbytes : block.nbytes])
+        where = f"block {walk.n_block} at offset {self._offset}"
+        key = (block.profile, block.streams, block.groups) if block.method >= Method.CM else None
+        self._consume(block.nbytes)
+        self._block = None
+        if walk.ended:
+            self._tail = walk.tail()
+        if block.method == Method.END:
+            _decode(block, payload, where)
+        else:
+            self._pipeline.start(partial(_decode, block, payload, where), need, key, block.continues)
+        return True
+
+    def _consume(self, nbytes: int) -> None:
+        del self._input[:nbytes]
+        self._offset += nbytes
+
+    def _truncated(self) -> Truncated:
+        """The error to raise if no more input comes."""
+        if self._walk is None:
+            what = "a frame header"
+        elif self._tail is not None:
+            what = "the index"
+        else:
+            what = f"block {self._walk.n_block + (self._block is None)}"
+        end = self._offset + len(self._input)
+        return Truncated(f"the data ends at offset {end}, inside {what}; the rest of the file is missing")
+
+
+def _raise(error: BaseException) -> None:
+    raise error
+
+
+class FrameReader:
+    """Pulls frames from a source, one after another, and decodes them: what decompress and LMFile share.
+
+    Args:
+        read: called with a number of bytes, returns that many or fewer, b"" at the end.
+        max_output, memory_limit, threads: as for `Decompressor`; `max_output` is for all frames together.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int], Any],
+        *,
+        max_output: int | None = None,
+        memory_limit: int | None = None,
+        threads: int | None = None,
+    ) -> None:
+        self._read = read
+        self._limits: dict[str, Any] = {
+            "max_output": max_output,
+            "memory_limit": memory_limit,
+            "threads": threads,
+        }
+        self._frame = self._open(0, 0)
+        self._fresh = True  # not a byte of the frame has been read
+        self._first = True  # no frame has ended
+        self.original_offset = 0
+
+    def _open(self, offset: int, original_offset: int, pipeline: _Pipeline | None = None) -> Decompressor:
+        decompressor = Decompressor(**self._limits)
+        decompressor._pipeline = pipeline or decompressor._pipeline
+        decompressor._offset, decompressor._before_nbytes = offset, original_offset
+        decompressor._lazy = True
+        return decompressor
+
+    def jump(
+        self,
+        offset: int,
+        original_offset: int,
+        header: FrameHeader | None = None,
+        entries: list[tuple[int, int]] | None = None,
+    ) -> None:
+        """Go on from elsewhere: the source stands at `offset`, the original there at `original_offset`.
+
+        That is the start of a frame if `header` is None; otherwise of a block that continues no other, in a
+        frame with this header, the blocks before it being those of `entries`.
+        """
+        pipeline = self._frame._pipeline
+        pipeline.clear()
+        before = sum(original_nbytes for _, original_nbytes in entries or [])
+        self._frame = self._open(offset, original_offset - before, pipeline)
+        self._first = offset == 0
+        self._fresh = True
+        if header is not None:
+            self._frame._walk = FrameWalk.resumed(header, entries or [])
+            self._fresh = False
+        self.original_offset = original_offset
+
+    def read(self, size: int = -1) -> bytes:
+        """Up to `size` bytes, all that are left if negative; b"" only at the end.
+
+        Raises:
+            Truncated: if the source ends where no frame does.
+            LmcodecError: as `Decompressor.decompress`.
+        """
+        if size < 0:
+            return b"".join(iter(lambda: self.read(sys.maxsize), b""))
+        out = b""
+        while size and not out:
+            decompressor = self._frame
+            if decompressor.eof:
+                self._frame = self._open(
+                    decompressor._offset, self.original_offset, pipeline=decompressor._pipeline
+                )
+                self._first, self._fresh = False, True
+                rest = decompressor.unused_data
+                if rest:
+                    self._fresh = False
+                    out = self._frame.decompress(rest, size)
+            elif decompressor.needs_input:
+                data = self._read(READ_NBYTES)
+                if data is None:
+                    raise BlockingIOError("the file has no data now: LMFile needs one that waits for it")
+                if len(data):
+                    self._fresh = False
+                    out = decompressor.decompress(data, size)
+                elif self._fresh and not self._first:
+                    break
+                elif len(decompressor._pipeline):
+                    decompressor._lazy = False
+                else:
+                    raise decompressor._truncated()
+            else:
+                out = decompressor.decompress(b"", size)
+        self.original_offset += len(out)
+        return out
+
+
+def decompress(
+    data: Any, *, max_output: int | None = None, threads: int | None = None, memory_limit: int | None = None
+) -> bytes:
+    """Decompress `data` (any buffer): one frame, or several one after another.
+
+    Args: see `Decompressor`; `max_output` is for all frames together.
+
+    Raises:
+        BadMagic: if something else than a frame is there, at the start or after a frame.
+        Truncated, Corrupt, Unsupported, LimitExceeded: as `Decompressor.decompress`.
+    """
+    with byte_view(data) as view:
+        at = 0
+
+        def read(nbytes: int) -> memoryview:
+            nonlocal at
+            at += nbytes
+            return view[at - nbytes : at]
+
+        return FrameReader(read, max_output=max_output, memory_limit=memory_limit, threads=threads).read()
+
+
+# What frames hold, without decoding them
+
+
+@dataclass(frozen=True)
+class FrameInfo:
+    """A frame's header and, where the whole frame is there, its blocks.
+
+    Attributes:
+        offset: of the frame, in bytes.
+        version: of the format.
+        flags: of the header.
+        model_id: see `frame.FrameHeader`.
+        content_size: original bytes as the header says; None if it does not.
+        header_nbytes: of the frame header.
+        blocks: every block's header, an end block included; None if the frame is cut.
+        nbytes: of the whole frame; None if it is cut.
+    """
+
+    offset: int
+    version: int
+    flags: Flag
+    model_id: int | bytes | None
+    content_size: int | None
+    header_nbytes: int
+    blocks: tuple[Block, ...] | None = field(default=None, repr=False)
+    nbytes: int | None = None
+
+    @property
+    def original_nbytes(self) -> int | None:
+        """Original bytes as the blocks say, or else the header."""
+        if self.blocks is None:
+            return self.content_size
+        return sum(block.original_nbytes for block in self.blocks)
+
+
+def _survey(read_at: Callable[[int, int], bytes], start: int, end: int) -> FrameInfo:
+    """The frame at `start` of data that ends at `end`, from its headers and index; payloads are not read."""
+    header = frame.parse_header(read_at(start, frame.MAX_FRAME_HEADER_NBYTES), start)
+    if header is None:
+        raise Truncated(
+            f"the data ends at offset {end}, inside a frame header; the rest of the file is missing"
+        )
+    walk = FrameWalk(header)
+    blocks = []
+    at = start + header.nbytes
+    info = FrameInfo(start, frame.VERSION, header.flags, header.model_id, header.content_size, header.nbytes)
+    while not walk.ended:
+        where = f"block {walk.n_block + 1} at offset {at}"
+        block = frame.parse_block(
+            read_at(at, frame.MAX_BLOCK_HEADER_NBYTES), where, has_model=header.model_id is not None
+        )
+        if block is None or at + block.nbytes > end:
+            return info
+        walk.admit(block, where)
+        blocks.append(block)
+        at += block.nbytes
+    tail = walk.tail()
+    if at + len(tail) > end:
+        return info
+    if read_at(at, len(tail)) != tail:
+        raise Corrupt(f"index at offset {at}: does not agree with the blocks before it; the data is damaged")
+    return replace(info, blocks=tuple(blocks), nbytes=at + len(tail) - start)
+
+
+def frame_info(data: Any) -> FrameInfo:
+    """What the frame at the start of `data` (any buffer) says; its header is enough.
+
+    Raises:
+        BadMagic, Truncated, Corrupt, Unsupported: if the header, or a block header that is there, is not one.
+    """
+    with byte_view(data) as view:
+        return _survey(lambda at, nbytes: bytes(view[at : at + nbytes]), 0, len(view))
+
+
+def scan(fileobj: BinaryIO) -> list[FrameInfo]:
+    """The frames of a file that can seek, from where it stands; it stands there again afterwards.
+
+    Block headers are read and payloads skipped: the time depends on the number of blocks, and damage inside
+    payloads is not seen.
+
+    Raises:
+        BadMagic, Truncated, Corrupt, Unsupported: if the frames do not follow one another to the end.
+    """
+    base = fileobj.tell()
+    end = fileobj.seek(0, os.SEEK_END) - base
+
+    def read_at(at: int, nbytes: int) -> bytes:
+        fileobj.seek(base + at)
+        return fileobj.read(nbytes)
+
+    try:
+        frames: list[FrameInfo] = []
+        at = 0
+        while at < end or not frames:
+            info = _survey(read_at, at, end)
+            if info.nbytes is None:
+                raise Truncated(
+                    f"the data ends at offset {end}, inside the frame at {at}; the rest is missing"
+                )
+            frames.append(info)
+            at += info.nbytes
+        return frames
+    finally:
+        fileobj.seek(base)

@@ -1,0 +1,68 @@
+"""The range coder, behind two verbs: constriction writes the words, and can read them back one by one.
+
+Coding is in decisions: a bit and the probability of a 1 in 65536ths. FORMAT.md section 4 fixes the words, so that another
+coder can write the same ones; the kernel reads them by itself (native/range_decoder.h). Knows nothing of models.
+
+Source: constriction's queue coder, https://docs.rs/constriction (Martin, "Range encoding", 1979).
+"""
+
+from __future__ import annotations
+
+import os
+
+import constriction
+import numpy as np
+
+_WORD_NBYTES = 4
+_Model = constriction.stream.model.Bernoulli
+
+
+def use_constriction() -> bool:
+    """Whether `LMCODEC_CODER=constriction` asks for decoding outside the kernel (slow; the same bytes)."""
+    return os.environ.get("LMCODEC_CODER", "") == "constriction"
+
+
+class Encoder:
+    """Writes decisions; `finish` returns the payload."""
+
+    def __init__(self) -> None:
+        self._encoder = constriction.stream.queue.RangeEncoder()
+        self._model = _Model(perfect=False)
+
+    def encode(self, bits: np.ndarray, p16: np.ndarray) -> None:
+        """Code bits (n,) of 0 and 1 under p16 (n,), the probabilities of a 1 in 65536ths, each 1 to 65535."""
+        if len(bits):
+            assert p16.min() >= 1  # constriction would panic
+            self._encoder.encode(bits.astype(np.int32), self._model, p16 / 65536.0)
+
+    def finish(self) -> bytes:
+        """The words as big-endian bytes, cut to the shortest string that decodes with zeros behind it."""
+        n_word, (lower, range_) = self._encoder.pos()
+        words = self._encoder.get_compressed().astype(">u4").tobytes()
+        whole = words[: n_word * _WORD_NBYTES]
+        tail = words[n_word * _WORD_NBYTES :].ljust(8, b"\0")
+        # Where the coder closed without a carry into the words before, any value of [lower, lower + range) will do:
+        # the one that ends in most zero bytes is taken.
+        if lower <= int.from_bytes(tail, "big"):
+            for n_byte in range(8):
+                step = 1 << (64 - 8 * n_byte)
+                value = -(-lower // step) * step
+                if value < min(lower + range_, 1 << 64):
+                    tail = value.to_bytes(8, "big")
+                    break
+        return (whole + tail).rstrip(b"\0")
+
+
+class Decoder:
+    """Reads decisions one at a time, by constriction: the oracle of the kernel's own decoder."""
+
+    def __init__(self, payload: bytes | memoryview) -> None:
+        # Words past the end are zero; two of them are enough for the state to be filled at any time.
+        padded = bytes(payload) + bytes(-len(payload) % _WORD_NBYTES + 2 * _WORD_NBYTES)
+        words = np.frombuffer(padded, ">u4").astype(np.uint32)
+        self._decoder = constriction.stream.queue.RangeDecoder(words)
+        self._model = _Model(perfect=False)
+
+    def decode(self, p16: int) -> int:
+        """The next bit, coded under `p16`."""
+        return int(self._decoder.decode(self._model, np.array([p16 / 65536.0]))[0])

@@ -1,0 +1,417 @@
+"""Frames as bytes: packs and parses frame headers, block headers, index and footer (FORMAT.md section 2).
+
+It does no I/O and decodes nothing. A parser is given the bytes that have come so far: it returns None while
+they are too few to tell, and raises as soon as they show that something is wrong. `FrameWalk` holds the rules
+that go beyond one header: order, sums, index. In messages offsets count from the start of the data, blocks
+from 1.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass, field
+from enum import IntEnum, IntFlag
+
+from lmcodec.errors import BadMagic, Corrupt, Unsupported
+
+MAGIC = b"\xb5LMZ"
+FOOTER_MAGIC = b"ZML\xb5"
+VERSION = 1
+PROFILES = {1: "fast", 2: "strong"}  # FORMAT.md section 5
+
+MAX_BLOCK_NBYTES = 1 << 24  # of the original
+MAX_FRAME_HEADER_NBYTES = 4 + 1 + 9 + 9 + 1
+MAX_BLOCK_HEADER_NBYTES = 1 + 1 + 1 + 4 + 4 + 4
+FOOTER_NBYTES = 4 + 4 + 4
+
+_NEWER = "a newer lmcodec wrote this, or the data is damaged"
+_DAMAGED = "the data is damaged"
+
+
+class Method(IntEnum):
+    END = 0
+    STORED = 1
+    CM = 2
+    LM_CM = 3
+    LM = 4
+
+
+class Flag(IntFlag):
+    """Bits 4-7 of a frame header's fifth byte."""
+
+    CONTENT_SIZE = 0x10
+    MODEL = 0x20
+    INDEX = 0x40
+    RESERVED = 0x80
+
+
+# FORMAT.md section 1: conventions
+
+
+def pack_varint(value: int) -> bytes:
+    """The shortest form of 0 <= `value` < 2^63."""
+    assert 0 <= value < 1 << 63
+    out = bytearray()
+    while value > 0x7F:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def parse_varint(data: bytes, at: int, where: str, max_nbytes: int = 9) -> tuple[int, int] | None:
+    """The varint at `data[at:]` and where it ends, or None if it is cut.
+
+    Raises:
+        Corrupt: if it is not the shortest form, or longer than `max_nbytes`.
+    """
+    value = 0
+    for i in range(max_nbytes):
+        if at + i >= len(data):
+            return None
+        byte = data[at + i]
+        value |= (byte & 0x7F) << 7 * i
+        if byte < 0x80:
+            if i and not byte:
+                raise Corrupt(f"{where}: a number of {i + 1} bytes that fits {i}; {_DAMAGED}")
+            return value, at + i + 1
+    raise Corrupt(f"{where}: a number of more than {max_nbytes} bytes; {_DAMAGED}")
+
+
+def crc8(data: bytes) -> int:
+    """CRC-8/SMBUS: polynomial 0x07, start 0, not reflected."""
+    value = 0
+    for byte in data:
+        value ^= byte
+        for _ in range(8):
+            value = value << 1 ^ (0x107 if value & 0x80 else 0)
+    return value
+
+
+def _u32(value: int) -> bytes:
+    return value.to_bytes(4, "little")
+
+
+# FORMAT.md section 2.1: frame header
+
+
+@dataclass(frozen=True)
+class FrameHeader:
+    """What a frame header says.
+
+    Attributes:
+        content_size: original bytes in the frame, None if the header does not say.
+        model_id: None, the number of a shipped model (1 to 127), or the 8 bytes that identify another one.
+        has_index: an index and a footer follow the last block.
+    """
+
+    content_size: int | None = None
+    model_id: int | bytes | None = None
+    has_index: bool = False
+
+    @property
+    def flags(self) -> Flag:
+        flags = Flag(0)
+        if self.content_size is not None:
+            flags |= Flag.CONTENT_SIZE
+        if self.model_id is not None:
+            flags |= Flag.MODEL
+        if self.has_index:
+            flags |= Flag.INDEX
+        return flags
+
+    @property
+    def nbytes(self) -> int:
+        return len(self.pack())
+
+    def pack(self) -> bytes:
+        out = MAGIC + bytes([VERSION | self.flags])
+        if self.model_id is not None:
+            out += bytes([self.model_id]) if isinstance(self.model_id, int) else b"\xff" + self.model_id
+        if self.content_size is not None:
+            out += pack_varint(self.content_size)
+        return out + bytes([crc8(out)])
+
+
+def parse_header(data: bytes, offset: int = 0) -> FrameHeader | None:
+    """The header that `data` starts with, or None if it is cut.
+
+    Args:
+        data: `MAX_FRAME_HEADER_NBYTES` of them are enough.
+        offset: where `data` lies, for messages.
+
+    Raises:
+        BadMagic, Unsupported, Corrupt: looked for in FORMAT.md's order.
+    """
+    magic = bytes(data[:4])
+    if magic != MAGIC[: len(magic)]:
+        found, expected = magic.hex(" ").upper(), MAGIC.hex(" ").upper()
+        if offset:
+            raise BadMagic(
+                f"offset {offset}: expected another frame ({expected}) or the end, found {found}; "
+                f"the {offset} bytes before it are whole frames"
+            )
+        raise BadMagic(f"not lmcodec data: it starts with {found}, a frame with {expected}")
+    if len(data) < 5:
+        return None
+    where = f"frame header at offset {offset}"
+    if data[4] & 0x0F != VERSION:
+        raise Unsupported(f"{where}: format version {data[4] & 0x0F}, this lmcodec reads {VERSION}; {_NEWER}")
+    at = 5
+    model: bytes | None = None
+    if data[4] & Flag.MODEL:
+        if len(data) <= at:
+            return None
+        model = bytes(data[at : at + (9 if data[at] == 0xFF else 1)])
+        at += 9 if data[at] == 0xFF else 1
+    content_size = None
+    if data[4] & Flag.CONTENT_SIZE:
+        parsed = parse_varint(data, at, where)
+        if parsed is None:
+            return None
+        content_size, at = parsed
+    if len(data) <= at:
+        return None
+    if data[at] != crc8(data[:at]):
+        raise Corrupt(
+            f"{where}: its check is {data[at]:02X}, its bytes give {crc8(data[:at]):02X}; {_DAMAGED}"
+        )
+    if data[4] & Flag.RESERVED:
+        raise Unsupported(f"{where}: flag bit 7 is set, which this lmcodec does not know; {_NEWER}")
+    if model is not None and not 1 <= model[0] <= 127 and model[0] != 0xFF:
+        raise Unsupported(f"{where}: model number {model[0]}, this lmcodec knows 1 to 127 and 255; {_NEWER}")
+    model_id = None if model is None else model[1:] if model[0] == 0xFF else model[0]
+    return FrameHeader(content_size, model_id, bool(data[4] & Flag.INDEX))
+
+
+# FORMAT.md section 2.2: blocks
+
+
+@dataclass(frozen=True)
+class Block:
+    """What a block header says.
+
+    Attributes:
+        method: how the original is coded.
+        original_nbytes: 0 for an end block.
+        payload_nbytes: the original's size if stored, 0 for an end block.
+        profile, streams, groups: 0 for methods that have none.
+        last: the frame's last block.
+        continues: coded with what the block before it left; not a point to start decoding from.
+        check: crc32 of original, header before the check, payload.
+    """
+
+    method: Method
+    original_nbytes: int = 0
+    payload_nbytes: int = 0
+    profile: int = 0
+    streams: int = 0
+    groups: int = 0
+    last: bool = False
+    continues: bool = False
+    check: int = 0
+
+    @property
+    def coder(self) -> tuple[Method, int, int, int]:
+        """What a block and one that continues it have in common."""
+        return self.method, self.profile, self.streams, self.groups
+
+    @property
+    def header_nbytes(self) -> int:
+        return len(self.head()) + 4
+
+    @property
+    def nbytes(self) -> int:
+        """Header and payload."""
+        return self.header_nbytes + self.payload_nbytes
+
+    def head(self) -> bytes:
+        """The header before the check."""
+        out = bytes([self.method | self.last << 3 | self.continues << 4])
+        if self.method >= Method.CM:
+            out += bytes([self.profile, self.streams - 1 | self.groups - 1 << 7])
+        if self.method != Method.END:
+            out += pack_varint(self.original_nbytes - 1)
+        if self.method >= Method.CM:
+            out += pack_varint(self.payload_nbytes)
+        return out
+
+    def compute_check(self, original: bytes | bytearray, payload: bytes) -> int:
+        return zlib.crc32(payload, zlib.crc32(self.head(), zlib.crc32(original)))
+
+    def pack(self, original: bytes = b"", payload: bytes = b"") -> bytes:
+        """The whole block, its check computed."""
+        return b"".join((self.head(), _u32(self.compute_check(original, payload)), payload))
+
+
+_METHODS = frozenset(Method)
+
+
+def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | None:
+    """The block header that `data` starts with, or None if it is cut.
+
+    Args:
+        data: `MAX_BLOCK_HEADER_NBYTES` of them are enough.
+        where: names the block in messages.
+        has_model: whether the frame header names a model.
+
+    Raises:
+        Unsupported, Corrupt: if a field, alone or with the others of this header, is not one to read.
+    """
+    if not data:
+        return None
+    first = data[0]
+    last, continues = bool(first & 0x08), bool(first & 0x10)
+    if first & 0xE0 or first & 7 not in _METHODS:
+        raise Unsupported(f"{where}: method and flags {first:02X} are unknown to this lmcodec; {_NEWER}")
+    method = Method(first & 7)
+    if method >= Method.LM_CM and not has_model:
+        raise Corrupt(f"{where}: needs a model, but the frame names none; {_DAMAGED}")
+    if continues and method <= Method.STORED:
+        raise Corrupt(f"{where}: a block of method {method.name.lower()} continues another; {_DAMAGED}")
+    at, profile, streams, groups, original_nbytes, payload_nbytes = 1, 0, 0, 0, 0, 0
+    if method == Method.END and not last:
+        raise Corrupt(f"{where}: an end block that is not the last one; {_DAMAGED}")
+    if method >= Method.CM:
+        if len(data) <= at:
+            return None
+        profile = data[at]
+        if profile not in PROFILES:
+            known = ", ".join(map(str, PROFILES))
+            raise Unsupported(f"{where}: profile {profile}, this lmcodec knows {known}; {_NEWER}")
+        if len(data) <= at + 1:
+            return None
+        streams, groups = (data[at + 1] & 0x7F) + 1, (data[at + 1] >> 7) + 1
+        if groups > streams or (method == Method.CM and streams > 4):
+            raise Corrupt(f"{where}: {streams} streams in {groups} groups; {_DAMAGED}")
+        at += 2
+    if method != Method.END:
+        parsed = parse_varint(data, at, where, 4)
+        if parsed is None:
+            return None
+        original_nbytes, at = parsed[0] + 1, parsed[1]
+        payload_nbytes = original_nbytes
+        if not max(1, streams) <= original_nbytes <= MAX_BLOCK_NBYTES:
+            bounds = f"{max(1, streams)} to {MAX_BLOCK_NBYTES}"
+            raise Corrupt(f"{where}: original size {original_nbytes}, expected {bounds} bytes; {_DAMAGED}")
+    if method >= Method.CM:
+        parsed = parse_varint(data, at, where, 4)
+        if parsed is None:
+            return None
+        payload_nbytes, at = parsed
+        if payload_nbytes >= original_nbytes:
+            sizes = f"payload size {payload_nbytes}, original size {original_nbytes}"
+            raise Corrupt(f"{where}: {sizes}, expected a smaller payload; {_DAMAGED}")
+    if len(data) < at + 4:
+        return None
+    check = int.from_bytes(data[at : at + 4], "little")
+    return Block(
+        method, original_nbytes, payload_nbytes, profile, streams, groups, last, continues, check=check
+    )
+
+
+# FORMAT.md section 2.3: index and footer
+
+
+def pack_index(header_nbytes: int, n_block: int, entries: bytes) -> bytes:
+    """Index and footer; `entries` are two packed varints a block."""
+    index = pack_varint(header_nbytes) + pack_varint(n_block) + entries
+    return b"".join((index, _u32(zlib.crc32(index)), _u32(len(index)), FOOTER_MAGIC))
+
+
+def parse_footer(data: bytes) -> int | None:
+    """Bytes of the index that the footer `data` closes, or None if `data` is not a footer."""
+    if len(data) != FOOTER_NBYTES or data[8:] != FOOTER_MAGIC:
+        return None
+    return int.from_bytes(data[4:8], "little")
+
+
+@dataclass(frozen=True)
+class Index:
+    """What an index says: `entries` holds (bytes, original bytes) of every block."""
+
+    header_nbytes: int
+    entries: list[tuple[int, int]]
+
+
+def parse_index(data: bytes, offset: int = 0) -> Index:
+    """Parse a whole index with its footer.
+
+    Raises:
+        Corrupt: if anything about it is wrong.
+    """
+    where = f"index at offset {offset}"
+    index, footer = data[:-FOOTER_NBYTES], data[-FOOTER_NBYTES:]
+    if parse_footer(footer) != len(index) or footer[:4] != _u32(zlib.crc32(index)):
+        raise Corrupt(f"{where}: its check or size does not hold; {_DAMAGED}")
+    values = []
+    at = 0
+    while at < len(index):
+        parsed = parse_varint(index, at, where)
+        if parsed is None:
+            raise Corrupt(f"{where}: its last number is cut; {_DAMAGED}")
+        values.append(parsed[0])
+        at = parsed[1]
+    if len(values) < 4 or len(values) != 2 + 2 * values[1]:
+        raise Corrupt(f"{where}: {len(values)} numbers do not make an index; {_DAMAGED}")
+    return Index(values[0], list(zip(values[2::2], values[3::2], strict=True)))
+
+
+# Rules between blocks
+
+
+@dataclass
+class FrameWalk:
+    """A frame's blocks seen in order: checks what one header cannot show and knows the index they must have.
+
+    Attributes:
+        n_block: blocks admitted so far.
+        original_nbytes: of these, together.
+        previous: the block admitted last.
+    """
+
+    header: FrameHeader
+    n_block: int = 0
+    original_nbytes: int = 0
+    previous: Block | None = None
+    _entries: bytearray = field(default_factory=bytearray, repr=False)
+
+    @classmethod
+    def resumed(cls, header: FrameHeader, entries: list[tuple[int, int]]) -> FrameWalk:
+        """A walk that starts after the blocks that `entries` of an index tell of."""
+        walk = cls(header)
+        for nbytes, original_nbytes in entries:
+            walk._count(nbytes, original_nbytes)
+        return walk
+
+    @property
+    def ended(self) -> bool:
+        return self.previous is not None and self.previous.last
+
+    def admit(self, block: Block, where: str) -> None:
+        """Take the next block in.
+
+        Raises:
+            Corrupt: if it may not follow the others, or the sizes do not add up to the frame's content size.
+        """
+        if block.continues and (self.previous is None or self.previous.coder != block.coder):
+            raise Corrupt(f"{where}: continues a block that is not there or coded otherwise; {_DAMAGED}")
+        self._count(block.nbytes, block.original_nbytes)
+        self.previous = block
+        declared, summed = self.header.content_size, self.original_nbytes
+        if declared is not None and (summed > declared or (block.last and summed != declared)):
+            raise Corrupt(
+                f"{where}: blocks so far hold {summed} bytes, the frame header says {declared}; {_DAMAGED}"
+            )
+
+    def _count(self, nbytes: int, original_nbytes: int) -> None:
+        self.n_block += 1
+        self.original_nbytes += original_nbytes
+        if self.header.has_index:
+            self._entries += pack_varint(nbytes) + pack_varint(original_nbytes)
+
+    def tail(self) -> bytes:
+        """What must follow the last block, to the byte: index and footer, or nothing."""
+        if not self.header.has_index:
+            return b""
+        return pack_index(self.header.nbytes, self.n_block, bytes(self._entries))

@@ -1,0 +1,500 @@
+#include "context_mixer.h"
+
+#include <algorithm>
+#include <cstring>
+
+#include "bit_history.h"
+#include "logistic.h"
+
+namespace lmcodec {
+namespace {
+
+constexpr std::uint32_t kCountMask = 1023;  // low bits of a counter: how often it was updated
+constexpr std::int32_t kWeightMax = (1 << 19) - 1;  // Q16: +-8
+constexpr int kApmCells = 25;               // one every 256 of stretch, -3072 to 3072
+// A line of 64 bytes: four checks, four slots of 15 nodes. Nodes count from 1.
+constexpr int kSlot0 = 3;
+constexpr int kHashRows = 1 << 14;  // of a selector that hashes
+
+std::uint32_t mix32(std::uint32_t h) {
+  h = (h ^ h >> 15) * 0x2C1B3C6Du;
+  h = (h ^ h >> 12) * 0x297A2D39u;
+  return h ^ h >> 15;
+}
+
+struct Reciprocals {
+  std::uint32_t of[kCountMask + 1];  // 65536 / (n + 1.5)
+  Reciprocals() {
+    for (std::uint32_t n = 0; n <= kCountMask; ++n) of[n] = 131072 / (2 * n + 3);
+  }
+};
+
+const Reciprocals kReciprocals;
+
+// Moves a counter towards the bit by 1 / (count + 1.5), the count at most limit.
+void train_counter(std::uint32_t& counter, int bit, std::uint32_t limit) {
+  const std::uint32_t n = counter & kCountMask;
+  const std::int32_t p = static_cast<std::int32_t>(counter >> 10);
+  const std::int32_t target = bit ? (1 << kProbabilityBits) - 1 : 0;
+  // |target - p| < 2^22 and the reciprocal is < 2^16: the product needs 64 bits.
+  const std::int32_t step =
+      static_cast<std::int32_t>((static_cast<std::int64_t>(target - p) * kReciprocals.of[n]) >> 16);
+  counter = static_cast<std::uint32_t>(p + step) << 10 | (n < limit ? n + 1 : limit);
+}
+
+int length_bucket(std::uint32_t length) {
+  if (length < 8) return static_cast<int>(length);
+  if (length < 16) return 8 + static_cast<int>((length - 8) / 4);
+  if (length < 32) return 10 + static_cast<int>((length - 16) / 8);
+  if (length < 64) return 12;
+  if (length < 128) return 13;
+  if (length < 512) return 14;
+  return 15;
+}
+
+int popcount8(unsigned v) {
+  int n = 0;
+  for (v &= 255; v; v &= v - 1) ++n;
+  return n;
+}
+
+}  // namespace
+
+const int kSelectorSize[kSelectorCount] = {1,   256, 256, 256, 65,    72,    512, 256, 128,
+                                           640, 80,  257, 65536, kHashRows, 256, kHashRows, kHashRows};
+
+int Profile::n_set() const {
+  int n = 0;
+  for (int k = 0; k < n_selector; ++k) n += kSelectorSize[selectors[k]];
+  return n;
+}
+
+std::size_t Profile::n_learned() const { return apm_at(); }
+
+std::vector<std::uint32_t> Profile::neutral() const {
+  std::vector<std::uint32_t> v(n_learned());
+  for (std::size_t i = maps_at(); i < weights_at(); ++i) v[i] = kHalf22 << 10;
+  for (std::size_t i = match_at(); i < weights_at(); ++i) v[i] = (kHalf22 + kHalf22 / 2) << 10;
+  const std::size_t stride = static_cast<std::size_t>(n_input());
+  for (std::size_t i = weights_at(); i < final_at(); ++i)
+    v[i] = (i - weights_at()) % stride % 2 == 0 ? static_cast<std::uint32_t>((1 << 16) * 3 / 10) : 0;
+  for (std::size_t i = final_at(); i < apm_at(); ++i)
+    v[i] = static_cast<std::uint32_t>((1 << 16) / std::max(n_selector, 1));
+  return v;
+}
+
+bool Profile::valid(const std::vector<std::uint32_t>& learned) const {
+  for (int i = 0; i < n_context; ++i)
+    if (learned[static_cast<std::size_t>(i) * 256] != kHalf22 << 10) return false;
+  for (std::size_t i = weights_at(); i < apm_at(); ++i) {
+    const std::int32_t w = static_cast<std::int32_t>(learned[i]);
+    if (w > kWeightMax || w < -kWeightMax) return false;
+  }
+  return true;
+}
+
+struct ContextMixer::Match {
+  std::uint32_t pointer = 0;  // the position the prediction is read from
+  std::uint32_t length = 0;   // bytes that agreed since the match began or last failed
+  std::uint32_t misses = 0;   // one bit a byte, the newest lowest: 1 where the prediction failed
+  bool active = false;
+  std::uint8_t predicted = 0;
+  std::uint32_t* map = nullptr;
+};
+
+struct ContextMixer::Stream {
+  alignas(64) std::int32_t input[(2 * kContextMax + 32)];
+  alignas(64) std::int32_t layer[16];  // stretch of each set's probability, Q8
+  TextState text;
+  std::uint32_t begin = 0, end = 0, position = 0;
+  std::uint32_t c0 = 1;
+  int n_bit = 0;
+  std::uint32_t hash[kContextMax];
+  std::uint8_t* slot[kContextMax];
+  std::uint32_t* direct[kDirectMax];
+  Match match[kMatchMax];
+  int known = 0;
+  int row_base[kSelectorCount];  // what of a selector's row is fixed during a byte
+  std::int32_t* weights[kSelectorMax];
+  std::int32_t* final_weights = nullptr;
+  std::uint32_t layer_p[kSelectorMax];
+  std::uint32_t mixed_p = 0;
+  std::int32_t mixed_x = 0;
+  std::uint16_t* apm[kApmMax];
+  std::uint32_t apm_part = 0;
+  std::vector<std::uint32_t> own_match[kMatchMax];
+};
+
+ContextMixer::ContextMixer(const Profile& profile, const std::vector<std::uint32_t>& learned)
+    : profile_(profile), prior_(learned), n_input_(profile.n_input()), n_set_(profile.n_set()),
+      logistic_(&logistic()), histories_(&bit_histories()) {
+  use_isa(nullptr);
+  match_tables_.resize(static_cast<std::size_t>(profile.n_match));
+}
+
+ContextMixer::~ContextMixer() = default;
+
+bool ContextMixer::use_isa(const char* isa) {
+  int n;
+  const MixingKernels* kernels = mixing_kernels(&n);
+  for (int i = 0; i < n; ++i)
+    if (!isa || !std::strcmp(kernels[i].isa, isa)) {
+      mixing_ = &kernels[i];
+      return true;
+    }
+  return false;
+}
+
+void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
+  learned_ = prior_;
+  for (int d = 0; d < profile_.n_direct; ++d)
+    direct_[d].assign(std::size_t{1} << (d == 0 ? 8 : d == 1 ? 16 : 18), kHalf22 << 10);
+  int log2 = 12;
+  // 16 bytes a slot, two slots a byte and context.
+  while (log2 < profile_.table_log2 &&
+         (std::uint64_t{1} << log2) < std::uint64_t{nbytes} * 24 * static_cast<unsigned>(profile_.n_context))
+    ++log2;
+  const std::size_t size = std::size_t{1} << log2;
+  if (size > table_capacity_) {
+    table_memory_.reset();
+    table_memory_ = std::make_unique<std::uint8_t[]>(size + 64);
+    table_capacity_ = size;
+    table_ = table_memory_.get() + (64 - reinterpret_cast<std::uintptr_t>(table_memory_.get()) % 64);
+  } else {
+    std::memset(table_, 0, size);
+  }
+  table_nbytes_ = size;
+  line_mask_ = static_cast<std::uint32_t>(size / 64 - 1);
+  int match_log2 = 10;
+  while (match_log2 < profile_.match_log2 && (1u << match_log2) < nbytes) ++match_log2;
+  match_mask_ = (1u << match_log2) - 1;
+  for (auto& t : match_tables_) t.assign(std::size_t{match_mask_} + 1, 0);
+  history_.clear();
+  streams_.clear();
+  apm_.assign(static_cast<std::size_t>(profile_.n_apm), {});
+  for (int a = 0; a < profile_.n_apm; ++a) {
+    auto& cells = apm_[static_cast<std::size_t>(a)];
+    cells.resize(static_cast<std::size_t>(kSelectorSize[profile_.apms[a]]) * kApmCells);
+    for (std::size_t i = 0; i < cells.size(); ++i)
+      cells[i] = static_cast<std::uint16_t>(logistic().squash((static_cast<int>(i % kApmCells) - 12) * 256));
+  }
+  for (int s = 0; s < n_stream; ++s) {
+    streams_.push_back(std::make_unique<Stream>());
+    Stream& stream = *streams_.back();
+    std::fill(std::begin(stream.input), std::end(stream.input), 0);
+    std::fill(std::begin(stream.layer), std::end(stream.layer), 0);
+    if (n_stream > 1)
+      for (int m = 0; m < profile_.n_match; ++m)
+        stream.own_match[m].assign(std::size_t{match_mask_} + 1, 0);
+  }
+  fresh_ = true;
+}
+
+void ContextMixer::begin_block(std::uint32_t nbytes) {
+  base_ = history_.reserve(nbytes);
+  nbytes_ = nbytes;
+  const std::uint64_t n_stream = streams_.size();
+  for (std::uint64_t s = 0; s < n_stream; ++s) {
+    Stream& stream = *streams_[s];
+    stream.begin = stream.position = base_ + static_cast<std::uint32_t>(s * nbytes / n_stream);
+    stream.end = base_ + static_cast<std::uint32_t>((s + 1) * nbytes / n_stream);
+    if (fresh_ || n_stream > 1) stream.text.move_to(stream.begin);
+    if (n_stream > 1)
+      for (Match& match : stream.match) match = Match();
+  }
+  fresh_ = false;
+}
+
+std::uint32_t ContextMixer::stream_begin(int s) const { return streams_[static_cast<std::size_t>(s)]->begin; }
+
+std::uint32_t* ContextMixer::direct(int order, std::uint32_t tail, std::uint32_t c0) {
+  if (order == 0) return &direct_[0][c0];
+  if (order == 1) return &direct_[1][(tail & 0xff) << 8 | c0];
+  const std::uint32_t context = tail & (order == 2 ? 0xffffu : 0xffffffu);
+  return &direct_[order][mix32(context * 256 + c0) >> 14];
+}
+
+std::uint8_t* ContextMixer::find(std::uint32_t hash) {
+  std::uint8_t* line = table_ + std::size_t{hash & line_mask_} * 64;
+  const std::uint8_t check = static_cast<std::uint8_t>(hash >> 24);
+  // Two at a time, so that few branches depend on which of the four it is.
+  const int first = line[0] == check ? 0 : 1, second = line[2] == check ? 2 : 3;
+  const int found = line[first] == check ? first : second;
+  if (line[found] == check) return line + kSlot0 + found * 15;
+  const std::uint8_t* n = histories_->n;
+  int victim = 0, least = n[line[4]];
+  for (int k = 1; k < 4; ++k) {
+    const int worth = n[line[4 + 15 * k]];
+    victim = worth < least ? k : victim;
+    least = worth < least ? worth : least;
+  }
+  line[victim] = check;
+  std::uint8_t* slot = line + kSlot0 + victim * 15;
+  std::memset(slot + 1, 0, 15);
+  return slot;
+}
+
+void ContextMixer::find_match(Stream& stream, int m) {
+  Match& match = stream.match[m];
+  const std::uint32_t minimum = static_cast<std::uint32_t>(profile_.match_min[m]);
+  // The last `minimum` bytes of the stream (eight at most are hashed).
+  const std::uint64_t kept = stream.text.tail() << (64 - 8 * std::min(minimum, 8u));
+  const std::uint32_t hash = static_cast<std::uint32_t>((kept * 0x9E3779B97F4A7C15ull) >> 40);
+  std::vector<std::uint32_t>& shared = match_tables_[static_cast<std::size_t>(m)];
+  std::uint32_t* const places[2] = {
+      stream.own_match[m].empty() ? nullptr : &stream.own_match[m][hash & match_mask_], &shared[hash & match_mask_]};
+  if (!match.active || match.length < minimum) {
+    for (std::uint32_t* place : places) {
+      if (!place) continue;
+      const std::uint32_t candidate = *place;
+      std::uint32_t length = 0;
+      while (length < 40 && history_.kept(candidate - length - 1) && history_.kept(stream.position - length - 1) &&
+             history_.at(candidate - length - 1) == history_.at(stream.position - length - 1))
+        ++length;
+      if (length >= minimum && candidate != stream.position) {
+        if (match.active && match.length >= length) break;
+        match.active = true;
+        match.pointer = candidate;
+        match.length = length;
+        match.misses = 0;
+        break;
+      }
+    }
+  }
+  for (std::uint32_t* place : places)
+    if (place) *place = stream.position;
+  if (match.active && !history_.kept(match.pointer)) match.active = false;
+  if (match.active) match.predicted = history_.at(match.pointer);
+}
+
+
+void ContextMixer::lookup(int s) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  const int n_context = profile_.n_context;
+  if (stream.n_bit == 0) {
+    for (int m = 0; m < profile_.n_match; ++m) find_match(stream, m);
+    std::uint32_t value[kFeatureCount];
+    stream.text.features(history_, value);
+    const Match& match = stream.match[0];
+    value[kMatchByte] =
+        match.active ? match.predicted + 1u + (static_cast<std::uint32_t>(length_bucket(match.length)) << 9) : 0;
+    for (int i = 0; i < n_context; ++i) {
+      std::uint64_t x = (static_cast<std::uint64_t>(i) + 1) * 0x9E3779B97F4A7C15ull;
+      for (int f = 0; f < kFeaturesPerContext && profile_.contexts[i][f]; ++f) {
+        x = (x + value[profile_.contexts[i][f]] + 1) * 0xD6E8FEB86659FD93ull;
+        x ^= x >> 32;
+      }
+      stream.hash[i] = static_cast<std::uint32_t>(x >> 20);
+    }
+    for (int m = 0; m < profile_.n_match; ++m) {
+      Match& now = stream.match[m];
+      const int bucket = now.active ? length_bucket(now.length) : 0;
+      now.map = &learned_[profile_.match_at() + static_cast<std::size_t>(m) * 1024 +
+                          static_cast<std::size_t>((bucket * 4 + std::min(popcount8(now.misses), 3)) * 8)];
+    }
+    const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
+    const std::uint8_t c1 = static_cast<std::uint8_t>(tail), c2 = static_cast<std::uint8_t>(tail >> 8);
+    const std::uint8_t c3 = static_cast<std::uint8_t>(tail >> 16);
+    int* row = stream.row_base;
+    row[kSelectZero] = 0;
+    row[kSelectOrder0] = 0;
+    row[kSelectByte1] = c1;
+    row[kSelectByte2] = c2;
+    row[kSelectMatch] =
+        match.active ? 1 + length_bucket(match.length) * 4 + std::min(popcount8(match.misses), 3) : 0;
+    row[kSelectClasses] =
+        TextState::byte_class(c1) * 64 + TextState::byte_class(c2) * 8 + TextState::byte_class(c3);
+    row[kSelectColumn] = std::min(stream.text.column(), 31) * 8;
+    row[kSelectWord] = std::min(stream.text.word_length(), 15) * 8;
+    row[kSelectField] = (std::min(stream.text.field(), 15) * 5 + stream.text.delimiter()) * 8 +
+                        TextState::byte_class(stream.text.field_above(history_));
+    const int open = stream.text.nest_top();
+    row[kSelectNest] = ((open == 0 ? 0 : open == '{' ? 1 : open == '[' ? 2 : open == '(' ? 3 : 4) * 2 +
+                        (stream.text.quoted() ? 1 : 0)) * 8 + TextState::byte_class(c1);
+    row[kSelectMatchByte] = match.active ? 1 + match.predicted : 0;
+    row[kSelectOrder1] = c1 << 8;
+    row[kSelectHash2] = static_cast<int>(mix32(tail & 0xffff) & (kHashRows - 1));
+    row[kSelectAbove] = stream.text.above(history_);
+    row[kSelectHashWord] = static_cast<int>(mix32(value[kWord] + c1) & (kHashRows - 1));
+    row[kSelectHash3] = static_cast<int>(mix32(tail & 0xffffff) & (kHashRows - 1));
+  }
+  std::uint32_t at[kContextMax];
+  const std::uint32_t node = stream.n_bit ? stream.c0 : 0;
+  for (int i = 0; i < n_context; ++i) {
+    at[i] = mix32(stream.hash[i] + node * 0x9E3779B1u);
+#if defined(__GNUC__) || defined(__clang__)
+    __builtin_prefetch(table_ + std::size_t{at[i] & line_mask_} * 64, 1);
+#endif
+  }
+  int known = 0;
+  bool unbroken = true;
+  for (int i = 0; i < n_context; ++i) {
+    stream.slot[i] = find(at[i]);
+    if (unbroken && profile_.contexts[i][0] >= kOrder1 && profile_.contexts[i][0] <= kOrder8 && !profile_.contexts[i][1]) {
+      if (stream.slot[i][1])
+        ++known;
+      else
+        unbroken = false;
+    }
+  }
+  stream.known = std::min(known, 8);
+}
+
+std::uint32_t ContextMixer::predict(int s) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  const Logistic& logit = *logistic_;
+  const int n_bit = stream.n_bit;
+  const std::uint32_t c0 = stream.c0;
+  // The node within the nibble: 1, then its bits.
+  const std::uint32_t node = n_bit < 4 ? c0 : (1u << (n_bit - 4)) | (c0 & ((1u << (n_bit - 4)) - 1));
+  std::int32_t* x = stream.input;
+  const std::uint32_t* maps = &learned_[profile_.maps_at()];
+  for (int i = 0; i < profile_.n_context; ++i, x += 2) {
+    // The empty history's entry stays at one half: both inputs are 0.
+    const std::uint32_t p = maps[i * 256 + stream.slot[i][node]] >> 10;
+    x[0] = logit.stretch(p);
+    x[1] = (static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11;
+  }
+  for (int d = 0; d < profile_.n_direct; ++d, x += 2) {
+    const std::uint32_t p = *(stream.direct[d] = direct(d, static_cast<std::uint32_t>(stream.text.tail()), c0)) >> 10;
+    x[0] = logit.stretch(p);
+    x[1] = (static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11;
+  }
+  bool agrees = false;
+  for (int m = 0; m < profile_.n_match; ++m, x += 2) {
+    const Match& match = stream.match[m];
+    if (match.active && ((match.predicted | 256u) >> (8 - n_bit)) == c0) {
+      const std::uint32_t p = match.map[n_bit] >> 10;
+      const std::int32_t sign = (match.predicted >> (7 - n_bit)) & 1 ? 1 : -1;
+      x[0] = sign * logit.stretch(p);
+      x[1] = sign * ((static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11);
+      if (m == 0) agrees = true;
+    } else {
+      x[0] = x[1] = 0;
+    }
+  }
+  x[0] = 256;
+
+  const int* base = stream.row_base;
+  const auto row = [&](int selector) -> std::size_t {
+    switch (selector) {
+      case kSelectZero: return 0;
+      case kSelectOrder0: return c0;
+      case kSelectMatch: return agrees ? static_cast<std::size_t>(base[kSelectMatch]) : 0;
+      case kSelectMatchByte: return agrees ? static_cast<std::size_t>(base[kSelectMatchByte]) : 0;
+      case kSelectKnown: return static_cast<std::size_t>(stream.known * 8 + n_bit);
+      case kSelectColumn:
+      case kSelectWord: return static_cast<std::size_t>(base[selector] + n_bit);
+      case kSelectOrder1: return static_cast<std::size_t>(base[selector]) | c0;
+      case kSelectHash2:
+      case kSelectHash3:
+      case kSelectHashWord: return (static_cast<std::size_t>(base[selector]) + c0 * 0x9E3Bu) & (kHashRows - 1);
+      default: return static_cast<std::size_t>(base[selector]);
+    }
+  };
+  std::int32_t* weights = reinterpret_cast<std::int32_t*>(&learned_[profile_.weights_at()]);
+  for (int k = 0; k < profile_.n_selector; ++k) {
+    std::int32_t* w = weights + row(profile_.selectors[k]) * static_cast<std::size_t>(n_input_);
+    weights += static_cast<std::size_t>(kSelectorSize[profile_.selectors[k]]) * static_cast<std::size_t>(n_input_);
+    stream.weights[k] = w;
+  }
+  std::int32_t sums[kSelectorMax];
+  mixing_->dot_products(stream.input, stream.weights, profile_.n_selector, n_input_, sums);
+  for (int k = 0; k < profile_.n_selector; ++k) {
+    std::int32_t dot = sums[k] >> 8;
+    dot = dot > kStretchMax ? kStretchMax : dot < -kStretchMax ? -kStretchMax : dot;
+    stream.layer[k] = dot;
+    stream.layer_p[k] = logit.squash(dot);
+  }
+  std::int32_t* wf = reinterpret_cast<std::int32_t*>(&learned_[profile_.final_at()]) + row(profile_.final_selector) * 16;
+  stream.final_weights = wf;
+  std::int32_t sum = 0;
+  for (int k = 0; k < profile_.n_selector; ++k) sum += (wf[k] * stream.layer[k]) >> 8;
+  std::int32_t dot = sum >> 8;
+  dot = dot > kStretchMax ? kStretchMax : dot < -kStretchMax ? -kStretchMax : dot;
+  stream.mixed_p = logit.squash(dot);
+  std::uint32_t p = stream.mixed_p;
+  if (profile_.n_apm) {
+    const std::uint32_t place = static_cast<std::uint32_t>(dot + kStretchMax);
+    const std::uint32_t cell = std::min(place >> 8, static_cast<std::uint32_t>(kApmCells - 2));
+    const std::uint32_t part = place - (cell << 8);  // 0 to 256
+    std::uint32_t refined = 0;
+    for (int a = 0; a < profile_.n_apm; ++a) {
+      std::uint16_t* cells = &apm_[static_cast<std::size_t>(a)][row(profile_.apms[a]) * kApmCells + cell];
+      stream.apm[a] = cells;
+      refined += (cells[0] * (256 - part) + cells[1] * part) >> 8;
+    }
+    stream.apm_part = part;
+    refined /= static_cast<std::uint32_t>(profile_.n_apm);
+    const std::uint32_t share = static_cast<std::uint32_t>(profile_.apm_weight);
+    p = (p * (16 - share) + refined * share) >> 4;
+  }
+  return p < 1 ? 1 : p > 65535 ? 65535 : p;
+}
+
+void ContextMixer::update(int s, int bit) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  const BitHistories& histories = *histories_;
+  const int n_bit = stream.n_bit;
+  const std::uint32_t c0 = stream.c0;
+  const std::uint32_t node = n_bit < 4 ? c0 : (1u << (n_bit - 4)) | (c0 & ((1u << (n_bit - 4)) - 1));
+  const std::int32_t target = bit << 16;
+
+  // Weights: each set of the first layer lowers its own coding cost, the final one the mixture's.
+  std::int32_t errors[kSelectorMax];
+  for (int k = 0; k < profile_.n_selector; ++k)  // |error| < 2^16, rate <= 64: the product >> 4 is below 2^18
+    errors[k] = (target - static_cast<std::int32_t>(stream.layer_p[k])) * profile_.weight_rate >> 4;
+  mixing_->adapt(stream.input, stream.weights, profile_.n_selector, n_input_, errors);
+  {
+    const std::int32_t e = (target - static_cast<std::int32_t>(stream.mixed_p)) * profile_.final_rate >> 4;
+    for (int k = 0; k < profile_.n_selector; ++k) {
+      const std::int32_t v = stream.final_weights[k] + ((stream.layer[k] * e + 0x8000) >> 16);
+      stream.final_weights[k] = v > kWeightMax ? kWeightMax : v < -kWeightMax ? -kWeightMax : v;
+    }
+  }
+  for (int a = 0; a < profile_.n_apm; ++a) {
+    std::uint16_t* cells = stream.apm[a] + (stream.apm_part >= 128 ? 1 : 0);
+    // Rounded away from where it is, either way, so that certainty is reached.
+    const std::int32_t up = bit ? 65535 + (1 << profile_.apm_rate) - 1 : 0;
+    *cells = static_cast<std::uint16_t>(*cells + ((up - *cells) >> profile_.apm_rate));
+  }
+
+  std::uint32_t* maps = &learned_[profile_.maps_at()];
+  const std::uint32_t limit = static_cast<std::uint32_t>(profile_.map_limit);
+  for (int i = 0; i < profile_.n_context; ++i) {
+    std::uint8_t& state = stream.slot[i][node];
+    train_counter(maps[i * 256 + state], bit, limit);
+    maps[i * 256] = kHalf22 << 10;
+    state = histories.next[state][bit];
+  }
+  for (int d = 0; d < profile_.n_direct; ++d)
+    train_counter(*stream.direct[d], bit, static_cast<std::uint32_t>(profile_.direct_limit));
+  for (int m = 0; m < profile_.n_match; ++m) {
+    const Match& match = stream.match[m];
+    if (match.active && ((match.predicted | 256u) >> (8 - n_bit)) == c0)
+      train_counter(match.map[n_bit], ((match.predicted >> (7 - n_bit)) & 1) == bit, 1023);
+  }
+  stream.c0 = c0 << 1 | static_cast<std::uint32_t>(bit);
+  ++stream.n_bit;
+}
+
+void ContextMixer::end_byte(int s) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  const std::uint8_t byte = static_cast<std::uint8_t>(stream.c0);
+  history_.put(stream.position, byte);
+  ++stream.position;
+  stream.text.update(byte, history_);
+  stream.c0 = 1;
+  stream.n_bit = 0;
+  for (int m = 0; m < profile_.n_match; ++m) {
+    Match& match = stream.match[m];
+    if (!match.active) continue;
+    const bool hit = match.predicted == byte;
+    match.misses = match.misses << 1 | (hit ? 0 : 1);
+    match.length = hit ? std::min(match.length + 1, 65535u) : 0;
+    ++match.pointer;
+    if (popcount8(match.misses) > 7) match.active = false;
+  }
+}
+
+}  // namespace lmcodec

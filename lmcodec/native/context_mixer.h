@@ -1,0 +1,123 @@
+// The context models and their mixer: from what is known of a stream, the probability that its next bit is 1.
+// Integers only. FORMAT.md section 5 is the definition.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "mixing.h"
+#include "text_state.h"
+
+namespace lmcodec {
+
+struct Logistic;
+struct BitHistories;
+
+constexpr int kContextMax = 64;
+constexpr int kSelectorMax = 12;
+constexpr int kDirectMax = 4;
+constexpr int kMatchMax = 3;
+constexpr int kFeaturesPerContext = 4;
+constexpr int kApmMax = 6;
+
+// What chooses one of a mixer's weight vectors, or one row of an adaptive map.
+enum Selector : std::uint8_t {
+  kSelectZero, kSelectOrder0, kSelectByte1, kSelectByte2, kSelectMatch, kSelectKnown, kSelectClasses, kSelectColumn,
+  kSelectWord, kSelectField, kSelectNest, kSelectMatchByte, kSelectOrder1, kSelectHash2, kSelectAbove, kSelectHashWord,
+  kSelectHash3, kSelectorCount
+};
+// Rows of each selector.
+extern const int kSelectorSize[kSelectorCount];
+
+// A frozen choice of contexts, selectors, sizes and rates, and the values learned state begins with.
+struct Profile {
+  int n_context = 0, n_selector = 0, n_match = 0, n_apm = 0;
+  std::uint8_t contexts[kContextMax][kFeaturesPerContext] = {};  // features, kNone where there are fewer
+  std::uint8_t selectors[kSelectorMax] = {};
+  std::uint8_t apms[kApmMax] = {};      // selectors
+  int match_min[kMatchMax] = {};        // shortest match, bytes
+  int final_selector = kSelectOrder0;
+  int table_log2 = 22;                  // bytes of the slot table at most
+  int match_log2 = 18;                  // entries of a match table at most
+  int map_limit = 255;                  // an adaptive map's rate is at least 1 / (limit + 1.5)
+  int n_direct = 2;                     // orders 0, 1 ... that have counters of their own
+  int direct_limit = 255;
+  int weight_rate = 6, final_rate = 2;
+  int apm_rate = 6;
+  int apm_weight = 8;                   // of 16: the adaptive maps' share of the final probability
+
+  int n_input() const { return (2 * n_context + 2 * n_direct + 2 * n_match + 1 + 15) / 16 * 16; }
+  int n_set() const;      // weight vectors of the first layer
+  // Learned state in order: adaptive maps, match maps, weights, final weights, final adaptive maps.
+  std::size_t maps_at() const { return 0; }
+  std::size_t match_at() const { return maps_at() + static_cast<std::size_t>(n_context) * 256; }
+  std::size_t weights_at() const { return match_at() + static_cast<std::size_t>(n_match) * 1024; }
+  std::size_t final_at() const { return weights_at() + static_cast<std::size_t>(n_set() * n_input()); }
+  std::size_t apm_at() const { return final_at() + static_cast<std::size_t>(kSelectorSize[final_selector]) * 16; }
+  std::size_t n_learned() const;
+  bool valid(const std::vector<std::uint32_t>& learned) const;  // every value within the bounds the arithmetic needs
+  std::vector<std::uint32_t> neutral() const;  // learned state without training
+};
+
+// The tables that a block's streams share, and the streams.
+class ContextMixer {
+ public:
+  // learned: profile.n_learned() values; kept by reference, copied at reset.
+  ContextMixer(const Profile& profile, const std::vector<std::uint32_t>& learned);
+  ~ContextMixer();
+  ContextMixer(const ContextMixer&) = delete;
+  ContextMixer& operator=(const ContextMixer&) = delete;
+
+  // Chooses the mixer's instruction set (the best one for nullptr); false if this machine lacks it.
+  bool use_isa(const char* isa);
+  const char* isa() const { return mixing_->isa; }
+
+  // Forgets everything; tables are sized for blocks of nbytes.
+  void reset(std::uint32_t nbytes, int n_stream);
+  // Begins a block of nbytes: stream s covers [s * n / B, (s + 1) * n / B).
+  void begin_block(std::uint32_t nbytes);
+  bool fresh() const { return fresh_; }
+
+  // The next bit of stream s is 1 with probability p / 65536, p of 1 to 65535.
+  void lookup(int s);          // before the first bit of a nibble: finds, or makes, the slots
+  std::uint32_t predict(int s);
+  void update(int s, int bit);
+  void end_byte(int s);        // after eight bits: the byte becomes visible
+
+  const History& history() const { return history_; }
+  std::uint32_t stream_begin(int s) const;
+  const std::vector<std::uint32_t>& learned() const { return learned_; }
+  void set_learned(const std::vector<std::uint32_t>& values) { learned_ = values; }
+
+ private:
+  struct Match;
+  struct Stream;
+
+  std::uint32_t* direct(int order, std::uint32_t tail, std::uint32_t c0);
+  std::uint8_t* find(std::uint32_t hash);
+  void find_match(Stream& stream, int m);
+
+  const Profile profile_;
+  const std::vector<std::uint32_t>& prior_;
+  const int n_input_, n_set_;
+  const Logistic* const logistic_;
+  const BitHistories* const histories_;
+  const MixingKernels* mixing_;
+  std::vector<std::uint32_t> learned_;
+  std::vector<std::uint32_t> direct_[kDirectMax];  // counters: 22-bit probability, 10-bit count
+  std::vector<std::vector<std::uint16_t>> apm_;
+  std::unique_ptr<std::uint8_t[]> table_memory_;
+  std::uint8_t* table_ = nullptr;
+  std::size_t table_nbytes_ = 0, table_capacity_ = 0;
+  std::uint32_t line_mask_ = 0;
+  std::vector<std::vector<std::uint32_t>> match_tables_;
+  std::uint32_t match_mask_ = 0;
+  History history_;
+  std::vector<std::unique_ptr<Stream>> streams_;
+  std::uint32_t base_ = 0, nbytes_ = 0;
+  bool fresh_ = true;
+};
+
+}  // namespace lmcodec

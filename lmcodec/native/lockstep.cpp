@@ -1,0 +1,60 @@
+#include "lockstep.h"
+
+#include <algorithm>
+
+namespace lmcodec {
+
+Lockstep::Lockstep(ContextMixer& mixer, int n_stream, int n_group)
+    : mixer_(mixer), n_stream_(n_stream), n_group_(n_group) {}
+
+void Lockstep::begin(std::uint32_t nbytes) {
+  mixer_.begin_block(nbytes);
+  longest_ = 0;
+  for (int s = 0; s <= n_stream_; ++s) {
+    begin_[s] = static_cast<std::uint32_t>(static_cast<std::uint64_t>(s) * nbytes / static_cast<unsigned>(n_stream_));
+    if (s) longest_ = std::max(longest_, begin_[s] - begin_[s - 1]);
+  }
+  step_ = 0;
+  group_ = -1;
+  group_size_ = cursor_ = n_bit_ = 0;
+  if (begin_step()) predict_round();
+}
+
+bool Lockstep::begin_step() {
+  const int in_first = (n_stream_ + n_group_ - 1) / n_group_;
+  for (;;) {
+    if (++group_ == n_group_) {
+      group_ = 0;
+      ++step_;
+    }
+    group_size_ = 0;
+    if (step_ >= longest_) return false;
+    const int from = group_ == 0 ? 0 : in_first, to = group_ == 0 ? in_first : n_stream_;
+    for (int s = from; s < to; ++s)
+      if (begin_[s] + step_ < begin_[s + 1]) {
+        stream_[group_size_] = s;
+        offset_[group_size_++] = begin_[s] + step_;
+      }
+    if (group_size_) break;
+  }
+  n_bit_ = 0;
+  return true;
+}
+
+void Lockstep::predict_round() {
+  if (n_bit_ % 4 == 0)
+    for (int k = 0; k < group_size_; ++k) mixer_.lookup(stream_[k]);
+  for (int k = 0; k < group_size_; ++k) p_[k] = mixer_.predict(stream_[k]);
+  cursor_ = 0;
+}
+
+void Lockstep::advance() {
+  for (int k = 0; k < group_size_; ++k) mixer_.update(stream_[k], bit_[k]);
+  if (++n_bit_ == 8) {
+    for (int k = 0; k < group_size_; ++k) mixer_.end_byte(stream_[k]);
+    if (!begin_step()) return;
+  }
+  predict_round();
+}
+
+}  // namespace lmcodec

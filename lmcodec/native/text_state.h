@@ -1,0 +1,155 @@
+// What the context models know of the text before the next byte: hashes and positions, one value a feature.
+// FORMAT.md section 5.4 defines each.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+namespace lmcodec {
+
+// The bytes that a block's streams have produced, and before them those of the blocks it continues. Positions are
+// absolute and wrap at 2^32; a byte is kept until kWindow further ones have been reserved.
+class History {
+ public:
+  static constexpr std::uint32_t kWindow = 1u << 25;
+
+  void clear() { base_ = end_ = 0; }
+  // Makes room for n more bytes (all zero if the place is new); they begin at the position returned.
+  std::uint32_t reserve(std::uint32_t n);
+  std::uint8_t at(std::uint32_t position) const { return bytes_[position & mask_]; }
+  void put(std::uint32_t position, std::uint8_t byte) { bytes_[position & mask_] = byte; }
+  // Whether position lies in the part that is kept.
+  bool kept(std::uint32_t position) const { return end_ - position <= held(); }
+  std::uint32_t begin_of_block() const { return base_; }
+
+ private:
+  std::uint32_t held() const { return full_ || end_ > kWindow ? kWindow : end_; }
+
+  std::vector<std::uint8_t> bytes_;
+  std::uint32_t mask_ = 0, base_ = 0, end_ = 0;
+  bool full_ = false;  // more than kWindow bytes have been reserved since the last clear
+};
+
+enum Feature : std::uint8_t {
+  kNone, kOrder1, kOrder2, kOrder3, kOrder4, kOrder5, kOrder6, kOrder7, kOrder8,
+  kSparse2,      // byte 2 back
+  kSparse3,      // byte 3 back
+  kSparse23,     // bytes 2 and 3 back
+  kSparse34,     // bytes 3 and 4 back
+  kSparse234,    // bytes 2 to 4 back
+  kWord,         // the word that is being written
+  kWord1,        // the word before it
+  kWord2,        // the word before that
+  kWord3,
+  kGap,          // what lies between the last two words, or since the last one
+  kIdentifier,   // letters, digits and underscore since the last other byte
+  kIdentifier1,
+  kShape,        // classes of the last bytes, runs of one class counted once
+  kShapeLong,
+  kClasses,      // classes of the last four bytes
+  kColumn,       // bytes since the line began
+  kAbove,        // byte above
+  kAboveNext,    // byte above, and the two beside it
+  kRowLength,    // bytes of the row before
+  kLineStart,    // first bytes of the line
+  kIndent,       // white space before the line's first word, and its first byte
+  kPreviousIndent,
+  kField,        // number of the field in the row
+  kFieldText,    // bytes of the field so far
+  kFieldAbove,   // byte at the same place of the same field in the row before
+  kFieldAboveNext,
+  kFieldAboveText,  // all of the same field in the row before
+  kFieldBefore,  // the field before this one in the row
+  kKey,          // the word before the last colon or equals sign
+  kPath,         // keys or tags that enclose this place
+  kNest,         // open brackets and quotes
+  kIndirect1,    // the two bytes that followed the last occurrences of the last byte
+  kIndirect2,    // the two bytes that followed the last occurrences of the last two
+  kIndirect3,
+  kMatchByte,    // the byte the match model predicts, and how long its match is
+  kSentence,     // words since the last full stop, colon or newline, as a set
+  kFirstWord,    // first word of the line
+  kNumber,       // digits of the number so far, and what stood before it
+  kKeyBefore,    // the key before the last
+  kValue,        // bytes since the last colon, equals sign, tag, bracket, comma or newline
+  kParent,       // first identifiers of the lines that enclose this one by their indentation
+  kFeatureCount
+};
+
+constexpr int kDelimiters = 5;
+constexpr int kFieldMax = 63;
+constexpr int kDepthMax = 31;
+
+// One stream's view of its own text.
+class TextState {
+ public:
+  TextState() : indirect1_(256), indirect2_(65536), indirect3_(65536) { reset(); }
+  void reset();
+  // The stream goes on at `position` (its own bytes are contiguous from there): a new line for all that is positional.
+  void move_to(std::uint32_t position);
+  // Takes one byte, which history already holds at the stream's position.
+  void update(std::uint8_t byte, const History& history);
+  // Fills value[]; kMatchByte is the caller's.
+  void features(const History& history, std::uint32_t value[kFeatureCount]) const;
+
+  std::uint64_t tail() const { return tail_; }
+  std::uint32_t position() const { return position_; }
+  int column() const { return column_; }
+  std::uint8_t above(const History& history) const;
+  std::uint8_t field_above(const History& history, std::uint32_t further = 0) const;
+  int field() const { return field_; }
+  int delimiter() const { return delimiter_; }
+  int word_length() const { return word_length_; }
+  int nest_top() const { return depth_ ? nest_[depth_ - 1].open : 0; }
+  bool quoted() const { return quote_ != 0; }
+  static int byte_class(std::uint8_t byte);
+
+ private:
+  struct Nest {
+    std::uint8_t open;
+    std::uint32_t key;
+  };
+
+  void end_line();
+
+  std::uint32_t position_ = 0;
+  std::uint64_t tail_ = 0;
+  std::uint32_t word_ = 0, word1_ = 0, word2_ = 0, word3_ = 0, gap_ = 0, identifier_ = 0, identifier1_ = 0;
+  std::uint32_t last_text_ = 0;  // the last identifier or quoted text that ended
+  std::uint32_t shape_ = 0, number_ = 0, sentence_ = 0, first_word_ = 0;
+  std::uint64_t shape_long_ = 0;
+  std::uint32_t classes_ = 0;
+  int word_length_ = 0;
+  // Rows.
+  std::uint32_t line_ = 0, previous_line_ = 0;  // positions where they begin
+  bool has_previous_ = false;
+  int column_ = 0, previous_length_ = 0, indent_width_ = 0;
+  std::uint32_t line_start_ = 0, indent_ = 0, previous_indent_ = 0;
+  bool indenting_ = true;
+  // Fields.
+  int delimiter_ = 0, field_ = 0;
+  int count_[kDelimiters] = {}, previous_count_[kDelimiters] = {}, score_[kDelimiters] = {};
+  std::uint32_t field_begin_[kFieldMax + 2] = {}, previous_field_begin_[kFieldMax + 2] = {};
+  std::uint32_t field_hash_[kFieldMax + 2] = {}, previous_field_hash_[kFieldMax + 2] = {};
+  int previous_fields_ = 0;
+  std::uint32_t field_text_ = 0, field_before_ = 0;
+  // Nesting.
+  Nest nest_[kDepthMax + 1] = {};
+  int depth_ = 0;
+  std::uint8_t quote_ = 0;
+  std::uint32_t quote_text_ = 0, key_ = 0, path_ = 0;
+  std::uint32_t tag_ = 0, key_before_ = 0, value_ = 0;
+  int tag_state_ = 0;  // 0 outside, 1 after '<', 2 in an opening tag's name, 3 in a closing tag, 4 in attributes
+  // Lines that enclose this one: width of their indentation, hash of their first identifier.
+  struct Line {
+    int width;
+    std::uint32_t name;
+  };
+  Line enclosing_[kDepthMax + 1] = {};
+  int enclosed_ = 0;
+  std::uint32_t first_identifier_ = 0, parent_ = 0;
+  // Indirect.
+  std::vector<std::uint16_t> indirect1_, indirect2_, indirect3_;
+};
+
+}  // namespace lmcodec

@@ -1,0 +1,219 @@
+"""Profiles: frozen, numbered choices of contexts, rates and starting values of the context mixer.
+
+A profile's file holds its specification and what the mixer's adaptive state begins with, learned on training text. The files
+of numbers that frames can name never change (their SHA-256 stands here); tuning makes a new number. FORMAT.md section 5.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import lzma
+import struct
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from lmcodec import _kernel
+from lmcodec.errors import Corrupt, Unsupported
+
+# Values of the kernel's enum Feature, in order.
+FEATURES = [
+    "none",
+    "order1",
+    "order2",
+    "order3",
+    "order4",
+    "order5",
+    "order6",
+    "order7",
+    "order8",
+    "sparse2",
+    "sparse3",
+    "sparse23",
+    "sparse34",
+    "sparse234",
+    "word",
+    "word1",
+    "word2",
+    "word3",
+    "gap",
+    "identifier",
+    "identifier1",
+    "shape",
+    "shape_long",
+    "classes",
+    "column",
+    "above",
+    "above_next",
+    "row_length",
+    "line_start",
+    "indent",
+    "previous_indent",
+    "field",
+    "field_text",
+    "field_above",
+    "field_above_next",
+    "field_above_text",
+    "field_before",
+    "key",
+    "path",
+    "nest",
+    "indirect1",
+    "indirect2",
+    "indirect3",
+    "match_byte",
+    "sentence",
+    "first_word",
+    "number",
+    "key_before",
+    "value",
+    "parent",
+]
+# Values of the kernel's enum Selector, in order.
+SELECTORS = [
+    "zero",
+    "order0",
+    "byte1",
+    "byte2",
+    "match",
+    "known",
+    "classes",
+    "column",
+    "word",
+    "field",
+    "nest",
+    "match_byte",
+    "order1",
+    "hash2",
+    "above",
+    "hash_word",
+    "hash3",
+]
+assert len(FEATURES) == _kernel.FEATURES
+assert len(SELECTORS) == _kernel.SELECTORS
+
+_MAGIC = b"LMZP\x01"
+_HEADER = struct.Struct("<II")  # bytes of the specification, of the learned values
+
+# number: (name, leading bytes of the SHA-256 of its file)
+FROZEN: dict[int, tuple[str, str]] = {
+    1: ("fast", "9b7c3a16f87a040f1f31"),
+    2: ("strong", "98e264f509b97e3fda66"),
+}
+
+
+@dataclass(frozen=True)
+class Profile:
+    """A profile as loaded: its specification and the kernel's object."""
+
+    spec: dict[str, Any]
+    kernel: _kernel.Profile
+
+    @property
+    def table_nbytes(self) -> int:
+        """Bytes of the slot table at its largest."""
+        return 1 << self.spec["numbers"]["table_log2"]
+
+
+def build(spec: dict[str, Any]) -> Profile:
+    """The profile of a specification, its learned state neutral.
+
+    Args:
+      spec: `contexts` (lists of names of FEATURES), `selectors` and `maps` (names of SELECTORS), `matches` (shortest
+        matches in bytes, the first one's state is what selectors see), `numbers`.
+
+    Raises:
+      KeyError, ValueError: a name or a number the kernel does not know.
+    """
+    feature = {name: i for i, name in enumerate(FEATURES)}
+    selector = {name: i for i, name in enumerate(SELECTORS)}
+    kernel = _kernel.Profile(
+        [[feature[name] for name in context] for context in spec["contexts"]],
+        [selector[name] for name in spec["selectors"]],
+        [selector[name] for name in spec["maps"]],
+        list(spec["matches"]),
+        list(spec["numbers"].items()),
+    )
+    return Profile(spec, kernel)
+
+
+def pack(spec: dict[str, Any], learned: np.ndarray, count_limit: int = 255) -> bytes:
+    """The file of a profile whose state begins with `learned` (n_learned,) uint32, as BlockCoder.learned gives it.
+
+    Probabilities are kept to 16 bits, counts up to `count_limit`, weights to 12 bits behind the point.
+    """
+    n_map = build(spec).kernel.weights_at
+    maps, weights = learned[:n_map], learned[n_map:].view(np.int32)
+    p16 = np.clip((maps >> 10) + 32 >> 6, 1, 65535).astype("<u2")
+    count = np.minimum(maps & 1023, min(count_limit, 255)).astype(np.uint8)
+    w12 = np.clip(weights + 8 >> 4, -32767, 32767).astype("<i2")
+    # Bytes of equal weight lie together: xz finds more.
+    body = b"".join(
+        [
+            p16.tobytes(),
+            count.tobytes(),
+            (w12 & 255).astype(np.uint8).tobytes(),
+            (w12 >> 8).astype(np.int8).tobytes(),
+        ]
+    )
+    packed = lzma.compress(body, format=lzma.FORMAT_XZ, preset=9 | lzma.PRESET_EXTREME)
+    text = json.dumps(spec, separators=(",", ":")).encode()
+    return _MAGIC + _HEADER.pack(len(text), len(packed)) + text + packed
+
+
+def parse(data: bytes, where: str = "profile") -> Profile:
+    """The profile in a file's bytes.
+
+    Raises:
+      Corrupt: the file is not what `pack` writes.
+    """
+    try:
+        if data[: len(_MAGIC)] != _MAGIC:
+            raise ValueError("wrong magic")
+        n_text, n_packed = _HEADER.unpack_from(data, len(_MAGIC))
+        at = len(_MAGIC) + _HEADER.size
+        if len(data) != at + n_text + n_packed:
+            raise ValueError(f"{len(data)} bytes, {at + n_text + n_packed} expected")
+        profile = build(json.loads(data[at : at + n_text]))
+        n_learned, n_map = profile.kernel.n_learned, profile.kernel.weights_at
+        size = n_map * 3 + (n_learned - n_map) * 2
+        body = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=256 << 20).decompress(
+            data[at + n_text :], size + 1
+        )
+        if len(body) != size:
+            raise ValueError(f"{len(body)} bytes of learned state, {size} expected")
+        p16 = np.frombuffer(body, "<u2", n_map).astype(np.uint32)
+        count = np.frombuffer(body, np.uint8, n_map, 2 * n_map).astype(np.uint32)
+        low = np.frombuffer(body, np.uint8, n_learned - n_map, 3 * n_map).astype(np.int32)
+        high = np.frombuffer(body, np.int8, n_learned - n_map, 2 * n_map + n_learned).astype(np.int32)
+        learned = np.empty(n_learned, np.uint32)
+        learned[:n_map] = p16 << 16 | count
+        learned[n_map:] = ((high << 8 | low) << 4).view(np.uint32)
+        profile.kernel.set_learned(learned)
+    except (ValueError, KeyError, TypeError, struct.error, lzma.LZMAError) as error:
+        raise Corrupt(f"{where}: not a profile of this version ({error}); reinstall lmcodec") from None
+    return profile
+
+
+@cache
+def load(number: int) -> Profile:
+    """The frozen profile that frames name by `number`.
+
+    Raises:
+      Unsupported: there is none of that number.
+      Corrupt: its file is not the one this version was released with.
+    """
+    if number not in FROZEN:
+        raise Unsupported(
+            f"profile {number} is unknown to this version, which knows 1 to {max(FROZEN)}; upgrade lmcodec"
+        )
+    name, digest = FROZEN[number]
+    file = f"profile-{number}.lmp"
+    data = resources.files("lmcodec.models").joinpath(file).read_bytes()
+    if not hashlib.sha256(data).hexdigest().startswith(digest):
+        raise Corrupt(f"{file}: not the {name!r} profile that belongs to this version; reinstall lmcodec")
+    return parse(data, file)

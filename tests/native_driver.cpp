@@ -1,0 +1,149 @@
+// Runs the kernel without Python, so that test_kernel_builds.py can compare builds of it: other optimisation, sanitizers.
+//
+//   native_driver encode PROFILE LEARNED ISA STREAMS GROUPS [TEXT]...
+//       codes a chain of blocks; writes u32 p << 1 | bit for every decision
+//   native_driver decode PROFILE LEARNED ISA STREAMS GROUPS [PAYLOAD NBYTES]...
+//       decodes a chain; writes a byte 1 and the original, or a byte 0 where a payload is corrupt
+//   native_driver range PROBABILITIES PAYLOAD
+//       decodes a bit under each u16; writes a byte each, bit 1 set from where the payload is corrupt
+//
+// PROFILE holds numbers in text: lists with their length before them (the contexts' features, context by context; selectors;
+// final maps; shortest matches), then names and values. LEARNED holds u32, "-" is the neutral state; ISA "-" is the best.
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <fstream>
+#include <iterator>
+#include <string>
+#include <vector>
+
+#include "context_mixer.h"
+#include "lockstep.h"
+#include "range_decoder.h"
+
+namespace {
+
+using Bytes = std::vector<std::uint8_t>;
+
+[[noreturn]] void fail(const std::string& what) {
+  std::fprintf(stderr, "native_driver: %s\n", what.c_str());
+  std::exit(2);
+}
+
+Bytes read(const char* path) {
+  std::ifstream file(path, std::ios::binary);
+  if (!file) fail(std::string("cannot read ") + path);
+  return Bytes(std::istreambuf_iterator<char>(file), {});
+}
+
+template <typename T>
+std::vector<T> read_as(const char* path) {
+  const Bytes bytes = read(path);
+  std::vector<T> values(bytes.size() / sizeof(T));
+  if (!values.empty()) std::memcpy(values.data(), bytes.data(), values.size() * sizeof(T));
+  return values;
+}
+
+template <typename T>
+void write(const std::vector<T>& values) {
+  if (!values.empty()) std::fwrite(values.data(), sizeof(T), values.size(), stdout);
+}
+
+lmcodec::Profile read_profile(const char* path) {
+  std::ifstream file(path);
+  lmcodec::Profile p;
+  const auto number = [&] {
+    int value;
+    if (!(file >> value)) fail("the profile's text ends too early");
+    return value;
+  };
+  const auto byte = [&] { return static_cast<std::uint8_t>(number()); };
+  p.n_context = number();
+  for (int i = 0; i < p.n_context; ++i)
+    for (int f = 0, n = number(); f < n; ++f) p.contexts[i][f] = byte();
+  p.n_selector = number();
+  for (int k = 0; k < p.n_selector; ++k) p.selectors[k] = byte();
+  p.n_apm = number();
+  for (int a = 0; a < p.n_apm; ++a) p.apms[a] = byte();
+  p.n_match = number();
+  for (int m = 0; m < p.n_match; ++m) p.match_min[m] = number();
+  const struct {
+    const char* name;
+    int* field;
+  } numbers[] = {{"final_selector", &p.final_selector}, {"table_log2", &p.table_log2},
+                 {"match_log2", &p.match_log2},         {"map_limit", &p.map_limit},
+                 {"order0_limit", &p.order0_limit},     {"weight_rate", &p.weight_rate},
+                 {"final_rate", &p.final_rate},         {"apm_rate", &p.apm_rate},
+                 {"apm_weight", &p.apm_weight}};
+  for (std::string name; file >> name;) {
+    bool known = false;
+    for (const auto& entry : numbers)
+      if (name == entry.name) {
+        *entry.field = number();
+        known = true;
+      }
+    if (!known) fail("no number called " + name);
+  }
+  return p;
+}
+
+void encode(lmcodec::Lockstep& lockstep, const Bytes& text) {
+  std::vector<std::uint32_t> decisions;
+  for (lockstep.begin(static_cast<std::uint32_t>(text.size())); !lockstep.done();) {
+    const int bit = text[lockstep.offset()] >> (7 - lockstep.n_bit()) & 1;
+    decisions.push_back(lockstep.p() << 1 | static_cast<std::uint32_t>(bit));
+    lockstep.push(bit);
+  }
+  write(decisions);
+}
+
+void decode(lmcodec::Lockstep& lockstep, const Bytes& payload, std::size_t nbytes) {
+  Bytes out(nbytes + 1);
+  lmcodec::RangeDecoder decoder(payload.data(), payload.size());
+  for (lockstep.begin(static_cast<std::uint32_t>(nbytes)); !lockstep.done() && !decoder.corrupt();) {
+    std::uint8_t& byte = out[1 + lockstep.offset()];
+    const int bit = decoder.decode(lockstep.p());
+    byte = static_cast<std::uint8_t>(byte << 1 | bit);
+    lockstep.push(bit);
+  }
+  out[0] = !decoder.corrupt();
+  if (decoder.corrupt()) out.resize(1);
+  write(out);
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc == 4 && !std::strcmp(argv[1], "range")) {
+    const Bytes payload = read(argv[3]);
+    lmcodec::RangeDecoder decoder(payload.data(), payload.size());
+    Bytes bits;
+    for (std::uint16_t p16 : read_as<std::uint16_t>(argv[2]))
+      bits.push_back(static_cast<std::uint8_t>(decoder.decode(p16) | (decoder.corrupt() ? 2 : 0)));
+    write(bits);
+    return 0;
+  }
+  if (argc < 7) fail("too few arguments");
+  const bool encodes = !std::strcmp(argv[1], "encode");
+  const lmcodec::Profile profile = read_profile(argv[2]);
+  std::vector<std::uint32_t> learned = profile.neutral();
+  if (std::strcmp(argv[3], "-")) {
+    learned = read_as<std::uint32_t>(argv[3]);
+    if (learned.size() != profile.n_learned() || !profile.valid(learned)) fail("not the state of this profile");
+  }
+  lmcodec::ContextMixer mixer(profile, learned);
+  if (std::strcmp(argv[4], "-") && !mixer.use_isa(argv[4])) fail("no such instruction set");
+  const int n_stream = std::atoi(argv[5]);
+  lmcodec::Lockstep lockstep(mixer, n_stream, std::atoi(argv[6]));
+  for (int i = 7; i < argc; i += encodes ? 1 : 2) {
+    const Bytes input = read(argv[i]);
+    const std::size_t nbytes = encodes ? input.size() : static_cast<std::size_t>(std::atoi(argv[i + 1]));
+    if (i == 7) mixer.reset(static_cast<std::uint32_t>(nbytes), n_stream);
+    if (encodes)
+      encode(lockstep, input);
+    else
+      decode(lockstep, input, nbytes);
+  }
+  return std::fflush(stdout);
+}

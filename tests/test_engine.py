@@ -1,0 +1,498 @@
+"""The engine: what it encodes it decodes, the same bytes by every way there is, and garbage does no harm."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+from unittest import mock
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from lmcodec import _kernel, coder, profile
+from lmcodec.engine import Engine, memory_nbytes
+from lmcodec.errors import ConfigError, Corrupt, Unsupported
+
+SHAPES = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2)]  # streams, groups
+
+
+def covering_specs() -> dict[str, dict[str, Any]]:
+    """Profiles that together use every feature and every selector, and most of what there can be most of."""
+    wide = [name for name in profile.SELECTORS if name == "order1" or name.startswith("hash")]  # 65,536 rows
+    narrow = [name for name in profile.SELECTORS if name not in wide]
+    features = [name for name in profile.FEATURES if name != "none"]
+    rng = random.Random(1)
+    several = [rng.sample(features, 2 + i % 3) for i in range(64 - len(features))]
+    numbers = {"match_log2": 12, "weight_rate": 10, "final_rate": 3, "apm_rate": 5, "map_limit": 1023}
+    return {
+        "features": {
+            "contexts": [[name] for name in features] + several,
+            "selectors": narrow[-12:],
+            "maps": ["order0", "above", "match_byte", "known", "nest", "zero"],
+            "matches": [5, 12, 32],
+            "numbers": {**numbers, "table_log2": 18, "final_selector": 1},
+        },
+        "selectors": {
+            "contexts": [["order2"], ["word", "classes"]],
+            "selectors": [*wide, *narrow[:-12]],
+            "maps": [],
+            "matches": [1],
+            "numbers": {**numbers, "table_log2": 12, "final_selector": 0, "apm_weight": 0},
+        },
+    }
+
+
+PROFILES = [1, 2, *covering_specs()]
+
+
+@cache
+def loaded(which: int | str) -> profile.Profile:
+    return profile.build(covering_specs()[which]) if isinstance(which, str) else profile.load(which)
+
+
+@cache
+def engine(which: int | str, streams: int = 1, groups: int = 1) -> Engine:
+    """One engine for all examples: that a reset forgets is a part of what they test."""
+    return Engine(loaded(which), streams, groups)
+
+
+@contextmanager
+def environment(**variables: str) -> Iterator[None]:
+    with mock.patch.dict(os.environ, variables):
+        yield
+
+
+def check_roundtrip(blocks: list[bytes], which: int | str, streams: int = 1, groups: int = 1) -> list[bytes]:
+    """A chain of blocks comes back; returns the payloads."""
+    coder = engine(which, streams, groups)
+    coder.reset()
+    payloads = [coder.encode(block) for block in blocks]
+    coder.reset()
+    for i, (block, payload) in enumerate(zip(blocks, payloads, strict=True)):
+        assert coder.decode(payload, len(block)) == block, f"block {i}"
+    return payloads
+
+
+def text(nbytes: int, seed: int = 1) -> bytes:
+    """Prose, rows, brackets and tags that repeat themselves, with some noise between."""
+    rng = random.Random(seed)
+    words = [bytes(rng.choices(b"abcdefghijklmnopqrstuvwxyz", k=rng.randrange(2, 9))) for _ in range(60)]
+    lines: list[bytes] = []
+    while sum(map(len, lines)) < nbytes:
+        some = rng.choices(words, k=rng.randrange(3, 9))
+        row = b"%d,%s,%d,%s" % (len(lines), some[0], rng.randrange(99), some[1])
+        item = b'  {"%s": [%d, "%s"]},' % (some[0], rng.randrange(9999), b" ".join(some[1:]))
+        tag = b'<%s id="%d">%s</%s>' % (some[0], rng.randrange(99), some[1], some[0])
+        odd = rng.randbytes(12) + "Grüße 中文 \U0001f600".encode()
+        lines += [
+            rng.choice([b" ".join(some).capitalize() + b". ", row, item, tag, odd]) + b"\n"
+        ] * rng.randrange(1, 4)
+    return b"".join(lines)[:nbytes]
+
+
+# Arbitrary bytes, and arbitrary sequences of what the context models take note of.
+PIECES = [
+    *(bytes([c]) for c in b"aZ09 \t\n\r,;|.!?:='\"\\{}[]()<>/_-\0\x7f\x80\xff"),
+    *(
+        b"word",
+        b"Word",
+        b"\r\n",
+        b"    ",
+        b"<a>",
+        b"</a>",
+        b'<b c="',
+        b"/>",
+        b'"key": ',
+        b"k = ",
+        b"\n- ",
+        b"1.5,",
+    ),
+    *("é".encode(), "中".encode(), "\U0001f600".encode(), b"\xf0\x9f", b"\xc3", b"\xef\xbb\xbf"),
+]
+DATA = st.one_of(
+    st.binary(min_size=1, max_size=400),
+    st.lists(st.sampled_from(PIECES), min_size=1, max_size=300).map(b"".join),
+    st.tuples(st.binary(min_size=1, max_size=9), st.integers(1, 300)).map(lambda pair: pair[0] * pair[1]),
+)
+
+
+@given(st.lists(DATA, min_size=1, max_size=3), st.sampled_from(PROFILES), st.sampled_from(SHAPES))
+def test_roundtrip(blocks: list[bytes], which: int | str, shape: tuple[int, int]) -> None:
+    check_roundtrip([block.ljust(shape[0], b".") for block in blocks], which, *shape)
+
+
+@pytest.mark.parametrize("which", PROFILES)
+@pytest.mark.parametrize(("streams", "groups"), SHAPES)
+def test_every_shape(which: int | str, streams: int, groups: int) -> None:
+    """Lengths of every remainder, down to one byte a stream, and a text."""
+    blocks = [text(n, n) for n in range(streams, 3 * streams + 1)]
+    check_roundtrip([*blocks, text(1500)], which, streams, groups)
+
+
+def test_the_specs_cover_everything() -> None:
+    specs = covering_specs().values()
+    assert {f for spec in specs for context in spec["contexts"] for f in context} == {*profile.FEATURES} - {
+        "none"
+    }
+    assert {s for spec in specs for s in (*spec["selectors"], *spec["maps"])} == {*profile.SELECTORS}
+
+
+def markup(depth: int) -> bytes:
+    opened = b"".join(b"<n%d a='%d'>" % (i, i) for i in range(depth))
+    return opened + b"x" + b"".join(b"</n%d>" % i for i in reversed(range(depth)))
+
+
+TEXTS = {
+    "one byte": b"a",
+    "zeros": bytes(5000),
+    "every byte": bytes(range(256)) * 8,
+    "noise": random.Random(1).randbytes(3000),
+    "invalid UTF-8": b"\xff\xfe\xc3(\xe2\x28\xa1\xf0\x28\x8c\xbc\xc0\xaf\xed\xa0\x80 text \x80\n" * 40,
+    "CRLF": b"one line\r\nand another\r\n\r\n" * 60,
+    "CR only": b"one line\rand another\r\r" * 60,
+    "NULs": b"name\0value\0\0\0other\0" * 60,
+    "no newline": b"no newline in all of this text, " * 100,
+    "newlines": b"\n" * 3000,
+    "four-byte characters": "\U0001f600\U0001f601\U00020000 ".encode() * 70,
+    "64 levels of brackets": (b"[" * 64 + b"1" + b"]" * 64 + b"\n") * 8 + b"{" * 70 + b")" * 100,
+    "closed, never opened": b"]})>" * 200 + b"</a></b>" * 50,
+    "200 fields a row": (b",".join(b"%d" % (i * i) for i in range(200)) + b"\n") * 4,
+    "64 fields": b"".join(b"|".join([b"ab"] * n) + b"\n" for n in (62, 63, 64, 65, 66, 65, 64, 63) * 3),
+    "rows of changing delimiters": b"a,b,c,d\n" * 9
+    + b"a;b;c;d\n" * 9
+    + b"a\tb\tc\n" * 9
+    + b"\n\n a b c\n" * 5,
+    "deep XML": markup(80) * 2,
+    "open quotes": b'\'"\'"\\"\'\\\\"\n' * 100 + b'"' + b"never closed " * 50,
+    "deep indentation": b"".join(b" " * i + b"key%d:\n" % i for i in range(70)),
+    "long word": b"w" * 3000 + b" " + b"7" * 3000,
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_texts(name: str) -> None:
+    for which in PROFILES:
+        check_roundtrip([TEXTS[name]], which)
+        if len(TEXTS[name]) >= 3:
+            check_roundtrip([TEXTS[name], TEXTS[name][::-1]], which, 3, 2)
+
+
+@pytest.mark.parametrize("streams", [2, 3, 4])
+def test_characters_cut_at_every_border(streams: int) -> None:
+    data = "\U0001f600".encode() * 5
+    for n in range(streams, len(data)):
+        check_roundtrip([data[:n], data[n:].ljust(streams)], 1, streams)
+
+
+def test_a_run_costs_next_to_nothing() -> None:
+    for byte in (b"a", b"\n"):
+        (payload,) = check_roundtrip([byte * (1 << 17)], 1)
+        assert len(payload) <= 64
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", profile.FROZEN)
+def test_a_long_run_costs_next_to_nothing(number: int) -> None:
+    for byte in (b"a", b"\0", b"\n"):
+        (payload,) = check_roundtrip([byte * 1_000_000], number)
+        assert len(payload) <= 64
+
+
+def test_long_lines() -> None:
+    """The line above, and fields in it, further away than most."""
+    line = text(60_000).replace(b"\n", b",")
+    check_roundtrip([line + b"\n" + line[:20_000]], 1)
+
+
+# Continuing and forgetting
+
+
+@pytest.mark.parametrize("which", PROFILES)
+@pytest.mark.parametrize(("streams", "groups"), [(1, 1), (3, 2)])
+def test_a_reset_forgets_everything(which: int | str, streams: int, groups: int) -> None:
+    block = text(2000)
+    fresh = Engine(loaded(which), streams, groups).encode(block)
+    used = engine(which, streams, groups)
+    used.reset()
+    assert used.encode(block) == fresh
+    continued = used.encode(block)
+    assert len(continued) < len(fresh) * 2 // 3
+    used.reset()
+    assert used.encode(block) == fresh
+    assert used.encode(block) == continued
+    for before in (text(40_000, 9), b"\xff" * 9000, random.Random(1).randbytes(5000)):
+        used.reset()
+        used.encode(before)
+        used.reset()
+        assert used.encode(block) == fresh, "what a larger block left shows"
+    used.reset()
+    assert used.decode(fresh, len(block)) == block
+    assert used.decode(continued, len(block)) == block
+
+
+def test_a_reset_in_the_middle_of_a_block() -> None:
+    data = text(3000)
+    used = engine(1, 2, 2)
+    used.reset()
+    expected = used.encode(data)
+    block = used._coder
+    block.reset()
+    block.begin(len(data))
+    block.encode(np.frombuffer(data, np.uint8), np.empty(1001, np.uint8), np.empty(1001, np.uint16))
+    used.reset()
+    assert used.encode(data) == expected
+
+
+def test_blocks_of_growing_size() -> None:
+    """History grows under the streams; the table keeps the size that the first block asked for."""
+    check_roundtrip([text(n, n) for n in (3, 700, 5000, 20, 30_000)], 1)
+    check_roundtrip([text(n, n) for n in (3, 700, 5000, 20, 30_000)], "features", 3, 1)
+
+
+@pytest.mark.slow
+def test_history_beyond_the_window() -> None:
+    """48 MiB in a chain: positions older than 32 MiB go, a line that began before that stays under way."""
+    spec = {
+        "contexts": [["order2"], ["order4"], ["above_next", "column"], ["field_above_next", "field_text"]],
+        "selectors": ["match", "order0"],
+        "maps": [],
+        "matches": [12, 4],
+        "numbers": {"table_log2": 22, "match_log2": 20, "final_selector": 1},
+    }
+    rng = random.Random(4)
+    page = text(1 << 20, 3)
+    flat = page.replace(b"\n", b",")
+    blocks = [
+        page * 4 + flat * 12,
+        flat * 15,
+        rng.randbytes(1000) + flat * 3 + b"\n" + page * 12,
+        page + flat + b"\n",
+    ]
+    for streams in (1, 2):
+        ahead, behind = (Engine(profile.build(spec), streams) for _ in range(2))
+        for block in blocks:
+            assert behind.decode(ahead.encode(block), len(block)) == block
+
+
+# The same bytes by every way
+
+
+@pytest.mark.parametrize("which", PROFILES)
+def test_every_instruction_set(which: int | str) -> None:
+    data = text(4000)
+    payloads = set()
+    for isa in _kernel.mixing_isas():
+        with environment(LMCODEC_ISA=isa):
+            chosen = Engine(loaded(which), 2, 1)
+        assert chosen._coder.isa == isa
+        payloads.add((chosen.encode(data), chosen.encode(data[::-1])))
+        chosen.reset()
+        (first, second) = min(payloads)
+        assert chosen.decode(first, len(data)) == data
+        assert chosen.decode(second, len(data)) == data[::-1]
+    assert len(payloads) == 1
+
+
+def test_unknown_instruction_set() -> None:
+    for name in ("sse9", "AVX2", " scalar"):
+        with environment(LMCODEC_ISA=name), pytest.raises(ConfigError, match=r"scalar.*unset"):
+            Engine(1)
+    with environment(LMCODEC_ISA=""):
+        Engine(1)
+
+
+@pytest.mark.parametrize("which", PROFILES)
+def test_decoding_outside_the_kernel(which: int | str) -> None:
+    blocks = [text(700), text(300, 2), bytes(300)]
+    for streams, groups in ((1, 1), (3, 2)):
+        payloads = check_roundtrip(blocks, which, streams, groups)
+        outside = engine(which, streams, groups)
+        outside.reset()
+        with environment(LMCODEC_CODER="constriction"):
+            assert coder.use_constriction()
+            for block, payload in zip(blocks, payloads, strict=True):
+                assert outside.decode(payload, len(block)) == block
+
+
+def test_threads() -> None:
+    """Two engines at once, each in its own thread, do what they do alone."""
+    jobs = [(1, text(20_000, 1)), ("features", text(3000, 2)), (2, text(6000, 3)), (1, text(20_000, 4))]
+    serial = [Engine(loaded(which)).encode(data) for which, data in jobs]
+    results: dict[int, tuple[bytes, bytes]] = {}
+
+    def work(i: int, which: int | str, data: bytes) -> None:
+        own = Engine(loaded(which))
+        payload = own.encode(data)
+        own.reset()
+        results[i] = payload, bytes(own.decode(payload, len(data)))
+
+    threads = [threading.Thread(target=work, args=(i, *job)) for i, job in enumerate(jobs)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [results[i] for i in range(len(jobs))] == list(
+        zip(serial, (data for _, data in jobs), strict=True)
+    )
+
+
+def test_any_buffer() -> None:
+    data = text(500)
+    payload = check_roundtrip([data], 1)[0]
+    used = engine(1)
+    for buffer in (bytearray(data), memoryview(data), memoryview(b"xx" + data)[2:]):
+        used.reset()
+        assert used.encode(buffer) == payload
+    used.reset()
+    assert used.decode(memoryview(b"x" + payload)[1:], len(data)) == data
+
+
+# Garbage
+
+
+def outcome(payload: bytes, nbytes: int, which: int | str, streams: int, groups: int) -> bytes | None:
+    """What decoding gives; None for Corrupt. Nothing else may come of it."""
+    used = engine(which, streams, groups)
+    used.reset()
+    try:
+        out = used.decode(payload, nbytes)
+    except Corrupt:
+        return None
+    assert len(out) == nbytes
+    return bytes(out)
+
+
+@given(st.binary(max_size=300), st.integers(4, 600), st.sampled_from(PROFILES), st.sampled_from(SHAPES))
+def test_garbage(payload: bytes, nbytes: int, which: int | str, shape: tuple[int, int]) -> None:
+    outcome(payload, nbytes, which, *shape)
+
+
+@pytest.mark.parametrize("which", PROFILES)
+def test_damaged_payloads(which: int | str) -> None:
+    """Flips, cuts and wrong lengths; afterwards the engine is as good as new."""
+    rng = random.Random(7)
+    data = text(600)
+    (payload,) = check_roundtrip([data], which, 2, 1)
+    for _ in range(12):
+        damaged = bytearray(payload)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        outcome(bytes(damaged), 600, which, 2, 1)
+        outcome(payload[: rng.randrange(len(payload))], 600, which, 2, 1)
+        outcome(payload, rng.randrange(2, 900), which, 2, 1)
+    assert outcome(b"\xff" * 700, 600, which, 2, 1) is None
+    outcome(b"", 600, which, 2, 1)
+    assert outcome(payload + bytes(9), 600, which, 2, 1) == data
+
+
+def test_garbage_outside_the_kernel() -> None:
+    """The oracle refuses what the kernel refuses, with the same exception."""
+    rng = random.Random(8)
+    for payload in (b"\xff" * 300, b"", *(rng.randbytes(rng.randrange(40)) for _ in range(10))):
+        expected = outcome(payload, 200, 1, 1, 1)
+        with environment(LMCODEC_CODER="constriction"):
+            assert outcome(payload, 200, 1, 1, 1) == expected
+
+
+# Arguments
+
+
+def test_arguments_out_of_range() -> None:
+    for streams, groups in ((0, 1), (5, 1), (-1, 1), (1, 0), (1, 2), (3, 3)):
+        with pytest.raises(ValueError, match="out of range"):
+            Engine(1, streams, groups)
+    with pytest.raises(Unsupported, match="profile 99"):
+        Engine(99)
+    used = engine(1, 3, 2)
+    used.reset()
+    for nbytes in (0, 2, (1 << 24) + 1):
+        with pytest.raises(ValueError, match="16 MiB"):
+            used.encode(bytes(nbytes))
+        with pytest.raises(ValueError, match="16 MiB"):
+            used.decode(b"1234", nbytes)
+    check_roundtrip([b"abc"], 1, 3, 2)
+
+
+def test_the_block_coder_refuses_misuse() -> None:
+    block = _kernel.BlockCoder(loaded(1).kernel)
+    bits, p16, three = np.empty(99, np.uint8), np.empty(99, np.uint16), np.zeros(3, np.uint8)
+    for call in (
+        lambda: block.p,
+        lambda: block.offset,
+        lambda: block.push(1),
+        lambda: block.encode(three, bits, p16),
+        lambda: block.decode(three, three.copy()),
+    ):
+        assert block.done
+        with pytest.raises(ValueError):
+            call()
+    block.begin(3)
+    assert not block.done
+    with pytest.raises(ValueError):
+        block.encode(three[:2], bits, p16)
+    assert block.encode(three, bits, p16) == 24
+    assert block.encode(three, bits, p16) == 0
+    assert block.done
+    with pytest.raises(ValueError):
+        block.push(0)
+    with pytest.raises(ValueError):
+        _kernel.BlockCoder(loaded(1).kernel, isa="sse9")
+
+
+# Memory
+
+
+MEASURE = """
+import sys
+from lmcodec import engine
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+number, streams, nbytes, n_block = map(int, sys.argv[1:])
+data = (b"".join(b"%d,%x;" % (i, i * 0x9E3779B1 % 2**32) for i in range(nbytes // 12)) + bytes(nbytes))[:nbytes]
+before = status("VmRSS")
+coder = engine.Engine(number, streams)
+payloads = [coder.encode(data) for _ in range(n_block)]
+coder.reset()
+for payload in payloads:
+    assert coder.decode(payload, nbytes) == data
+print(status("VmHWM") - before)
+"""
+
+
+def check_memory(number: int, streams: int, nbytes: int, n_block: int = 1) -> None:
+    arguments = [sys.executable, "-I", "-c", MEASURE, *map(str, (number, streams, nbytes, n_block))]
+    run = subprocess.run(arguments, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert int(run.stdout) <= memory_nbytes(number, nbytes)
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux
+@pytest.mark.parametrize("number", profile.FROZEN)
+@pytest.mark.parametrize("streams", [1, 4])
+def test_memory_of_a_small_block(number: int, streams: int) -> None:
+    check_memory(number, streams, 1 << 12)
+
+
+@linux
+@pytest.mark.slow
+@pytest.mark.parametrize("number", profile.FROZEN)
+@pytest.mark.parametrize(
+    ("streams", "nbytes", "n_block"), [(1, 1 << 20, 1), (4, 1 << 22, 1), (1, 1 << 22, 9)]
+)
+def test_memory(number: int, streams: int, nbytes: int, n_block: int) -> None:
+    """One block and, in the last case, a chain that fills the window of 32 MiB."""
+    check_memory(number, streams, nbytes, n_block)

@@ -1,0 +1,209 @@
+"""The kernel's C++ under other compiler flags, and under sanitizers, gives the integers that the installed one gives.
+
+native_driver.cpp is compiled with the kernel's sources; the installed kernel, called from here, says what is right.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_engine import SHAPES, TEXTS, covering_specs, text
+
+import lmcodec
+from lmcodec import _kernel, coder, profile
+
+# The checkout's sources: an installed package has none.
+NATIVE = Path(__file__).parents[1] / "lmcodec" / "native"
+SOURCES = [
+    *sorted(p for p in NATIVE.glob("*.cpp") if p.name != "module.cpp"),
+    Path(__file__).with_name("native_driver.cpp"),
+]
+BUILDS = {
+    "O0": ["-O0"],
+    "O3": ["-O3"],
+    "O3, this machine's": ["-O3", "-march=native"],
+    "sanitizers": [
+        *("-O1", "-g", "-D_GLIBCXX_ASSERTIONS", "-fno-omit-frame-pointer"),
+        *("-fsanitize=undefined,address", "-fno-sanitize-recover=all"),
+    ],
+}
+
+
+class Driver:
+    """A build of the driver, and the files it reads."""
+
+    def __init__(self, binary: Path, folder: Path) -> None:
+        self._binary, self._folder, self._n_file = binary, folder, 0
+
+    def file(self, content: bytes) -> str:
+        self._n_file += 1
+        path = self._folder / str(self._n_file)
+        path.write_bytes(content)
+        return str(path)
+
+    def __call__(self, *arguments: str | int) -> bytes:
+        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
+        run = subprocess.run([self._binary, *map(str, arguments)], capture_output=True, env=environment)
+        assert run.returncode == 0, run.stderr.decode(errors="replace")
+        return run.stdout
+
+    def profile(self, spec: dict[str, Any]) -> str:
+        lists = [
+            *([profile.FEATURES.index(name) for name in context] for context in spec["contexts"]),
+            [profile.SELECTORS.index(name) for name in spec["selectors"]],
+            [profile.SELECTORS.index(name) for name in spec["maps"]],
+            spec["matches"],
+        ]
+        words = [len(spec["contexts"])] + [word for each in lists for word in (len(each), *each)]
+        words += [word for pair in spec["numbers"].items() for word in pair]
+        return self.file(" ".join(map(str, words)).encode())
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name == "O0" else pytest.mark.slow) for name in BUILDS],
+)
+def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Driver:
+    compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++") or shutil.which("clang++")
+    if not compiler or sys.platform == "win32":
+        pytest.skip("no C++ compiler that takes the options of g++")
+    if not NATIVE.is_dir():
+        pytest.skip(f"{NATIVE} is missing: the tests of a checkout")
+    folder = tmp_path_factory.mktemp("build")
+    binary = folder / "driver"
+    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *BUILDS[request.param]]
+    run = subprocess.run([compiler, *flags, *SOURCES, "-o", binary], capture_output=True, text=True)
+    if "sanitize" in " ".join(flags) and "cannot find" in run.stderr:
+        pytest.skip("the compiler has no sanitizers")
+    assert run.returncode == 0, run.stderr
+    return Driver(binary, folder)
+
+
+def loaded(which: str | int) -> profile.Profile:
+    return profile.build(covering_specs()[which]) if isinstance(which, str) else profile.load(which)
+
+
+def extreme(sign: int, certain: bool) -> profile.Profile:
+    """The features' profile with every weight at its bound and every map at an end."""
+    spec = covering_specs()["features"]
+    extreme = profile.build({**spec, "numbers": {**spec["numbers"], "weight_rate": 64, "final_rate": 64}})
+    learned = np.empty(extreme.kernel.n_learned, np.uint32)
+    n_map = extreme.kernel.weights_at
+    learned[:n_map] = 0xFFFFFFFF if certain else 1023
+    learned[: 256 * len(spec["contexts"]) : 256] = 1 << 31
+    learned[n_map:].view(np.int32)[:] = sign * ((1 << 19) - 1)
+    extreme.kernel.set_learned(learned)
+    return extreme
+
+
+PROFILES = {
+    **{f"covering {name}": (lambda name=name: loaded(name)) for name in covering_specs()},
+    **{f"profile {number}": (lambda number=number: loaded(number)) for number in profile.FROZEN},
+    **{
+        f"weights {sign:+d} maps {certain:d}": (lambda s=sign, c=certain: extreme(s, c))
+        for sign in (1, -1)
+        for certain in (False, True)
+    },
+}
+
+
+def decisions(block: _kernel.BlockCoder, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+    """bits and p16 of a block as the installed kernel codes it."""
+    bits, p16 = np.empty(8 * len(data), np.uint8), np.empty(8 * len(data), np.uint16)
+    block.begin(len(data))
+    assert block.encode(np.frombuffer(data, np.uint8), bits, p16) == len(bits)
+    return bits, p16
+
+
+def learned_file(driver: Driver, chosen: profile.Profile) -> str:
+    block = _kernel.BlockCoder(chosen.kernel)
+    block.begin(1)
+    return driver.file(block.learned.tobytes())
+
+
+def blocks() -> list[bytes]:
+    """A chain with something for every feature."""
+    rng = random.Random(3)
+    shapes = [TEXTS[name] for name in ("64 fields", "deep XML", "64 levels of brackets", "invalid UTF-8")]
+    return [
+        text(1500),
+        b"".join(part[:400] for part in shapes),
+        bytes(200) + rng.randbytes(200),
+        b"end of it",
+    ]
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_the_same_integers(driver: Driver, name: str) -> None:
+    chosen = PROFILES[name]()
+    spec, learned = driver.profile(chosen.spec), learned_file(driver, chosen)
+    texts = blocks()
+    files = [driver.file(part) for part in texts]
+    isas = _kernel.mixing_isas()
+    for i, (streams, groups) in enumerate(SHAPES):
+        block = _kernel.BlockCoder(chosen.kernel, streams, groups)
+        parts = [decisions(block, part) for part in texts]
+        expected = np.concatenate([p16.astype(np.uint32) << 1 | bits for bits, p16 in parts])
+        for isa in isas if i == 0 else ["-"]:
+            out = np.frombuffer(driver("encode", spec, learned, isa, streams, groups, *files), np.uint32)
+            assert len(out) == len(expected)
+            different = np.flatnonzero(out != expected)
+            assert len(different) == 0, f"decision {different[0]} of {streams} streams, {isa}"
+
+
+@pytest.mark.parametrize("name", PROFILES)
+def test_decoding_and_garbage(driver: Driver, name: str) -> None:
+    """What a build makes of payloads, good and bad, is what the installed kernel makes of them."""
+    rng = random.Random(4)
+    chosen = PROFILES[name]()
+    spec, learned = driver.profile(chosen.spec), learned_file(driver, chosen)
+    for streams, groups in ((1, 1), (3, 2)):
+        block = _kernel.BlockCoder(chosen.kernel, streams, groups)
+        data = text(500, streams)
+        encoder = coder.Encoder()
+        encoder.encode(*decisions(block, data))
+        payload = encoder.finish()
+        cases = [payload, payload[: len(payload) // 2], rng.randbytes(300), b"\xff" * 300, b""]
+        for case in cases:
+            out = np.zeros(len(data), np.uint8)
+            block.reset()
+            block.begin(len(data))
+            good = block.decode(np.frombuffer(case, np.uint8), out)
+            expected = b"\1" + out.tobytes() if good else b"\0"
+            assert (
+                driver("decode", spec, learned, "-", streams, groups, driver.file(case), len(data))
+                == expected
+            )
+            assert case != payload or out.tobytes() == data
+
+
+def test_the_range_decoder_under_every_probability(driver: Driver) -> None:
+    """Every p with both bits, in constriction's words; then ones without end, which no encoder writes."""
+    p16 = np.repeat(np.arange(1, 65536, dtype=np.uint16), 2)
+    order = np.random.default_rng(1).permutation(len(p16))
+    bits = (np.arange(len(p16)) % 2).astype(np.uint8)[order]
+    p16 = np.ascontiguousarray(p16[order])
+    encoder = coder.Encoder()
+    encoder.encode(bits, p16)
+    probabilities = driver.file(p16.tobytes())
+    out = driver("range", probabilities, driver.file(encoder.finish()))
+    assert (np.frombuffer(out, np.uint8) == bits).all()
+    out = driver("range", probabilities, driver.file(b"\xff" * 100))
+    assert out[0] in (1, 3)
+    assert out[-1] & 2
+
+
+def test_the_driver_knows_every_source() -> None:
+    """A file that CMake compiles and this test does not would go unchecked."""
+    listed = (NATIVE / "CMakeLists.txt").read_text()
+    for source in SOURCES[:-1]:
+        assert source.name in listed
+    assert lmcodec.__version__
