@@ -44,16 +44,19 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> object:
-    """Import a public name's module when the name is first used."""
-    if name not in __all__:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    module = "file" if name in ("LMFile", "open") else "errors"
-    if name in ("Compressor", "Decompressor", "FrameInfo", "compress", "decompress", "frame_info"):
-        module = "codec"
-    value = getattr(import_module(f"lmcodec.{module}"), name)
-    globals()[name] = value
-    return value
+if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
+
+    def __getattr__(name: str) -> object:
+        """Import a public name's module when the name is first used."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        module = "errors"
+        if name in ("LMFile", "open"):
+            module = "file"
+        elif name in ("Compressor", "Decompressor", "FrameInfo", "compress", "decompress", "frame_info"):
+            module = "codec"
+        value = globals()[name] = getattr(import_module(f"lmcodec.{module}"), name)
+        return value
 
 
 def __dir__() -> list[str]:

@@ -374,7 +374,7 @@ class Compressor(_Reusable):
         self._solid = bool(solid)
         threads = _optional("threads", threads, 1)
         if self._solid:
-            threads = 1
+            threads = 1  # what a block continues is known when the one before it is coded
         self._pipeline = _Pipeline(threads, ENCODE_BUDGET_NBYTES if threads is None else None)
         self._begin(_optional("content_size", content_size, 0, (1 << 63) - 1))
         self._last_mode = self.FLUSH_FRAME
@@ -462,7 +462,7 @@ class Compressor(_Reusable):
         streams = min(self._streams, len(data))
         key = self._profile, streams, min(self._groups, streams)
         nbytes = engine.memory_nbytes(self._profile, len(data))
-        while not self._pipeline.room(nbytes, self._solid):
+        while not self._pipeline.room(nbytes):
             self._take(walk)
         continues = self._solid and walk.previous is not None and walk.previous.coder == (Method.CM, *key)
         self._pipeline.start(partial(_encode, data, key, last, continues), nbytes, key, continues)
@@ -593,7 +593,7 @@ class Decompressor(_Reusable):
             raise EOFError("the frame has ended; unused_data holds what came after it")
         with byte_view(data) as view, self.unusable_if_this_fails():
             self._input += view
-            self._starved &= not len(view)
+            self._starved = False
             return self._produce(max_length)
 
     def _produce(self, max_length: int) -> bytes:
@@ -793,7 +793,8 @@ class FrameReader:
 
     def _open(self, offset: int, original_offset: int, pipeline: _Pipeline | None = None) -> Decompressor:
         decompressor = Decompressor(**self._limits)
-        decompressor._pipeline = pipeline or decompressor._pipeline
+        if pipeline is not None:  # with its engines
+            decompressor._pipeline = pipeline
         decompressor._offset, decompressor._before_nbytes = offset, original_offset
         decompressor._lazy = True
         return decompressor
@@ -934,7 +935,7 @@ def _survey(read_at: Callable[[int, int], bytes], start: int, end: int) -> Frame
         block = frame.parse_block(
             read_at(at, frame.MAX_BLOCK_HEADER_NBYTES), where, has_model=header.model_id is not None
         )
-        if block is None or at + block.nbytes > end:
+        if block is None:
             return info
         walk.admit(block, where)
         blocks.append(block)

@@ -1,7 +1,8 @@
 """The range coder, behind two verbs: constriction writes the words, and can read them back one by one.
 
-Coding is in decisions: a bit and the probability of a 1 in 65536ths. FORMAT.md section 4 fixes the words, so that another
-coder can write the same ones; the kernel reads them by itself (native/range_decoder.h). Knows nothing of models.
+Coding is in decisions: a bit and the probability of a 1 in 65536ths. FORMAT.md section 4 fixes the words,
+so that another coder can write the same ones; the kernel reads them by itself (native/range_decoder.h).
+Knows nothing of models.
 
 Source: constriction's queue coder, https://docs.rs/constriction (Martin, "Range encoding", 1979).
 """
@@ -12,6 +13,10 @@ import os
 
 import constriction
 import numpy as np
+
+from lmcodec.errors import Corrupt
+
+NO_WORDS = "the payload is no sequence of coder words: the block is damaged"
 
 _WORD_NBYTES = 4
 _Model = constriction.stream.model.Bernoulli
@@ -41,8 +46,8 @@ class Encoder:
         words = self._encoder.get_compressed().astype(">u4").tobytes()
         whole = words[: n_word * _WORD_NBYTES]
         tail = words[n_word * _WORD_NBYTES :].ljust(8, b"\0")
-        # Where the coder closed without a carry into the words before, any value of [lower, lower + range) will do:
-        # the one that ends in most zero bytes is taken.
+        # Where the coder closed without a carry into the words before, any value of [lower, lower + range)
+        # will do: the one that ends in most zero bytes is taken.
         if lower <= int.from_bytes(tail, "big"):
             for n_byte in range(8):
                 step = 1 << (64 - 8 * n_byte)
@@ -64,5 +69,12 @@ class Decoder:
         self._model = _Model(perfect=False)
 
     def decode(self, p16: int) -> int:
-        """The next bit, coded under `p16`."""
-        return int(self._decoder.decode(self._model, np.array([p16 / 65536.0]))[0])
+        """The next bit, coded under `p16`.
+
+        Raises:
+          Corrupt: no encoder writes such words.
+        """
+        try:
+            return int(self._decoder.decode(self._model, np.array([p16 / 65536.0]))[0])
+        except AssertionError:  # how constriction says that the words are invalid
+            raise Corrupt(NO_WORDS) from None

@@ -1,7 +1,7 @@
 """One loop for both directions: context models, mixer and coder over the streams of a block.
 
-The loop itself runs in the kernel (native/lockstep.h); here it meets the coder: encoding collects decisions and codes them in
-bulk, decoding runs in the kernel to the block's end.
+The loop itself runs in the kernel (native/lockstep.h); here it meets the coder: encoding collects
+decisions and codes them in bulk, decoding runs in the kernel to the block's end.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class Engine:
         if coder.use_constriction():
             self._decode_outside(payload, out)
         elif not self._coder.decode(np.frombuffer(payload, np.uint8), np.frombuffer(out, np.uint8)):
-            raise Corrupt("the payload is no sequence of coder words: the block is damaged")
+            raise Corrupt(coder.NO_WORDS)
         return out
 
     def _decode_outside(self, payload: bytes | memoryview, out: bytearray) -> None:

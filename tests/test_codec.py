@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
@@ -489,6 +490,16 @@ def test_threads_stay_within_memory(how: dict[str, Any], most: int, monkeypatch:
         assert Counted.made <= most
 
 
+def test_engines_are_used_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """From block to block and from frame to frame."""
+    monkeypatch.setattr(engine, "Engine", Counted)
+    Counted.made = 0
+    packed = compress(TEXT, block_size=KIB, threads=2)
+    assert Counted.made == 2
+    assert decompress(packed * 3, threads=2) == TEXT * 3
+    assert Counted.made == 4
+
+
 def test_engines_of_other_kinds_are_dropped(monkeypatch: pytest.MonkeyPatch) -> None:
     """Frames of all kinds one after another never keep more engines than threads."""
     packed = b"".join(compress(TEXT, level, block_size=4 * KIB) for level in (1, 2, 1))
@@ -505,6 +516,29 @@ def test_engines_of_other_kinds_are_dropped(monkeypatch: pytest.MonkeyPatch) -> 
     assert decompress(packed, threads=2) == TEXT * 3
     assert Counted.made == 6
     assert max(len(pipeline._seats) for pipeline in pipelines) == 2
+
+
+def test_idle_engines_count_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for four engines on small blocks is memory for one on a large block."""
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+
+    class Watched(Counted):
+        def __init__(self, *arguments: int) -> None:
+            super().__init__(*arguments)
+            alive.add(self)
+
+        def decode(self, payload: bytes | memoryview, nbytes: int) -> bytes:
+            most[nbytes] = max(most.get(nbytes, 0), len(alive))
+            return super().decode(payload, nbytes)
+
+    most: dict[int, int] = {}
+    packed = compress(bytes(8 * KIB), block_size=KIB) + compress(bytes(1 << 20))
+    monkeypatch.setattr(engine, "Engine", Watched)
+    monkeypatch.setattr(engine, "memory_nbytes", lambda profile, nbytes: nbytes)
+    for decode in (decompress, lambda data, **how: codec.FrameReader(io.BytesIO(data).read, **how).read()):
+        assert decode(packed, threads=4, memory_limit=1 << 20) == bytes(8 * KIB + (1 << 20))
+        assert most == {KIB: 4, 1 << 20: 1}
+        most.clear()
 
 
 # Damage
@@ -741,4 +775,4 @@ def test_public_names() -> None:
         assert name in dir(lmcodec)
     assert lmcodec.compress is compress
     with pytest.raises(AttributeError, match="no attribute 'compres'"):
-        _ = lmcodec.compres
+        _ = lmcodec.compres  # type: ignore[attr-defined]

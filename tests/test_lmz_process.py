@@ -30,7 +30,8 @@ ERASE = b"\r\x1b[K"
 
 
 def environment() -> dict[str, str]:
-    return {k: v for k, v in os.environ.items() if not k.startswith("LMCODEC_")}
+    """Ours, less what changes the command or how Python writes."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("LMCODEC_", "PYTHONUNBUFFERED"))}
 
 
 def lmz(folder: Path, *arguments: str, stdout: Any = PIPE) -> subprocess.CompletedProcess[bytes]:
@@ -164,6 +165,21 @@ def test_closed_standard_streams(text: Path) -> None:
     assert text.read_bytes() == TEXT
 
 
+def test_numbers_of_closed_streams_are_not_given_to_files(tmp_path: Path) -> None:
+    code = (
+        "import os; from lmcodec.cli.safe_file import reserve_standard_descriptors as reserve\n"
+        "reserve()\n"
+        "fd = os.open('seen', os.O_WRONLY | os.O_CREAT)\n"
+        "for use in (lambda: os.read(0, 1), lambda: os.write(1, b'x'), lambda: os.write(2, b'x')):\n"
+        "    try: use()\n"
+        "    except OSError as error: os.write(fd, b'%d ' % error.errno)\n"
+        "os.write(fd, b'%d' % fd)"
+    )
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    subprocess.run(command, cwd=tmp_path, env=environment(), check=True)
+    assert (tmp_path / "seen").read_text() == f"{errno.EBADF} {errno.EBADF} {errno.EBADF} 3"
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
 def test_a_full_standard_output(text: Path) -> None:
     message = os.strerror(errno.ENOSPC)
@@ -239,6 +255,14 @@ def test_terminals_get_and_give_no_compressed_data(text: Path) -> None:
         assert process.returncode == 1
         assert err.count(b"\n") == 1
         assert b"terminal" in err
+    # A file is not the terminal, and who forces it gets it.
+    assert lmz(text.parent, "text").returncode == 0
+    terminal = Terminal()
+    process = start(text.parent, *LMZ, "-dc", "text.lmz", stdin=terminal.slave)
+    os.close(terminal.slave)
+    out, _ = process.communicate(timeout=30)
+    terminal.close()
+    assert (process.returncode, out) == (0, TEXT)
     terminal = Terminal()
     process = start(text.parent, *LMZ, "-cf", "text", stdout=terminal.slave)
     os.close(terminal.slave)

@@ -48,7 +48,7 @@ PACKED = profile.pack(SPEC, trained())
 
 def rebuilt(spec: Any, body: bytes | None = None) -> bytes:
     """A file with that specification and, if given, that learned state."""
-    n_text, n_packed = struct.unpack_from("<II", PACKED, 5)
+    n_text = struct.unpack_from("<I", PACKED, 5)[0]
     packed = PACKED[13 + n_text :] if body is None else lzma.compress(body, preset=0)
     text = spec if isinstance(spec, bytes) else json.dumps(spec).encode()
     return PACKED[:5] + struct.pack("<II", len(text), len(packed)) + text + packed
@@ -207,7 +207,7 @@ def test_bad_files_are_corrupt(name: str) -> None:
 
 def test_no_xz_of_another_kind() -> None:
     """The old .lzma format and a raw stream have no check."""
-    n_text, _ = struct.unpack_from("<II", PACKED, 5)
+    n_text = struct.unpack_from("<I", PACKED, 5)[0]
     body = lzma.decompress(PACKED[13 + n_text :])
     alone = lzma.compress(body, format=lzma.FORMAT_ALONE)
     data = PACKED[:5] + struct.pack("<II", n_text, len(alone)) + PACKED[13 : 13 + n_text] + alone
@@ -217,7 +217,7 @@ def test_no_xz_of_another_kind() -> None:
 # Specifications
 
 
-OUT_OF_RANGE = {
+OUT_OF_RANGE: dict[str, dict[str, Any]] = {
     "no context": {"contexts": []},
     "65 contexts": {"contexts": [["order1"]] * 65},
     "a context of nothing": {"contexts": [[]]},
@@ -237,7 +237,8 @@ OUT_OF_RANGE = {
             ("table_log2", 12, 28),
             ("match_log2", 10, 24),
             ("map_limit", 1, 1023),
-            ("order0_limit", 1, 1023),
+            ("n_direct", 1, 4),
+            ("direct_limit", 1, 1023),
             ("weight_rate", 0, 64),
             ("final_rate", 0, 64),
             ("apm_rate", 1, 15),

@@ -87,3 +87,34 @@ def vocab(out: Path, size: int, sample_mb: int, seed: int, corpora: Path | None)
     )
     for category, value in bytes_per_token(vocabulary, corpora).items():
         click.echo(f"  {category:14s} {value:.3f}")
+
+
+@train.command()
+@click.argument("spec", type=click.Path(path_type=Path))
+@click.argument("out", type=click.Path(path_type=Path))
+@click.option("--seed", type=int, default=11, show_default=True, help="Of the choice of documents.")
+@click.option(
+    "--corpora", type=click.Path(path_type=Path), help="Folder with train/ (default: LMCODEC_CORPORA)."
+)
+def profile(spec: Path, out: Path, seed: int, corpora: Path | None) -> None:
+    """Learn what a profile of the context mixer begins with, and write its file to OUT.
+
+    SPEC is a TOML file such as lmcodec/train/configs/profile-fast.toml.
+    """
+    from hashlib import sha256
+
+    from lmcodec.errors import ConfigError
+    from lmcodec.profile import build, pack
+    from lmcodec.train.config import read_toml
+    from lmcodec.train.prior import learn, sample
+
+    wanted = read_toml(spec)
+    try:
+        build(wanted)
+    except (KeyError, TypeError, ValueError) as error:
+        raise ConfigError(f"{spec}: not a profile ({error})") from None
+    pieces = sample(corpora, seed)
+    click.echo(f"{len(pieces)} pieces of text, {sum(map(len, pieces)):,} bytes")
+    data = pack(wanted, learn(wanted, pieces))
+    out.write_bytes(data)
+    click.echo(f"{out}: {len(data):,} bytes, SHA-256 {sha256(data).hexdigest()}")

@@ -14,12 +14,22 @@ constexpr std::int32_t kWeightMax = (1 << 19) - 1;  // Q16: +-8
 constexpr int kApmCells = 25;               // one every 256 of stretch, -3072 to 3072
 // A line of 64 bytes: four checks, four slots of 15 nodes. Nodes count from 1.
 constexpr int kSlot0 = 3;
+// Counters of each direct order: sixteen a nibble, of which node 0 is unused.
+constexpr int kDirectLog2[kDirectMax] = {9, 17, 19, 19};
 constexpr int kHashRows = 1 << 14;  // of a selector that hashes
 
 std::uint32_t mix32(std::uint32_t h) {
   h = (h ^ h >> 15) * 0x2C1B3C6Du;
   h = (h ^ h >> 12) * 0x297A2D39u;
   return h ^ h >> 15;
+}
+
+void prefetch(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 1);
+#else
+  (void)address;
+#endif
 }
 
 struct Reciprocals {
@@ -102,6 +112,12 @@ struct ContextMixer::Match {
   std::uint32_t* map = nullptr;
 };
 
+// A selector's row at a bit: what is fixed during the byte, and what each bit adds.
+struct ContextMixer::Row {
+  std::uint32_t base = 0, per_c0 = 0, per_bit = 0, mask = 0xffffffffu;
+  bool needs_match = false;  // row 0 where the match model gives no input
+};
+
 struct ContextMixer::Stream {
   alignas(64) std::int32_t input[(2 * kContextMax + 32)];
   alignas(64) std::int32_t layer[16];  // stretch of each set's probability, Q8
@@ -113,8 +129,7 @@ struct ContextMixer::Stream {
   std::uint8_t* slot[kContextMax];
   std::uint32_t* direct[kDirectMax];
   Match match[kMatchMax];
-  int known = 0;
-  int row_base[kSelectorCount];  // what of a selector's row is fixed during a byte
+  Row rows[kSelectorMax + kApmMax + 1];  // of the selectors, the final maps, the second layer
   std::int32_t* weights[kSelectorMax];
   std::int32_t* final_weights = nullptr;
   std::uint32_t layer_p[kSelectorMax];
@@ -148,7 +163,7 @@ bool ContextMixer::use_isa(const char* isa) {
 void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
   learned_ = prior_;
   for (int d = 0; d < profile_.n_direct; ++d)
-    direct_[d].assign(std::size_t{1} << (d == 0 ? 8 : d == 1 ? 16 : 18), kHalf22 << 10);
+    direct_[d].assign(std::size_t{1} << kDirectLog2[d], kHalf22 << 10);
   int log2 = 12;
   // 16 bytes a slot, two slots a byte and context.
   while (log2 < profile_.table_log2 &&
@@ -157,12 +172,12 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
   const std::size_t size = std::size_t{1} << log2;
   if (size > table_capacity_) {
     table_memory_.reset();
-    table_memory_ = std::make_unique<std::uint8_t[]>(size + 64);
+    table_capacity_ = 0;
+    table_memory_.reset(new std::uint8_t[size + 64]);
     table_capacity_ = size;
     table_ = table_memory_.get() + (64 - reinterpret_cast<std::uintptr_t>(table_memory_.get()) % 64);
-  } else {
-    std::memset(table_, 0, size);
   }
+  std::memset(table_, 0, size);
   table_nbytes_ = size;
   line_mask_ = static_cast<std::uint32_t>(size / 64 - 1);
   int match_log2 = 10;
@@ -206,13 +221,6 @@ void ContextMixer::begin_block(std::uint32_t nbytes) {
 }
 
 std::uint32_t ContextMixer::stream_begin(int s) const { return streams_[static_cast<std::size_t>(s)]->begin; }
-
-std::uint32_t* ContextMixer::direct(int order, std::uint32_t tail, std::uint32_t c0) {
-  if (order == 0) return &direct_[0][c0];
-  if (order == 1) return &direct_[1][(tail & 0xff) << 8 | c0];
-  const std::uint32_t context = tail & (order == 2 ? 0xffffu : 0xffffffu);
-  return &direct_[order][mix32(context * 256 + c0) >> 14];
-}
 
 std::uint8_t* ContextMixer::find(std::uint32_t hash) {
   std::uint8_t* line = table_ + std::size_t{hash & line_mask_} * 64;
@@ -274,6 +282,7 @@ void ContextMixer::lookup(int s) {
   if (stream.n_bit == 0) {
     for (int m = 0; m < profile_.n_match; ++m) find_match(stream, m);
     std::uint32_t value[kFeatureCount];
+    const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
     stream.text.features(history_, value);
     const Match& match = stream.match[0];
     value[kMatchByte] =
@@ -292,39 +301,54 @@ void ContextMixer::lookup(int s) {
       now.map = &learned_[profile_.match_at() + static_cast<std::size_t>(m) * 1024 +
                           static_cast<std::size_t>((bucket * 4 + std::min(popcount8(now.misses), 3)) * 8)];
     }
-    const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
     const std::uint8_t c1 = static_cast<std::uint8_t>(tail), c2 = static_cast<std::uint8_t>(tail >> 8);
     const std::uint8_t c3 = static_cast<std::uint8_t>(tail >> 16);
-    int* row = stream.row_base;
-    row[kSelectZero] = 0;
-    row[kSelectOrder0] = 0;
-    row[kSelectByte1] = c1;
-    row[kSelectByte2] = c2;
-    row[kSelectMatch] =
-        match.active ? 1 + length_bucket(match.length) * 4 + std::min(popcount8(match.misses), 3) : 0;
-    row[kSelectClasses] =
-        TextState::byte_class(c1) * 64 + TextState::byte_class(c2) * 8 + TextState::byte_class(c3);
-    row[kSelectColumn] = std::min(stream.text.column(), 31) * 8;
-    row[kSelectWord] = std::min(stream.text.word_length(), 15) * 8;
-    row[kSelectField] = (std::min(stream.text.field(), 15) * 5 + stream.text.delimiter()) * 8 +
-                        TextState::byte_class(stream.text.field_above(history_));
+    std::uint32_t base[kSelectorCount];
+    const auto cls = [](std::uint8_t c) { return static_cast<std::uint32_t>(TextState::byte_class(c)); };
+    const auto capped = [](int value, int most) { return static_cast<std::uint32_t>(std::min(value, most)); };
+    base[kSelectZero] = base[kSelectOrder0] = base[kSelectKnown] = 0;
+    base[kSelectByte1] = c1;
+    base[kSelectByte2] = c2;
+    base[kSelectMatch] = 1 + static_cast<std::uint32_t>(length_bucket(match.length) * 4 + std::min(popcount8(match.misses), 3));
+    base[kSelectClasses] = cls(c1) * 64 + cls(c2) * 8 + cls(c3);
+    base[kSelectColumn] = capped(stream.text.column(), 31) * 8;
+    base[kSelectWord] = capped(stream.text.word_length(), 15) * 8;
+    base[kSelectField] = (capped(stream.text.field(), 15) * 5 + static_cast<std::uint32_t>(stream.text.delimiter())) * 8 +
+                         cls(stream.text.field_above(history_));
     const int open = stream.text.nest_top();
-    row[kSelectNest] = ((open == 0 ? 0 : open == '{' ? 1 : open == '[' ? 2 : open == '(' ? 3 : 4) * 2 +
-                        (stream.text.quoted() ? 1 : 0)) * 8 + TextState::byte_class(c1);
-    row[kSelectMatchByte] = match.active ? 1 + match.predicted : 0;
-    row[kSelectOrder1] = c1 << 8;
-    row[kSelectHash2] = static_cast<int>(mix32(tail & 0xffff) & (kHashRows - 1));
-    row[kSelectAbove] = stream.text.above(history_);
-    row[kSelectHashWord] = static_cast<int>(mix32(value[kWord] + c1) & (kHashRows - 1));
-    row[kSelectHash3] = static_cast<int>(mix32(tail & 0xffffff) & (kHashRows - 1));
+    const std::uint32_t bracket = open == 0 ? 0 : open == '{' ? 1 : open == '[' ? 2 : open == '(' ? 3 : 4;
+    base[kSelectNest] = (bracket * 2 + (stream.text.quoted() ? 1 : 0)) * 8 + cls(c1);
+    base[kSelectMatchByte] = 1u + match.predicted;
+    base[kSelectOrder1] = static_cast<std::uint32_t>(c1) << 8;
+    base[kSelectHash2] = mix32(tail & 0xffff);
+    base[kSelectAbove] = stream.text.above(history_);
+    base[kSelectHashWord] = mix32(value[kWord] + c1);
+    base[kSelectHash3] = mix32(tail & 0xffffff);
+    for (int r = 0; r <= profile_.n_selector + profile_.n_apm; ++r) {
+      const int selector = r < profile_.n_selector                    ? profile_.selectors[r]
+                           : r < profile_.n_selector + profile_.n_apm ? profile_.apms[r - profile_.n_selector]
+                                                                      : profile_.final_selector;
+      Row& row = stream.rows[r];
+      row.base = base[selector];
+      const bool hashes = selector == kSelectHash2 || selector == kSelectHash3 || selector == kSelectHashWord;
+      row.per_c0 = hashes ? 0x9E3Bu : selector == kSelectOrder0 || selector == kSelectOrder1 ? 1 : 0;
+      row.per_bit = selector == kSelectKnown || selector == kSelectColumn || selector == kSelectWord ? 1 : 0;
+      row.mask = hashes ? kHashRows - 1 : 0xffffffffu;
+      row.needs_match = selector == kSelectMatch || selector == kSelectMatchByte;
+    }
   }
   std::uint32_t at[kContextMax];
   const std::uint32_t node = stream.n_bit ? stream.c0 : 0;
+  const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
+  for (int d = 0; d < profile_.n_direct; ++d) {
+    const std::uint32_t context = (d == 0 ? 0 : d == 1 ? tail & 0xff : d == 2 ? tail & 0xffff : tail & 0xffffff) * 32 + node;
+    const std::uint32_t line = d < 2 ? context : mix32(context);
+    stream.direct[d] = &direct_[d][(std::size_t{line} << 4) & (direct_[d].size() - 1)];
+    prefetch(stream.direct[d]);
+  }
   for (int i = 0; i < n_context; ++i) {
     at[i] = mix32(stream.hash[i] + node * 0x9E3779B1u);
-#if defined(__GNUC__) || defined(__clang__)
-    __builtin_prefetch(table_ + std::size_t{at[i] & line_mask_} * 64, 1);
-#endif
+    prefetch(table_ + std::size_t{at[i] & line_mask_} * 64);
   }
   int known = 0;
   bool unbroken = true;
@@ -337,7 +361,12 @@ void ContextMixer::lookup(int s) {
         unbroken = false;
     }
   }
-  stream.known = std::min(known, 8);
+  for (int r = 0; r <= profile_.n_selector + profile_.n_apm; ++r) {
+    const int selector = r < profile_.n_selector                    ? profile_.selectors[r]
+                         : r < profile_.n_selector + profile_.n_apm ? profile_.apms[r - profile_.n_selector]
+                                                                    : profile_.final_selector;
+    if (selector == kSelectKnown) stream.rows[r].base = static_cast<std::uint32_t>(std::min(known, 8) * 8);
+  }
 }
 
 std::uint32_t ContextMixer::predict(int s) {
@@ -356,7 +385,7 @@ std::uint32_t ContextMixer::predict(int s) {
     x[1] = (static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11;
   }
   for (int d = 0; d < profile_.n_direct; ++d, x += 2) {
-    const std::uint32_t p = *(stream.direct[d] = direct(d, static_cast<std::uint32_t>(stream.text.tail()), c0)) >> 10;
+    const std::uint32_t p = stream.direct[d][node] >> 10;
     x[0] = logit.stretch(p);
     x[1] = (static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11;
   }
@@ -375,26 +404,22 @@ std::uint32_t ContextMixer::predict(int s) {
   }
   x[0] = 256;
 
-  const int* base = stream.row_base;
-  const auto row = [&](int selector) -> std::size_t {
-    switch (selector) {
-      case kSelectZero: return 0;
-      case kSelectOrder0: return c0;
-      case kSelectMatch: return agrees ? static_cast<std::size_t>(base[kSelectMatch]) : 0;
-      case kSelectMatchByte: return agrees ? static_cast<std::size_t>(base[kSelectMatchByte]) : 0;
-      case kSelectKnown: return static_cast<std::size_t>(stream.known * 8 + n_bit);
-      case kSelectColumn:
-      case kSelectWord: return static_cast<std::size_t>(base[selector] + n_bit);
-      case kSelectOrder1: return static_cast<std::size_t>(base[selector]) | c0;
-      case kSelectHash2:
-      case kSelectHash3:
-      case kSelectHashWord: return (static_cast<std::size_t>(base[selector]) + c0 * 0x9E3Bu) & (kHashRows - 1);
-      default: return static_cast<std::size_t>(base[selector]);
-    }
-  };
+  // Rows of the selectors, in the order of the profile's lists; those of the final maps are on their way while the mixer works.
+  std::size_t rows[kSelectorMax + kApmMax + 1];
+  const int n_row = profile_.n_selector + profile_.n_apm + 1;
+  for (int r = 0; r < n_row; ++r) {
+    const Row& row = stream.rows[r];
+    const std::uint32_t base = row.needs_match && !agrees ? 0 : row.base;
+    rows[r] = (base + c0 * row.per_c0 + static_cast<std::uint32_t>(n_bit) * row.per_bit) & row.mask;
+  }
+  for (int a = 0; a < profile_.n_apm; ++a) {
+    stream.apm[a] = &apm_[static_cast<std::size_t>(a)][rows[profile_.n_selector + a] * kApmCells];
+    prefetch(stream.apm[a]);
+    prefetch(stream.apm[a] + kApmCells - 1);
+  }
   std::int32_t* weights = reinterpret_cast<std::int32_t*>(&learned_[profile_.weights_at()]);
   for (int k = 0; k < profile_.n_selector; ++k) {
-    std::int32_t* w = weights + row(profile_.selectors[k]) * static_cast<std::size_t>(n_input_);
+    std::int32_t* w = weights + rows[k] * static_cast<std::size_t>(n_input_);
     weights += static_cast<std::size_t>(kSelectorSize[profile_.selectors[k]]) * static_cast<std::size_t>(n_input_);
     stream.weights[k] = w;
   }
@@ -406,7 +431,7 @@ std::uint32_t ContextMixer::predict(int s) {
     stream.layer[k] = dot;
     stream.layer_p[k] = logit.squash(dot);
   }
-  std::int32_t* wf = reinterpret_cast<std::int32_t*>(&learned_[profile_.final_at()]) + row(profile_.final_selector) * 16;
+  std::int32_t* wf = reinterpret_cast<std::int32_t*>(&learned_[profile_.final_at()]) + rows[n_row - 1] * 16;
   stream.final_weights = wf;
   std::int32_t sum = 0;
   for (int k = 0; k < profile_.n_selector; ++k) sum += (wf[k] * stream.layer[k]) >> 8;
@@ -420,8 +445,7 @@ std::uint32_t ContextMixer::predict(int s) {
     const std::uint32_t part = place - (cell << 8);  // 0 to 256
     std::uint32_t refined = 0;
     for (int a = 0; a < profile_.n_apm; ++a) {
-      std::uint16_t* cells = &apm_[static_cast<std::size_t>(a)][row(profile_.apms[a]) * kApmCells + cell];
-      stream.apm[a] = cells;
+      std::uint16_t* cells = stream.apm[a] += cell;
       refined += (cells[0] * (256 - part) + cells[1] * part) >> 8;
     }
     stream.apm_part = part;
@@ -468,7 +492,7 @@ void ContextMixer::update(int s, int bit) {
     state = histories.next[state][bit];
   }
   for (int d = 0; d < profile_.n_direct; ++d)
-    train_counter(*stream.direct[d], bit, static_cast<std::uint32_t>(profile_.direct_limit));
+    train_counter(stream.direct[d][node], bit, static_cast<std::uint32_t>(profile_.direct_limit));
   for (int m = 0; m < profile_.n_match; ++m) {
     const Match& match = stream.match[m];
     if (match.active && ((match.predicted | 256u) >> (8 - n_bit)) == c0)

@@ -93,9 +93,9 @@ class ContextMixer {
 
  private:
   struct Match;
+  struct Row;
   struct Stream;
 
-  std::uint32_t* direct(int order, std::uint32_t tail, std::uint32_t c0);
   std::uint8_t* find(std::uint32_t hash);
   void find_match(Stream& stream, int m);
 

@@ -250,6 +250,21 @@ def _check_together(config: TrainConfig) -> None:
         )
 
 
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables of a TOML file.
+
+    Raises:
+        ModelNotFound: if the file cannot be read.
+        ConfigError: if it is not TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ModelNotFound(f"{path}: cannot read the configuration: {error.strerror}") from None
+    except (ValueError, RecursionError) as error:
+        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+
+
 def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainConfig:
     """The run described by the TOML file at `path`.
 
@@ -261,12 +276,7 @@ def load_config(path: Path, overrides: dict[str, Any] | None = None) -> TrainCon
         ModelNotFound: if the file cannot be read.
         ConfigError: if it is not TOML, or a key or value is wrong; the message names the file and the key.
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ModelNotFound(f"{path}: cannot read the configuration: {error.strerror}") from None
-    except (ValueError, RecursionError) as error:
-        raise ConfigError(f"{path}: not a TOML file: {error}") from None
+    table = read_toml(path)
     for dotted, value in (overrides or {}).items():
         *tables, key = dotted.split(".")
         if tables == ["data", "weights"] and isinstance(table.get("data", {}), dict):

@@ -1,0 +1,72 @@
+"""What a profile's adaptive state begins with: learned by coding a sample of training text, file after file.
+
+Adaptive maps and mixer weights are carried from one piece of text to the next; tables, history and final maps
+start anew at each, as they do at the start of a file.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmcodec import _kernel
+from lmcodec.profile import build
+from lmcodec.train.corpus import CATEGORIES, VALIDATION_SHARE, category_files, document_hash, documents
+
+# Documents of each category: what profiles are for weighs more than its share of the corpora.
+N_DOCUMENT = {
+    "english_books": 80,
+    "tech_docs": 180,
+    "encyclopedic": 80,
+    "web_short": 140,
+    "source_code": 280,
+    "structured": 320,
+    "multilingual": 180,
+    "html_pages": 100,
+}
+_DECISIONS_PER_CALL = 1 << 18
+
+
+def sample(folder: Path | None = None, seed: int = 11) -> list[bytes]:
+    """Pieces of 2 to 128 KiB of documents that are not held out, seven of ten from their start, shuffled.
+
+    Raises:
+        ModelNotFound, Corrupt: as `corpus.category_files`, `corpus.documents`.
+    """
+    rng = random.Random(seed)
+    pieces = []
+    for category in CATEGORIES:
+        candidates = [
+            document
+            for path in category_files(category, folder)
+            for document in documents(path)
+            if len(document) > 2000 and document_hash(document) >= VALIDATION_SHARE
+        ]
+        for document in rng.sample(candidates, min(N_DOCUMENT[category], len(candidates))):
+            nbytes = int(2 ** rng.uniform(11, 17))
+            begin = 0
+            if rng.random() >= 0.7 and len(document) > nbytes:
+                begin = rng.randrange(len(document) - nbytes)
+            pieces.append(document[begin : begin + nbytes])
+    rng.shuffle(pieces)
+    return pieces
+
+
+def learn(spec: dict[str, Any], pieces: Iterable[bytes]) -> np.ndarray:
+    """The learned state (n_learned,) uint32 of a profile (`lmcodec.profile.build`) after coding `pieces`."""
+    profile = build(spec).kernel
+    coder = _kernel.BlockCoder(profile)
+    bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
+    p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
+    for piece in pieces:
+        block = np.frombuffer(piece, np.uint8)
+        coder.reset()
+        coder.begin(len(block))
+        while coder.encode(block, bits, p16):
+            pass
+        profile.set_learned(coder.learned)
+    return coder.learned

@@ -1,0 +1,189 @@
+"""Golden frames: small files of every kind, as this version's frames.
+
+    python tests/golden/make.py [--force] [--out FOLDER]
+
+Writes a frame for each of CASES. test_golden.py decodes and encodes them on every run: a frame that a
+release has written decodes forever, so what lies here changes only with a version of the format, by --force.
+The originals are not kept: `Source` makes them again, by random.Random.random, which no Python changes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+HERE = Path(__file__).parent
+WORDS = [
+    *(
+        "the",
+        "of",
+        "and",
+        "to",
+        "in",
+        "a",
+        "is",
+        "that",
+        "it",
+        "was",
+        "for",
+        "on",
+        "with",
+        "as",
+        "at",
+        "from",
+    ),
+    *("river", "stone", "morning", "letter", "house", "winter", "garden", "between", "against", "walked"),
+    *("remembered", "nothing", "answered", "slowly", "green", "seven", "open", "under", "light", "water"),
+]
+NAMES = ["Aalto", "Brandão", "Çelik", "Dvořák", "Ebner", "Fjeld", "小林", "Иванов"]
+KEYS = ["id", "name", "price", "count", "city", "active", "tags"]
+
+
+class Source:
+    """A seeded maker of texts."""
+
+    def __init__(self, seed: int) -> None:
+        self._random = random.Random(seed)
+
+    def below(self, n: int) -> int:
+        return int(self._random.random() * n)
+
+    def pick(self, values: Sequence[T]) -> T:
+        return values[self.below(len(values))]
+
+    def noise(self, nbytes: int) -> bytes:
+        return bytes(self.below(256) for _ in range(nbytes))
+
+    def words(self, n: int) -> str:
+        return " ".join(self.pick(WORDS) for _ in range(n))
+
+    def text(self) -> str:
+        sentences = (self.words(4 + self.below(9)).capitalize() + self.pick(".,!?;") for _ in range(22))
+        return "".join(s + self.pick([" ", " ", "\n\n"]) for s in sentences) + self.pick(NAMES) + "\n"
+
+    def csv(self) -> str:
+        rows = (
+            f"{i},{self.pick(NAMES)},{self.below(90)}.{self.below(9)}0,{self.below(50)},{self.pick(WORDS)}"
+            for i in range(60)
+        )
+        return "\r\n".join(["id,name,price,count,city", *rows, ""])
+
+    def json(self) -> str:
+        items = (
+            f'  {{"id": {i}, "name": "{self.pick(NAMES)}", "tags": ["{self.pick(WORDS)}"], '
+            f'"size": {{"x": {self.below(999)}, "y": -{self.below(99)}.5}}, "{self.pick(KEYS)}": null}}'
+            for i in range(20)
+        )
+        return "[\n" + ",\n".join(items) + "\n]\n"
+
+    def xml(self) -> str:
+        items = (
+            f'  <item id="{i}" kind="{self.pick(WORDS)}">\n    <name>{self.pick(NAMES)}</name>\n'
+            f"    <note>{self.words(4)} &amp; {self.words(2)}</note>\n    <empty/>\n  </item>\n"
+            for i in range(12)
+        )
+        return '<?xml version="1.0"?>\n<list>\n' + "".join(items) + "</list>\n"
+
+    def yaml(self) -> str:
+        items = (
+            f"- name: {self.pick(NAMES)}\n  {self.pick(KEYS)}: {self.below(999)}\n  nested:\n"
+            f"    deeper: '{self.words(3)}'\n    list: [{self.below(9)}, {self.below(9)}]\n"
+            for _ in range(16)
+        )
+        return "---\n" + "".join(items)
+
+    def code(self) -> str:
+        functions = (
+            f"int {self.pick(WORDS)}_{i}(const char *{self.pick(KEYS)}, int n) {{\n"
+            f"\tif (n > {self.below(99)}) {{\n\t\treturn {self.pick(WORDS)}({self.below(9)}, n - 1);\n\t}}\n"
+            f'\tprintf("{self.words(3)}: %d\\n", n); /* {self.words(4)} */\n\treturn n;\n}}\n\n'
+            for i in range(10)
+        )
+        return "#include <stdio.h>\n\n" + "".join(functions)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A frame: what is in it, and the arguments of `lmcodec.compress`."""
+
+    original: Callable[[], bytes]
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def _original(seed: int, **parts: int) -> Callable[[], bytes]:
+    """Texts of these kinds one after another, each cut (perhaps inside a character) to so many bytes."""
+
+    def make() -> bytes:
+        source = Source(seed)
+        made = (
+            source.noise(nbytes) if kind == "noise" else getattr(source, kind.strip("_"))().encode()[:nbytes]
+            for kind, nbytes in parts.items()
+        )
+        return b"".join(made)
+
+    return make
+
+
+KINDS = ("text", "csv", "json", "xml", "yaml", "code")
+LEVELS = {"fast": 1, "strong": 2}  # name of the profile: level
+
+# Name of the file without .lmz; what it shows is said where the name does not.
+CASES: dict[str, Case] = {
+    "empty": Case(lambda: b"", {"level": 1}),
+    "one-byte": Case(lambda: b"\n", {"level": 1}),
+    "stored": Case(_original(50, noise=500), {"level": 1}),
+}
+for _name, _level in LEVELS.items():
+    for _seed, _kind in enumerate(KINDS):
+        CASES[f"{_kind}-{_name}"] = Case(_original(_seed, **{_kind: 2000}), {"level": _level})
+    _chain = {"level": _level, "block_size": 1024, "solid": True}
+    CASES |= {
+        # Every byte, runs, NULs, invalid UTF-8.
+        f"bytes-{_name}": Case(
+            lambda: bytes(range(256)) * 2 + bytes(400) + b"\xff\xfe\xc3(" * 50, {"level": _level}
+        ),
+        # Two streams in one group; four in two, of uneven lengths.
+        f"streams-2-1-{_name}": Case(_original(20, json=1900), {"level": _level, "streams": 2}),
+        f"streams-4-2-{_name}": Case(_original(21, csv=1499), {"level": _level, "streams": 4, "groups": 2}),
+        # Independent blocks, with an index.
+        f"blocks-{_name}": Case(_original(30, text=1000, code=1000), {"level": _level, "block_size": 1024}),
+        # Blocks that continue those before them, the last one shorter.
+        f"solid-{_name}": Case(_original(31, json=1500, json_=500), _chain),
+        f"solid-4-2-{_name}": Case(_original(33, xml=1300, yaml=602), {**_chain, "streams": 4, "groups": 2}),
+        # A stored block breaks the chain.
+        f"solid-stored-{_name}": Case(_original(32, xml=1024, noise=1024, xml_=300), _chain),
+    }
+
+
+def frame_of(case: Case) -> bytes:
+    import lmcodec
+
+    return lmcodec.compress(case.original(), **case.options)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--force", action="store_true", help="replace frames that differ")
+    parser.add_argument("--out", type=Path, default=HERE)
+    options = parser.parse_args(arguments)
+    frames = {options.out / f"{name}.lmz": frame_of(case) for name, case in CASES.items()}
+    different = [path for path, frame in frames.items() if path.exists() and path.read_bytes() != frame]
+    if different and not options.force:
+        names = ", ".join(path.name for path in different)
+        sys.exit(f"{names}: would change; golden frames change only with a format version, by --force")
+    for path, frame in frames.items():
+        path.write_bytes(frame)
+    print(f"{len(frames)} frames, {sum(map(len, frames.values()))} bytes, {len(different)} changed")
+
+
+if __name__ == "__main__":
+    main()
