@@ -229,21 +229,16 @@ class _Pipeline:
         continues: bool = False,
     ) -> None:
         """Call `work` with an engine for `key`, or at once and without one if that is None."""
-        seat = None
-        if key is not None:
-            if continues:
-                assert self._latest is not None
-                assert self._latest.key == key
-                seat = self._latest
-            else:
-                busy = [job.seat for job in self._jobs if job.seat]
-                free = [seat for seat in self._seats if seat.key == key and seat not in busy]
-                seat = free[0] if free else _Seat(key)
-                # Idle engines count as well.
-                spare = self._limit(nbytes) - len(busy) - 1
-                self._seats = [*busy, seat, *free[1 : 1 + max(spare, 0)]]
-            self._latest = seat
-        self._jobs.append(_Job(work, nbytes, seat, continues))
+        if key is not None and not continues:
+            self._latest = self._free_seat(key, nbytes)
+        self._jobs.append(_Job(work, nbytes, self._latest if key is not None else None, continues))
+
+    def _free_seat(self, key: tuple[int, int, int], nbytes: int) -> _Seat:
+        """A seat for `key`; drops those that are of no use, or too many beside a block that needs `nbytes`."""
+        busy = [job.seat for job in self._jobs if job.seat]
+        free = [seat for seat in self._seats if seat.key == key and seat not in busy] or [_Seat(key)]
+        self._seats = [*busy, *free[: max(self._limit(nbytes) - len(busy), 1)]]
+        return free[0]
 
     def take(self) -> Any:
         """The oldest block's result. If its work failed, raises that error, and the block stays oldest."""

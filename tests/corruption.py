@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from lmcodec.codec import Decompressor, decompress
 from lmcodec.errors import Corrupt, LmcodecError, Truncated
@@ -26,24 +27,29 @@ class DeflateEngine:
         self._history = b""
 
     def encode(self, data: bytes | memoryview) -> bytes:
-        assert self._lock.acquire(blocking=False), "two threads in one engine"
-        with_history = {"zdict": self._history} if self._history else {}
-        deflate = zlib.compressobj(level=1, wbits=-15, **with_history)  # type: ignore[arg-type]
-        payload = deflate.compress(data) + deflate.flush()
-        self._history = (self._history + bytes(data))[-32768:]
-        self._lock.release()
-        return payload
+        with self._alone():
+            with_history = {"zdict": self._history} if self._history else {}
+            deflate = zlib.compressobj(level=1, wbits=-15, **with_history)  # type: ignore[arg-type]
+            self._history = (self._history + bytes(data))[-32768:]
+            return deflate.compress(data) + deflate.flush()
 
     def decode(self, payload: bytes | memoryview, nbytes: int) -> bytes:
+        with self._alone():
+            with_history = {"zdict": self._history} if self._history else {}
+            try:
+                data = zlib.decompressobj(wbits=-15, **with_history).decompress(payload, nbytes)
+            except zlib.error as error:
+                raise Corrupt(str(error)) from None
+            self._history = (self._history + data)[-32768:]
+            return data
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
         assert self._lock.acquire(blocking=False), "two threads in one engine"
-        with_history = {"zdict": self._history} if self._history else {}
         try:
-            data = zlib.decompressobj(wbits=-15, **with_history).decompress(payload, nbytes)
-        except zlib.error as error:
-            raise Corrupt(str(error)) from None
-        self._history = (self._history + data)[-32768:]
-        self._lock.release()
-        return data
+            yield
+        finally:
+            self._lock.release()
 
 
 def deflate_memory_nbytes(profile: int, block_nbytes: int) -> int:

@@ -1,0 +1,66 @@
+"""`lmcodec train profile`: starting values learned on text make a profile that codes such text better."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from lmcodec.cli.main import group
+from lmcodec.engine import Engine
+from lmcodec.errors import ConfigError
+from lmcodec.profile import build, parse
+from lmcodec.train import prior
+from lmcodec.train.config import read_toml
+
+CONFIGS = Path(prior.__file__).parent / "configs"
+SPEC = """
+contexts = [["order2"], ["order4"], ["word", "order1"]]
+selectors = ["order0", "match"]
+maps = ["order1"]
+matches = [5]
+[numbers]
+table_log2 = 20
+"""
+
+
+def test_profile_is_made_from_a_specification(tmp_path: Path, tiny_corpora: Path) -> None:
+    spec, out = tmp_path / "spec.toml", tmp_path / "out.lmp"
+    spec.write_text(SPEC)
+    arguments = ["train", "profile", str(spec), str(out), "--corpora", str(tiny_corpora)]
+    result = CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert "SHA-256" in result.output
+    first = out.read_bytes()
+    CliRunner().invoke(group, arguments, catch_exceptions=False)
+    assert out.read_bytes() == first  # the same text, the same file
+    text = prior.sample(tiny_corpora, seed=3)[0]
+    learned, neutral = Engine(parse(first)), Engine(build(read_toml(spec)))
+    payload = learned.encode(text)
+    assert len(payload) < 0.95 * len(neutral.encode(text))
+    assert Engine(parse(first)).decode(payload, len(text)) == text
+
+
+def test_pieces_are_as_long_as_promised(tiny_corpora: Path) -> None:
+    pieces = prior.sample(tiny_corpora)
+    assert pieces == prior.sample(tiny_corpora) != prior.sample(tiny_corpora, seed=12)
+    assert all(0 < len(piece) <= 128 << 10 for piece in pieces)
+
+
+@pytest.mark.parametrize("name", ["fast", "strong"])
+def test_shipped_specifications_are_those_of_the_profiles(name: str) -> None:
+    from lmcodec.profile import FROZEN, load
+
+    number = next(n for n, (known, _) in FROZEN.items() if known == name)
+    assert load(number).spec == read_toml(CONFIGS / f"profile-{name}.toml")
+
+
+def test_wrong_specification_is_named(tmp_path: Path, tiny_corpora: Path) -> None:
+    spec = tmp_path / "spec.toml"
+    spec.write_text(SPEC.replace("order4", "order44"))
+    with pytest.raises(ConfigError, match=r"spec\.toml: not a profile .*order44"):
+        CliRunner().invoke(
+            group,
+            ["train", "profile", str(spec), str(tmp_path / "o"), "--corpora", str(tiny_corpora)],
+            catch_exceptions=False,
+        )
