@@ -131,13 +131,12 @@ class _Job:
         self._value: Any = None
         self._error: BaseException | None = None
         self._ended = threading.Event()  # joining a thread is not safe against KeyboardInterrupt
-        self._thread_id = 0
+        self._thread: threading.Thread | None = None
         if seat is None:
             self._run()
         else:
-            thread = threading.Thread(target=self._run, name="lmcodec block", daemon=True)
-            thread.start()
-            self._thread_id = thread.ident or 0
+            self._thread = threading.Thread(target=self._run, name="lmcodec block", daemon=True)
+            self._thread.start()
 
     def _run(self) -> None:
         self._at_work.add(self)
@@ -151,15 +150,20 @@ class _Job:
 
     @property
     def done(self) -> bool:
-        return self._ended.is_set()
+        # A thread that is stopped as it ends may not get to saying so.
+        return self._ended.is_set() or (self._thread is not None and not self._thread.is_alive())
+
+    @property
+    def failed(self) -> bool:
+        return self._error is not None
 
     def stop(self) -> None:
         """Let the thread end when it comes back from the kernel, as it does many times while it encodes."""
         with self._lock:
-            if not self.done:
+            if self._thread is not None and not self.done:
                 import ctypes
 
-                thread_id, error = ctypes.c_ulong(self._thread_id), ctypes.py_object(SystemExit)
+                thread_id, error = ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(SystemExit)
                 ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, error)
 
     @classmethod
@@ -170,11 +174,12 @@ class _Job:
         for job in jobs:
             job.stop()
         for job in jobs:
-            job._ended.wait(max(deadline - time.monotonic(), 0))
+            while not job.done and time.monotonic() < deadline:
+                job._ended.wait(0.05)
 
     def wait(self) -> None:
-        while not self._ended.wait(1.0):  # Windows lets Ctrl-C through only between timed waits
-            pass
+        while not self.done:
+            self._ended.wait(1.0)  # Windows lets Ctrl-C through only between timed waits
 
     def result(self) -> Any:
         self.wait()
@@ -203,7 +208,8 @@ class _Pipeline:
         self._latest: _Seat | None = None
         self._ahead = self.threads  # blocks at work at once for the moment
 
-    def __len__(self) -> int:
+    @property
+    def n_at_work(self) -> int:
         return len(self._jobs)
 
     @property
@@ -234,7 +240,7 @@ class _Pipeline:
         self._jobs.append(_Job(work, nbytes, self._latest if key is not None else None, continues))
 
     def _free_seat(self, key: tuple[int, int, int], nbytes: int) -> _Seat:
-        """A seat for `key`; drops those that are of no use, or too many beside a block that needs `nbytes`."""
+        """A seat for `key`; drops those of no use, and those too many beside a block that needs `nbytes`."""
         busy = [job.seat for job in self._jobs if job.seat]
         free = [seat for seat in self._seats if seat.key == key and seat not in busy] or [_Seat(key)]
         self._seats = [*busy, *free[: max(self._limit(nbytes) - len(busy), 1)]]
@@ -256,7 +262,9 @@ class _Pipeline:
         """Drop all blocks, and look less far ahead until some have been wanted: the caller jumps about."""
         self.stop()
         for job in self._jobs:
-            job.wait()  # its engine is wanted again
+            job.wait()
+            if job.failed and job.seat in self._seats:
+                self._seats.remove(job.seat)  # its engine was stopped anywhere
         self._jobs.clear()
         self._ahead = 1
 
@@ -379,6 +387,7 @@ class Compressor(_Reusable):
         self._taken_nbytes = 0
         self._pending = bytearray()
         self._walk: FrameWalk | None = None  # once the header is written
+        self._chain_nbytes = 0  # of the block that the last one's chain began with
         self._out: list[bytes] = []
 
     @property
@@ -456,10 +465,15 @@ class Compressor(_Reusable):
         walk = self._header(several=not last)
         streams = min(self._streams, len(data))
         key = self._profile, streams, min(self._groups, streams)
-        nbytes = engine.memory_nbytes(self._profile, len(data))
+        nbytes = engine.memory_nbytes(self._profile, len(data), streams, self._solid)
         while not self._pipeline.room(nbytes):
             self._take(walk)
         continues = self._solid and walk.previous is not None and walk.previous.coder == (Method.CM, *key)
+        # A chain's tables are as large as its first block asks for.
+        if len(data) > 4 * self._chain_nbytes:
+            continues = False
+        if not continues:
+            self._chain_nbytes = len(data)
         self._pipeline.start(partial(_encode, data, key, last, continues), nbytes, key, continues)
 
     def _take(self, walk: FrameWalk) -> None:
@@ -468,7 +482,7 @@ class Compressor(_Reusable):
         self._out.append(packed)
 
     def _drain(self) -> None:
-        while self._walk is not None and len(self._pipeline):
+        while self._walk is not None and self._pipeline.n_at_work:
             self._take(self._walk)
 
     def _end(self) -> None:
@@ -564,7 +578,7 @@ class Decompressor(_Reusable):
     @property
     def needs_input(self) -> bool:
         """Whether `decompress` can give out nothing more before it gets more input."""
-        blocked = len(self._pipeline) and not self._lazy
+        blocked = self._pipeline.n_at_work and not self._lazy
         return not (self._eof or self._ready_nbytes or blocked) and self._starved and not self._done
 
     @property
@@ -598,7 +612,7 @@ class Decompressor(_Reusable):
         out = self._give(want)
         while not self._ready_nbytes and self._step(start=False):
             pass
-        if self._done and not self._ready_nbytes and not len(self._pipeline):
+        if self._done and not self._ready_nbytes and not self._pipeline.n_at_work:
             self._eof = True
             self._unused = bytes(self._input)
             self._input.clear()
@@ -622,7 +636,7 @@ class Decompressor(_Reusable):
 
         If it failed, and the caller will call again anyway, what is before it is given out first.
         """
-        if not len(self._pipeline) or (self._lazy and self._starved and not self._pipeline.oldest_done):
+        if not self._pipeline.n_at_work or (self._lazy and self._starved and not self._pipeline.oldest_done):
             return False
         try:
             original = self._pipeline.take()
@@ -716,7 +730,7 @@ class Decompressor(_Reusable):
             return block.original_nbytes
         from lmcodec import engine
 
-        return engine.memory_nbytes(block.profile, block.original_nbytes)
+        return engine.memory_nbytes(block.profile, block.original_nbytes, block.streams, block.continues)
 
     def _start(self) -> bool:
         """Set the block that is all there to work, if there is room."""
@@ -847,7 +861,7 @@ class FrameReader:
                     out = decompressor.decompress(data, size)
                 elif self._fresh and not self._first:
                     break
-                elif len(decompressor._pipeline):
+                elif decompressor._pipeline.n_at_work:
                     decompressor._lazy = False
                 else:
                     raise decompressor._truncated()

@@ -1,7 +1,7 @@
 """One loop for both directions: context models, mixer and coder over the streams of a block.
 
 The loop itself runs in the kernel (native/lockstep.h); here it meets the coder: encoding collects
-decisions and codes them in bulk, decoding runs in the kernel to the block's end.
+decisions and codes them in bulk, decoding runs in the kernel.
 """
 
 from __future__ import annotations
@@ -14,8 +14,10 @@ from lmcodec import _kernel, coder
 from lmcodec.errors import ConfigError, Corrupt
 from lmcodec.profile import Profile, load
 
-_DECISIONS_PER_CALL = 1 << 18
-_FIXED_NBYTES = 12 << 20  # maps, weights and match tables of the larger profile
+_DECISIONS_PER_CALL = 1 << 17
+_FIXED_NBYTES = 17 << 20  # maps, weights, counters, match tables and buffers of the larger profile
+_STREAM_NBYTES = 5 << 20  # what a second stream and each further one adds: match tables, its view of the text
+_CHAIN_NBYTES = 48 << 20  # the window that blocks which continue one another keep, while it grows
 
 
 class Engine:
@@ -68,8 +70,12 @@ class Engine:
         out = bytearray(nbytes)
         if coder.use_constriction():
             self._decode_outside(payload, out)
-        elif not self._coder.decode(np.frombuffer(payload, np.uint8), np.frombuffer(out, np.uint8)):
-            raise Corrupt(coder.NO_WORDS)
+            return out
+        self._coder.load(np.frombuffer(payload, np.uint8))
+        block = np.frombuffer(out, np.uint8)
+        while not self._coder.done:
+            if not self._coder.decode(block, _DECISIONS_PER_CALL):
+                raise Corrupt(coder.NO_WORDS)
         return out
 
     def _decode_outside(self, payload: bytes | memoryview, out: bytearray) -> None:
@@ -81,6 +87,11 @@ class Engine:
             self._coder.push(bit)
 
 
-def memory_nbytes(profile: int, block_nbytes: int) -> int:
-    """What coding a block of `block_nbytes` bytes takes: tables, history, the block and its payload."""
-    return load(profile).table_nbytes + _FIXED_NBYTES + 3 * block_nbytes
+def memory_nbytes(profile: int, block_nbytes: int, streams: int = 1, chained: bool = False) -> int:
+    """What coding a block of `block_nbytes` bytes takes at most: tables, history, the block and its payload.
+
+    Args:
+      chained: the engine keeps what blocks before left (`continues`).
+    """
+    extra = (_STREAM_NBYTES * streams if streams > 1 else 0) + (_CHAIN_NBYTES if chained else 0)
+    return load(profile).table_nbytes + _FIXED_NBYTES + extra + 4 * block_nbytes

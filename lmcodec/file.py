@@ -72,8 +72,6 @@ class _FileMap:
                 header = frame.parse_header(read_at(start, frame.MAX_FRAME_HEADER_NBYTES), start)
                 if header is None or header.nbytes != index.header_nbytes:
                     return None
-                if header.content_size not in (None, sum(nbytes for _, nbytes in index.entries)):
-                    return None
                 found.append((start, header, index.entries))
                 end = start
         except LmcodecError:

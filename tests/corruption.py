@@ -52,7 +52,7 @@ class DeflateEngine:
             self._lock.release()
 
 
-def deflate_memory_nbytes(profile: int, block_nbytes: int) -> int:
+def deflate_memory_nbytes(profile: int, block_nbytes: int, streams: int = 1, chained: bool = False) -> int:
     return (1 << 20) + 3 * block_nbytes
 
 

@@ -534,7 +534,7 @@ def test_idle_engines_count_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     most: dict[int, int] = {}
     packed = compress(bytes(8 * KIB), block_size=KIB) + compress(bytes(1 << 20))
     monkeypatch.setattr(engine, "Engine", Watched)
-    monkeypatch.setattr(engine, "memory_nbytes", lambda profile, nbytes: nbytes)
+    monkeypatch.setattr(engine, "memory_nbytes", lambda profile, nbytes, *_: nbytes)
     for decode in (decompress, lambda data, **how: codec.FrameReader(io.BytesIO(data).read, **how).read()):
         assert decode(packed, threads=4, memory_limit=1 << 20) == bytes(8 * KIB + (1 << 20))
         assert most == {KIB: 4, 1 << 20: 1}

@@ -286,7 +286,8 @@ def in_kernel(payload: bytes, nbytes: int) -> tuple[bytes, bool]:
     block = _kernel.BlockCoder(SMALL.kernel)
     block.begin(nbytes)
     out = np.zeros(nbytes, np.uint8)
-    good = block.decode(np.frombuffer(payload, np.uint8), out)
+    block.load(np.frombuffer(payload, np.uint8))
+    good = block.decode(out, 8 * len(out))
     return out.tobytes(), good
 
 

@@ -52,7 +52,7 @@ class QuickEngine:
 @pytest.fixture(autouse=True)
 def quick_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     engine = ModuleType("lmcodec.engine")
-    vars(engine).update(Engine=QuickEngine, memory_nbytes=lambda profile, block_nbytes: 48 << 20)
+    vars(engine).update(Engine=QuickEngine, memory_nbytes=lambda profile, block_nbytes, *_: 48 << 20)
     monkeypatch.setitem(sys.modules, "lmcodec.engine", engine)
     monkeypatch.setattr(lmcodec, "engine", engine, raising=False)
 

@@ -130,6 +130,7 @@ class BlockCoder {
   void reset() {
     forget_ = true;
     nbytes_ = 0;
+    payload_ = Bytes();
   }
 
   // Codes decisions of data, the block's bytes, until out is full or the block ends; returns how many.
@@ -148,19 +149,26 @@ class BlockCoder {
     return n;
   }
 
-  // Restores the whole block from payload; false if no encoder can have written it.
-  bool decode(Bytes payload, Output out) {
+  // The words that decode() reads: those of the block that was begun.
+  void load(Bytes payload) {
+    payload_ = payload;  // shared, not copied
+    decoder_ = lmcodec::RangeDecoder(payload_.data(), payload_.size());
+  }
+
+  // Restores up to n decisions of the block to out; false if no encoder can have written the words. In parts, so that
+  // the caller hears of signals between them.
+  bool decode(Output out, std::size_t n) {
     if (out.size() != nbytes_ || !nbytes_) throw nb::value_error("out is not as long as the block that was begun");
+    if (!payload_.is_valid()) throw nb::value_error("no payload was loaded");
     nb::gil_scoped_release release;
-    lmcodec::RangeDecoder decoder(payload.data(), payload.size());
     std::uint8_t* bytes = out.data();
-    while (!lockstep_.done() && !decoder.corrupt()) {
+    for (; n && !lockstep_.done() && !decoder_.corrupt(); --n) {
       std::uint8_t& byte = bytes[lockstep_.offset()];
-      const int bit = decoder.decode(lockstep_.p());
+      const int bit = decoder_.decode(lockstep_.p());
       byte = static_cast<std::uint8_t>(byte << 1 | bit);
       lockstep_.push(bit);
     }
-    return !decoder.corrupt();
+    return !decoder_.corrupt();
   }
 
   // One decision at a time, for a coder outside the kernel.
@@ -190,6 +198,8 @@ class BlockCoder {
   const int n_stream_;
   lmcodec::ContextMixer mixer_;
   lmcodec::Lockstep lockstep_;
+  Bytes payload_;
+  lmcodec::RangeDecoder decoder_{nullptr, 0};
   std::uint32_t nbytes_ = 0;
   bool forget_ = true;
 };
@@ -232,7 +242,8 @@ NB_MODULE(_kernel, m) {
       .def("begin", &BlockCoder::begin, nb::arg("nbytes"))
       .def("reset", &BlockCoder::reset)
       .def("encode", &BlockCoder::encode, nb::arg("data"), nb::arg("bits"), nb::arg("p16"))
-      .def("decode", &BlockCoder::decode, nb::arg("payload"), nb::arg("out"))
+      .def("load", &BlockCoder::load, nb::arg("payload"))
+      .def("decode", &BlockCoder::decode, nb::arg("out"), nb::arg("n"))
       .def("push", &BlockCoder::push, nb::arg("bit"))
       .def_prop_ro("done", &BlockCoder::done)
       .def_prop_ro("offset", &BlockCoder::offset)

@@ -5,6 +5,7 @@
 namespace lmcodec {
 namespace {
 
+constexpr int kRowMax = 1 << 30;  // a count that stops, so that no line is too long for it
 constexpr std::uint8_t kDelimiterByte[kDelimiters] = {' ', ',', ';', '\t', '|'};
 
 std::uint32_t join(std::uint32_t hash, std::uint32_t value) { return (hash + value + 1) * 0x2F0B4C47u; }
@@ -152,7 +153,7 @@ void TextState::update(std::uint8_t c, const History&) {
     const std::uint32_t folded = is_upper(c) ? c + 32u : c;
     if (word_length_ == 0) word_ = 0;
     word_ = join(word_, folded);
-    ++word_length_;
+    if (word_length_ < kRowMax) ++word_length_;
   } else {
     if (word_length_) {
       if (!first_word_) first_word_ = word_;
@@ -247,7 +248,7 @@ void TextState::update(std::uint8_t c, const History&) {
   if (c == '\n') {
     end_line();
   } else {
-    ++column_;
+    if (column_ < kRowMax) ++column_;
     if (column_ <= 4) line_start_ = join(line_start_, c);
     if (indenting_) {
       indent_ = join(indent_, c);

@@ -13,7 +13,10 @@ class History {
  public:
   static constexpr std::uint32_t kWindow = 1u << 25;
 
-  void clear() { base_ = end_ = 0; }
+  void clear() {
+    base_ = end_ = 0;
+    full_ = false;
+  }
   // Makes room for n more bytes (all zero if the place is new); they begin at the position returned.
   std::uint32_t reserve(std::uint32_t n);
   std::uint8_t at(std::uint32_t position) const { return bytes_[position & mask_]; }

@@ -1,0 +1,1159 @@
+"""A decoder written from FORMAT.md alone: slow, of Python's integers only, sharing no code with the package.
+
+    python tests/format_reference.py FRAME > ORIGINAL
+
+It shows that the page is complete. test_format.py holds the package to it. Sections named are FORMAT.md's.
+Of the package it reads only the profiles' files.
+"""
+
+from __future__ import annotations
+
+import json
+import lzma
+import struct
+import sys
+import zlib
+from dataclasses import dataclass, field
+from decimal import ROUND_HALF_EVEN, Decimal, localcontext
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+MODELS = Path(__file__).parents[1] / "lmcodec" / "models"
+MASK32 = 2**32 - 1
+MASK64 = 2**64 - 1
+GOLDEN64 = 0x9E3779B97F4A7C15
+GOLDEN32 = 0x9E3779B1
+LF = 10
+
+
+class FormatError(Exception):
+    """The data is not a frame, or of what this decoder does not know."""
+
+
+def require(true: bool, message: str) -> None:
+    if not true:
+        raise FormatError(message)
+
+
+# 1. Conventions
+
+
+class Reader:
+    """Takes the fields of a frame from bytes."""
+
+    def __init__(self, data: bytes, at: int = 0) -> None:
+        self.data = data
+        self.at = at
+
+    def take(self, nbytes: int) -> bytes:
+        require(self.at + nbytes <= len(self.data), "truncated")
+        self.at += nbytes
+        return self.data[self.at - nbytes : self.at]
+
+    def byte(self) -> int:
+        return self.take(1)[0]
+
+    def u32(self) -> int:
+        return int.from_bytes(self.take(4), "little")
+
+    def varint(self) -> int:
+        value = shift = 0
+        while True:
+            byte = self.byte()
+            value |= (byte & 127) << shift
+            shift += 7
+            if byte < 128:
+                require(byte > 0 or shift == 7, "a varint is not the shortest")
+                require(value < 2**63, "a varint is too large")
+                return value
+
+
+def crc8(data: bytes) -> int:
+    crc = 0
+    for byte in data:
+        crc ^= byte
+        for _ in range(8):
+            crc = (crc << 1 ^ (0x107 if crc & 128 else 0)) & 255
+    return crc
+
+
+# 5.1 stretch and squash
+
+
+def _exponentials() -> list[int]:
+    """E(x), x = 0 to 3072."""
+    with localcontext() as context:
+        context.prec = 40
+        whole = [
+            int((2**32 * Decimal(-k).exp()).quantize(Decimal(1), rounding=ROUND_HALF_EVEN)) for k in range(13)
+        ]
+    fraction = [2**32]
+    for _ in range(255):
+        fraction.append(fraction[-1] * 4278222805 >> 32)
+    return [whole[x >> 8] * fraction[x & 255] >> 32 for x in range(3073)]
+
+
+_E = _exponentials()
+
+
+def _logistic(x: int, n_bit: int) -> int:
+    return (_E[x] << n_bit) // (2**32 + _E[x])
+
+
+def _squash(x: int) -> int:
+    if x < 0:
+        return max(1, _logistic(-x, 16))
+    return 65536 - _squash(-x) if x > 0 else 32768
+
+
+def _stretch_cells() -> list[int]:
+    lower = []
+    for cell in range(2048):
+        x = 0
+        while x < 3072 and _logistic(x + 1, 22) >= 1024 * cell + 512:
+            x += 1
+        lower.append(-x)
+    return lower + [-x for x in reversed(lower)]
+
+
+SQUASH = [_squash(x) for x in range(-3072, 3073)]  # of x + 3072
+STRETCH = _stretch_cells()  # of p >> 10
+
+
+def squash(x: int) -> int:
+    return SQUASH[min(max(x, -3072), 3072) + 3072]
+
+
+def clip(x: int) -> int:
+    return min(max(x, -3072), 3072)
+
+
+# 5.2 Counters and bit histories
+
+RATE = [131072 // (2 * n + 3) for n in range(1024)]
+
+
+class Counter:
+    """A probability of 22 bits and a count."""
+
+    __slots__ = ("n", "p")
+
+    def __init__(self, p: int = 2**21, n: int = 0) -> None:
+        self.p = p
+        self.n = n
+
+    def train(self, bit: int, limit: int) -> None:
+        self.p += ((2**22 - 1 if bit else 0) - self.p) * RATE[self.n] >> 16
+        self.n = min(self.n + 1, limit)
+
+
+BOUND = [39, 32, 20, 12, 8, 6]
+
+
+def _after(n0: int, n1: int, bit: int) -> tuple[int, int]:
+    """The counts of a bit history after another bit."""
+    n = [n0, n1]
+    n[bit] += 1
+    other = n[1 - bit]
+    if other > 2:
+        n[1 - bit] = min(other, 2 + (other - 1).bit_length() - 1)
+    while min(n) > 5 or max(n) > BOUND[min(n)]:
+        larger = 1 - bit if n[0] == n[1] else n.index(max(n))
+        n[larger] -= 1
+    return n[0], n[1]
+
+
+def _bit_histories() -> tuple[list[tuple[int, int]], list[int]]:
+    """(state after 0, state after 1) and length of each state."""
+    counts = [(0, 0)]  # of each state
+    following: list[tuple[int, int]] = []
+    for k in range(1, 4):
+        counts += [(k - bits.bit_count(), bits.bit_count()) for bits in range(2**k)]
+    for state in range(7):
+        following.append((2 * state + 1, 2 * state + 2))
+    numbers: dict[tuple[int, int, int], int] = {}
+    while len(following) < len(counts):
+        pair = []
+        for bit in (0, 1):
+            after = (*_after(*counts[len(following)], bit), bit)
+            if after not in numbers:
+                numbers[after] = len(counts)
+                counts.append(after[:2])
+            pair.append(numbers[after])
+        following.append((pair[0], pair[1]))
+    assert len(counts) <= 256
+    return following, [sum(n) for n in counts]
+
+
+NEXT, LENGTH = _bit_histories()
+
+
+# 5.3 Contexts and slots
+
+
+def mix(h: int) -> int:
+    h &= MASK32
+    h ^= h >> 15
+    h = h * 0x2C1B3C6D & MASK32
+    h ^= h >> 12
+    h = h * 0x297A2D39 & MASK32
+    return h ^ h >> 15
+
+
+def context_hash(i: int, values: list[int]) -> int:
+    x = (i + 1) * GOLDEN64 & MASK64
+    for v in values:
+        x = (x + v + 1) * 0xD6E8FEB86659FD93 & MASK64
+        x ^= x >> 32
+    return x >> 20 & MASK32
+
+
+def power_of_two(least: int, nbytes: int, most: int) -> int:
+    """The least power of two from `least` that is not less than nbytes, at most `most`."""
+    size = least
+    while size < min(nbytes, most):
+        size *= 2
+    return size
+
+
+class SlotTable:
+    """Lines of four slots; a slot is its check and its nodes 1 to 15."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.n_line = nbytes // 64
+        self.lines: dict[int, list[list[int]]] = {}  # those that are not empty
+
+    def lookup(self, a: int) -> list[int]:
+        line = self.lines.setdefault(a % self.n_line, [[0] * 16 for _ in range(4)])
+        check = a >> 24
+        for slot in line:
+            if slot[0] == check:
+                return slot
+        slot = min(line, key=lambda slot: LENGTH[slot[1]])
+        slot[:] = [check] + [0] * 15  # in place: another context may hold the slot
+        return slot
+
+
+# 5.4 Features
+
+
+def join(h: int, v: int) -> int:
+    return (h + v + 1) * 0x2F0B4C47 & MASK32
+
+
+def fold(v: int) -> int:
+    return ((v ^ v >> 32) * GOLDEN64 & MASK64) >> 32
+
+
+def is_letter(c: int) -> bool:
+    return 65 <= c <= 90 or 97 <= c <= 122 or c >= 128
+
+
+def is_digit(c: int) -> bool:
+    return 48 <= c <= 57
+
+
+def is_space(c: int) -> bool:
+    return c in b" \t"
+
+
+def class_of(c: int) -> int:
+    if 97 <= c <= 122:
+        return 1
+    if 65 <= c <= 90:
+        return 2
+    if is_digit(c):
+        return 3
+    if c >= 128:
+        return 4
+    if is_space(c):
+        return 5
+    if c in b"\r\n":
+        return 6
+    return 7 if c in b".,;:!?" else 0
+
+
+CLASS = [class_of(c) for c in range(256)]
+DELIMITERS = b" ,;\t|"
+
+
+@dataclass
+class Row:
+    """A line and its fields."""
+
+    data: bytearray = field(default_factory=bytearray)  # with the LF
+    starts: list[int] = field(default_factory=lambda: [0])  # of the fields, in data
+    texts: list[int] = field(default_factory=list)  # field_text at the end of each that has ended
+
+
+class TextState:
+    """What one stream's bytes make of the features. An attribute of a feature's name is its value."""
+
+    def __init__(self) -> None:
+        self.last8 = 0  # the last eight bytes
+        self.word = self.word1 = self.word2 = self.word3 = 0
+        self.n_letter = 0  # of the word
+        self.gap = 0
+        self.identifier = self.identifier1 = 0
+        self.shapes = 0  # 64 bits
+        self.sentence = self.first_word = self.number = 0
+        self.score = [0] * 5
+        self.row_before_count = [0] * 5  # of each delimiter
+        self.delimiter = 0
+        self.following1: dict[int, int] = {}
+        self.following2: dict[int, int] = {}
+        self.following3: dict[int, int] = {}
+        # Quotes, keys, brackets, tags.
+        self.quote = self.quote_text = self.last_text = 0
+        self.key = self.key_before = self.path = 0
+        self.stack: list[tuple[int, int]] = []  # (bracket, key)
+        self.tag = ""  # what the next byte belongs to: "", "start", "name", "rest"
+        self.tag_closes = False
+        self.tag_name = 0
+        self.value = 0
+        self.indent = 0
+        self.parent = 0
+        self.parents: list[tuple[int, int]] = []  # (column, first identifier of the line)
+        self.begin_line()
+
+    def begin_line(self) -> None:
+        """A new line without one before it."""
+        self.row_before: Row | None = None
+        self.fields_before: Row | None = None  # None as well where the delimiter changed
+        self.row_begins()
+
+    def row_begins(self) -> None:
+        self.row = Row()
+        self.line_start = 0
+        self.previous_indent = self.indent
+        self.indent = 0
+        self.field_text = 0
+        self.first_identifier = 0
+        self.first_column = 0  # of a byte that is no space, from 1
+        self.count = [0] * 5
+
+    # Values
+
+    def order(self, n: int) -> int:
+        return self.last8 & 256**n - 1
+
+    @property
+    def order1(self) -> int:
+        return self.order(1)
+
+    @property
+    def order2(self) -> int:
+        return self.order(2)
+
+    @property
+    def order3(self) -> int:
+        return self.order(3)
+
+    @property
+    def order4(self) -> int:
+        return self.order(4)
+
+    @property
+    def order5(self) -> int:
+        return fold(self.order(5))
+
+    @property
+    def order6(self) -> int:
+        return fold(self.order(6))
+
+    @property
+    def order7(self) -> int:
+        return fold(self.order(7))
+
+    @property
+    def order8(self) -> int:
+        return fold(self.last8)
+
+    @property
+    def sparse2(self) -> int:
+        return self.last8 >> 8 & 255
+
+    @property
+    def sparse3(self) -> int:
+        return self.last8 >> 16 & 255
+
+    @property
+    def sparse23(self) -> int:
+        return self.last8 >> 8 & 0xFFFF
+
+    @property
+    def sparse34(self) -> int:
+        return self.last8 >> 16 & 0xFFFF
+
+    @property
+    def sparse234(self) -> int:
+        return self.last8 >> 8 & 0xFFFFFF
+
+    @property
+    def shape(self) -> int:
+        return self.shapes & 2**28 - 1
+
+    @property
+    def shape_long(self) -> int:
+        return fold(self.shapes)
+
+    def class_at(self, n: int) -> int:
+        """Class of the n-th last byte, from 1."""
+        return CLASS[self.last8 >> 8 * (n - 1) & 255]
+
+    @property
+    def classes(self) -> int:
+        return sum(self.class_at(n) << 4 * (n - 1) for n in range(1, 5))
+
+    @property
+    def column(self) -> int:
+        return min(len(self.row.data), 255)
+
+    def byte_above(self, column: int) -> int:
+        if self.row_before is None or not 0 <= column < len(self.row_before.data):
+            return 0
+        return self.row_before.data[column]
+
+    @property
+    def above(self) -> int:
+        return self.byte_above(len(self.row.data))
+
+    @property
+    def above_next(self) -> int:
+        column = len(self.row.data)
+        past = self.row_before is None or column >= len(self.row_before.data)
+        before = 0 if past else self.byte_above(column - 1)
+        return self.above | self.byte_above(column + 1) << 8 | before << 16
+
+    @property
+    def row_length(self) -> int:
+        return 0 if self.row_before is None else min(len(self.row_before.data) - 1, 255) + 1
+
+    @property
+    def field_number(self) -> int:
+        return min(len(self.row.starts) - 1, 63)
+
+    @property
+    def field(self) -> int:
+        return 8 * self.field_number + self.delimiter
+
+    def byte_above_in_field(self, further: int) -> int:
+        number, before = len(self.row.starts) - 1, self.fields_before
+        if before is None or number >= len(before.starts):
+            return 0
+        at = before.starts[number] + len(self.row.data) - self.row.starts[number] + further
+        end = before.starts[number + 1] if number + 1 < len(before.starts) else len(before.data)
+        return before.data[at] if at < end else 1
+
+    @property
+    def field_above(self) -> int:
+        return self.byte_above_in_field(0)
+
+    @property
+    def field_above_next(self) -> int:
+        return self.field_above | self.byte_above_in_field(1) << 8
+
+    @property
+    def field_above_text(self) -> int:
+        number, before = len(self.row.starts) - 1, self.fields_before
+        return before.texts[number] if before is not None and number < len(before.texts) else 0
+
+    @property
+    def field_before(self) -> int:
+        return self.row.texts[-1] if self.row.texts else 0
+
+    @property
+    def nest(self) -> int:
+        top, below = [bracket for bracket, _ in [(0, 0), (0, 0), *self.stack][:-3:-1]]
+        return top | self.quote << 8 | below << 16
+
+    @property
+    def indirect1(self) -> int:
+        return self.following1.get(self.order1, 0) | self.order1 << 16
+
+    @property
+    def indirect2(self) -> int:
+        return self.following2.get(self.order2, 0)
+
+    @property
+    def indirect3(self) -> int:
+        return self.following3.get(join(self.order3, 0) >> 16, 0)
+
+    # Update
+
+    def end_byte(self, c: int) -> None:
+        before = self.order1
+        for table, index in (
+            (self.following1, before),
+            (self.following2, self.order2),
+            (self.following3, join(self.order3, 0) >> 16),
+        ):
+            table[index] = (table.get(index, 0) << 8 | c) & 0xFFFF
+        self._words(c)
+        if CLASS[c] == 0 or CLASS[c] != CLASS[before]:
+            code = CLASS[c] or 8 + (c & 63)
+            self.shapes = (self.shapes << 7 | code) & MASK64
+        self.number = join(self.number, c) if is_digit(c) else join(c, 512)
+        identifier_ends = self._identifiers(c)
+        self._brackets(c, before, identifier_ends)
+        self._tags(c, before)
+        self._value(c)
+        self._parents(c)
+        self._rows(c)
+        self.last8 = (self.last8 << 8 | c) & MASK64
+
+    def _words(self, c: int) -> None:
+        if is_letter(c):
+            if not self.n_letter:
+                self.gap = join(self.gap, 256)
+            self.word = join(self.word, c + 32 if 65 <= c <= 90 else c)
+            self.n_letter += 1
+            return
+        if self.n_letter:
+            self.gap = 0
+            self.word3, self.word2, self.word1 = self.word2, self.word1, self.word
+            self.sentence = (self.sentence + self.word * GOLDEN32) & MASK32
+            if not self.first_word:
+                self.first_word = self.word
+            self.word = self.n_letter = 0
+        self.gap = join(self.gap, c)
+        if c in b".!?:\n":
+            self.sentence = 0
+        if c == LF:
+            self.first_word = 0
+
+    def _identifiers(self, c: int) -> bool:
+        """True if one ended before c."""
+        if is_letter(c) or is_digit(c) or c == ord("_"):
+            self.identifier = join(self.identifier, c)
+            return False
+        if not self.identifier:
+            return False
+        self.identifier1, self.identifier = self.identifier, 0
+        if not self.first_identifier:
+            self.first_identifier = self.identifier1
+        return True
+
+    def _push(self, bracket: int, key: int) -> None:
+        if len(self.stack) < 31:
+            self.stack.append((bracket, key))
+        self.path = join(self.path, key ^ bracket)
+
+    def _path_anew(self) -> None:
+        self.path = 0
+        for bracket, key in self.stack:
+            self.path = join(self.path, key ^ bracket)
+
+    def _brackets(self, c: int, before: int, identifier_ends: bool) -> None:
+        if identifier_ends:
+            self.last_text = self.identifier1
+        if self.quote:
+            if c == self.quote and before != ord("\\"):
+                self.last_text = self.quote_text
+                self.quote = 0
+            elif c == LF:
+                self.quote = 0
+            else:
+                self.quote_text = join(self.quote_text, c)
+        elif c == ord('"') or (c == ord("'") and not is_letter(before)):
+            self.quote, self.quote_text = c, 0
+        elif c in b":=":
+            self.key_before, self.key = self.key, self.last_text
+        elif c in b"{[(":
+            self._push(c, self.key)
+            self.key = 0
+        elif c in b"}])":
+            if self.stack:
+                self.stack.pop()
+            self._path_anew()
+            self.key = self.stack[-1][1] if self.stack else 0
+
+    def _tags(self, c: int, before: int) -> None:
+        if c == ord("<"):
+            self.tag, self.tag_closes, self.tag_name = "start", False, 0
+        elif self.tag == "start":
+            if c == ord("/"):
+                self.tag, self.tag_closes = "rest", True
+            elif is_letter(c):
+                self.tag, self.tag_name = "name", join(0, c)
+            else:
+                self.tag = ""
+        elif self.tag and c == ord(">"):
+            if self.tag_closes or before == ord("/"):
+                if self.tag_closes and self.stack and self.stack[-1][0] == ord("<"):
+                    self.stack.pop()
+                self._path_anew()
+                self.key = self.tag_name
+            else:
+                self._push(ord("<"), self.tag_name)
+                self.key_before, self.key = self.key, self.tag_name
+            self.tag = ""
+            self.quote = 0
+        elif self.tag == "name":
+            if is_letter(c) or is_digit(c) or c in b":_-":
+                self.tag_name = join(self.tag_name, c)
+            else:
+                self.tag = "rest"
+
+    def _value(self, c: int) -> None:
+        if c == LF or (not self.quote and c in b":=>,{}[]"):
+            self.value = 0
+        else:
+            self.value = join(self.value, c)
+
+    def _parents(self, c: int) -> None:
+        if c == LF:
+            if self.first_column and len(self.parents) < 31:
+                self.parents.append((self.first_column, self.first_identifier))
+        elif not self.first_column and not is_space(c):
+            self.first_column = len(self.row.data) + 1
+            while self.parents and self.parents[-1][0] >= self.first_column:
+                self.parents.pop()
+            self.parent = 0
+            for _, identifier in self.parents[-2:]:
+                self.parent = join(self.parent, identifier)
+
+    def _rows(self, c: int) -> None:
+        row = self.row
+        if len(row.data) < 4:
+            self.line_start = join(self.line_start, c)
+        if c != LF and all(is_space(byte) for byte in row.data):
+            self.indent = join(self.indent, c)
+        row.data.append(c)
+        if c in DELIMITERS:
+            self.count[DELIMITERS.index(c)] += 1
+        if c == LF:
+            row.texts.append(self.field_text)
+            delimiter_before = self.delimiter
+            for i, n in enumerate(self.count):
+                if n and n == self.row_before_count[i]:
+                    self.score[i] = min(self.score[i] + 1, 31)
+                else:
+                    self.score[i] -= (self.score[i] + 3) // 4
+            self.row_before_count = self.count
+            self.delimiter = self.score.index(max(self.score))
+            self.row_before = row
+            self.fields_before = row if self.delimiter == delimiter_before else None
+            self.row_begins()
+        elif c == DELIMITERS[self.delimiter]:
+            row.texts.append(self.field_text)
+            row.starts.append(len(row.data))
+            self.field_text = 0
+        else:
+            self.field_text = join(self.field_text, c)
+
+
+# 5.5 Predict: the profile
+
+
+@dataclass
+class Profile:
+    """A profile's specification and the values that state begins with."""
+
+    spec: dict[str, Any]
+    maps: list[tuple[int, int]]  # (p, count): 256 for each context, 1024 for each match model
+    weights: list[int]  # Q16: rows of the first layer, selector by selector; rows of the second
+
+    def number(self, name: str) -> int:
+        return int(self.spec["numbers"][name])
+
+    @property
+    def n_input(self) -> int:
+        n = 2 * len(self.spec["contexts"]) + 2 * self.number("n_direct") + 2 * len(self.spec["matches"]) + 1
+        return (n + 15) // 16 * 16
+
+
+@cache
+def profile(number: int) -> Profile:
+    path = MODELS / f"profile-{number}.lmp"
+    require(path.is_file(), f"unsupported: profile {number}")
+    data = path.read_bytes()
+    assert data[:5] == b"LMZP\x01"
+    n_text, n_packed = struct.unpack_from("<II", data, 5)
+    assert len(data) == 13 + n_text + n_packed
+    spec = json.loads(data[13 : 13 + n_text])
+    body = lzma.decompress(data[13 + n_text :])
+    n_map = 256 * len(spec["contexts"]) + 1024 * len(spec["matches"])
+    n_weight = (len(body) - 3 * n_map) // 2
+    p = struct.unpack_from(f"<{n_map}H", body)
+    count = struct.unpack_from(f"<{n_map}B", body, 2 * n_map)
+    low = struct.unpack_from(f"<{n_weight}B", body, 3 * n_map)
+    high = struct.unpack_from(f"<{n_weight}b", body, 3 * n_map + n_weight)
+    return Profile(
+        spec,
+        [(p << 6, n) for p, n in zip(p, count, strict=True)],
+        [(h << 8 | b) << 4 for b, h in zip(low, high, strict=True)],
+    )
+
+
+SELECTOR_ROWS = {
+    "zero": 1,
+    "order0": 256,
+    "byte1": 256,
+    "byte2": 256,
+    "match": 65,
+    "known": 72,
+    "classes": 512,
+    "column": 256,
+    "word": 128,
+    "field": 640,
+    "nest": 80,
+    "match_byte": 257,
+    "order1": 65536,
+    "hash2": 16384,
+    "above": 256,
+    "hash_word": 16384,
+    "hash3": 16384,
+}
+SELECTORS = list(SELECTOR_ROWS)  # final_selector is an index of the package's list, which is in this order
+ORDERS = [f"order{n}" for n in range(1, 9)]
+
+
+def bucket(length: int) -> int:
+    if length < 8:
+        return length
+    if length < 16:
+        return 8 + (length - 8) // 4
+    if length < 32:
+        return 10 + (length - 16) // 8
+    if length < 64:
+        return 12
+    if length < 128:
+        return 13
+    return 14 if length < 512 else 15
+
+
+@dataclass
+class Match:
+    """A match model of one stream."""
+
+    shortest: int
+    table: dict[int, int] = field(default_factory=dict)  # the stream's own
+    at: int | None = None  # None: idle
+    length: int = 0
+    misses: int = 0  # a bit a byte, the last eight
+    predicted: int = 0
+
+    @property
+    def row(self) -> int:
+        """Of counters, without the bit."""
+        return bucket(self.length) * 4 + min(self.misses.bit_count(), 3)
+
+    def bit(self, c0: int, n_bit: int) -> int | None:
+        """The predicted bit after the n_bit bits of c0, None without one."""
+        if self.at is None or (self.predicted | 256) >> 8 - n_bit != c0:
+            return None
+        return self.predicted >> 7 - n_bit & 1
+
+    def end_byte(self, c: int) -> None:
+        if self.at is None:
+            return
+        hit = c == self.predicted
+        self.length = min(self.length + 1, 65535) if hit else 0
+        self.misses = (self.misses << 1 | (not hit)) & 255
+        self.at += 1
+        if self.misses.bit_count() > 7:
+            self.at, self.length, self.misses = None, 0, 0
+
+
+class Stream:
+    """What each stream has of its own, and between predict and update what it predicted."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        self.text = TextState()
+        self.matches = [Match(m) for m in spec["matches"]]
+        self.at = 0  # position
+        self.end = 0
+        self.c0 = 1
+        self.n_bit = 0
+        self.hashes: list[int] = []
+        self.slots: list[list[int]] = []  # of each context
+        self.direct: list[list[Counter]] = []  # lines
+        self.known = 0
+        # Left by predict for update.
+        self.states: list[int] = []  # bit history of each context
+        self.match_used: list[tuple[Counter, int] | None] = []  # (counter, predicted bit)
+        self.inputs: list[tuple[int, int]] = []  # (index, x) of those that are not 0
+        self.rows: list[list[int]] = []  # of the first layer
+        self.d: list[int] = []
+        self.final_row: list[int] = []
+        self.p_final = 0
+        self.cells: list[tuple[list[int], int]] = []  # (cells, index) of the final maps to train
+
+
+class ContextMixer:
+    """Section 5: a chain of blocks' tables, history and state."""
+
+    def __init__(self, profile: Profile, nbytes: int, n_stream: int) -> None:
+        """Tables for a chain whose first block has nbytes."""
+        self.profile = profile
+        self.spec = spec = profile.spec
+        number = profile.number
+        n_context = len(spec["contexts"])
+        self.table = SlotTable(power_of_two(2**12, 24 * n_context * nbytes, 2 ** number("table_log2")))
+        self.match_size = power_of_two(2**10, nbytes, 2 ** number("match_log2"))
+        self.match_tables: list[dict[int, int]] = [{} for _ in spec["matches"]]
+        counters = [Counter(p, n) for p, n in profile.maps]
+        self.maps = [counters[256 * i : 256 * (i + 1)] for i in range(n_context)]
+        self.match_maps = [
+            counters[256 * n_context + 1024 * i : 256 * n_context + 1024 * (i + 1)]
+            for i in range(len(spec["matches"]))
+        ]
+        at = 0
+        self.layers = []
+        for name in spec["selectors"]:
+            self.layers.append(self._matrix(at, SELECTOR_ROWS[name], profile.n_input))
+            at += SELECTOR_ROWS[name] * profile.n_input
+        self.final_selector = SELECTORS[number("final_selector")]
+        self.final = self._matrix(at, SELECTOR_ROWS[self.final_selector], 16)
+        assert at + SELECTOR_ROWS[self.final_selector] * 16 == len(profile.weights)
+        self.final_maps: list[dict[int, list[int]]] = [{} for _ in spec["maps"]]
+        self.direct: list[dict[int, list[Counter]]] = [{} for _ in range(number("n_direct"))]
+        self.known = [i for name in ORDERS for i, c in enumerate(spec["contexts"]) if c == [name]]
+        self.streams = [Stream(spec) for _ in range(n_stream)]
+        self.history = bytearray()
+
+    def _matrix(self, at: int, n_row: int, n: int) -> list[list[int]]:
+        return [self.profile.weights[at + n * row : at + n * (row + 1)] for row in range(n_row)]
+
+    def begin_block(self, nbytes: int) -> None:
+        before = len(self.history)
+        self.history += bytes(nbytes)
+        n_stream = len(self.streams)
+        for s, stream in enumerate(self.streams):
+            stream.at = before + s * nbytes // n_stream
+            stream.end = before + (s + 1) * nbytes // n_stream
+            if n_stream > 1:
+                stream.text.begin_line()
+                for match in stream.matches:
+                    match.at, match.length, match.misses = None, 0, 0
+
+    # Lookup
+
+    def lookup(self, stream: Stream) -> None:
+        if stream.n_bit == 0:
+            for match, table in zip(stream.matches, self.match_tables, strict=True):
+                self._find(stream, match, table)
+            stream.hashes = [
+                context_hash(i, [self._feature(stream, name) for name in names])
+                for i, names in enumerate(self.spec["contexts"])
+            ]
+        c0 = stream.c0 if stream.n_bit else 0
+        stream.slots = [self.table.lookup(mix(h + c0 * GOLDEN32)) for h in stream.hashes]
+        stream.known = 0
+        for i in self.known:
+            if stream.slots[i][1] == 0:
+                break
+            stream.known += 1
+        stream.direct = []
+        for order, lines in enumerate(self.direct):
+            v = 32 * stream.text.order(order) + c0
+            line = v if order < 2 else mix(v) % 2**15
+            if line not in lines:
+                lines[line] = [Counter() for _ in range(16)]
+            stream.direct.append(lines[line])
+
+    def _feature(self, stream: Stream, name: str) -> int:
+        if name != "match_byte":
+            return int(getattr(stream.text, name))
+        match = stream.matches[0]
+        return 0 if match.at is None else match.predicted + 1 + (bucket(match.length) << 9)
+
+    def _find(self, stream: Stream, match: Match, table: dict[int, int]) -> None:
+        m = min(match.shortest, 8)
+        v = stream.text.order(m) << 64 - 8 * m
+        index = ((v * GOLDEN64 & MASK64) >> 40) % self.match_size
+        tables = [match.table, table] if len(self.streams) > 1 else [table]
+        if match.at is None or match.length < match.shortest:
+            for candidates in tables:
+                at = candidates.get(index, 0)
+                length = 0
+                while (
+                    length < min(40, at, stream.at)
+                    and self.history[at - 1 - length] == self.history[stream.at - 1 - length]
+                ):
+                    length += 1
+                if length >= match.shortest:
+                    match.at, match.length, match.misses = at, length, 0
+                    break
+        for candidates in tables:
+            candidates[index] = stream.at
+        if match.at is not None:
+            match.predicted = self.history[match.at]
+
+    # Predict
+
+    def predict(self, stream: Stream) -> int:
+        """The probability of a 1 in 65536ths."""
+        c0, n_bit = stream.c0, stream.n_bit
+        node = self._node(stream)
+        stream.states = [slot[node] for slot in stream.slots]
+        x: list[int] = []
+        for state, counters in zip(stream.states, self.maps, strict=True):
+            x += self._pair(counters[state].p) if state else (0, 0)
+        for line in stream.direct:
+            x += self._pair(line[node].p)
+        stream.match_used = []
+        for match, counters in zip(stream.matches, self.match_maps, strict=True):
+            bit = match.bit(c0, n_bit)
+            if bit is None:
+                stream.match_used.append(None)
+                x += (0, 0)
+                continue
+            counter = counters[match.row * 8 + n_bit]
+            stream.match_used.append((counter, bit))
+            stretched, linear = self._pair(counter.p)
+            x += (stretched, linear) if bit else (-stretched, -linear)
+        x.append(256)
+        stream.inputs = [(i, value) for i, value in enumerate(x) if value]
+        stream.rows = [
+            layer[self._row(stream, name)]
+            for layer, name in zip(self.layers, self.spec["selectors"], strict=True)
+        ]
+        stream.d = [clip(sum(row[i] * v >> 8 for i, v in stream.inputs) >> 8) for row in stream.rows]
+        stream.final_row = self.final[self._row(stream, self.final_selector)]
+        d = clip(sum(w * v >> 8 for w, v in zip(stream.final_row, stream.d, strict=False)) >> 8)
+        stream.p_final = p = squash(d)
+        stream.cells = []
+        if not self.final_maps:
+            return min(max(p, 1), 65535)
+        v = d + 3072
+        j = min(v >> 8, 23)
+        f = v - 256 * j
+        total = 0
+        for rows, name in zip(self.final_maps, self.spec["maps"], strict=True):
+            cells = rows.setdefault(self._row(stream, name), [squash(256 * (i - 12)) for i in range(25)])
+            total += cells[j] * (256 - f) + cells[j + 1] * f >> 8
+            stream.cells.append((cells, j + (f >= 128)))
+        weight = self.profile.number("apm_weight")
+        p = p * (16 - weight) + total // len(self.final_maps) * weight >> 4
+        return min(max(p, 1), 65535)
+
+    @staticmethod
+    def _node(stream: Stream) -> int:
+        """Within the nibble."""
+        n_bit = stream.n_bit % 4
+        return 1 << n_bit | stream.c0 & (1 << n_bit) - 1
+
+    @staticmethod
+    def _pair(p: int) -> tuple[int, int]:
+        return STRETCH[p >> 10], p - 2**21 >> 11
+
+    def _row(self, stream: Stream, selector: str) -> int:
+        text, c0, bit = stream.text, stream.c0, stream.n_bit
+        if selector == "zero":
+            return 0
+        if selector == "order0":
+            return c0
+        if selector == "byte1":
+            return text.order1
+        if selector == "byte2":
+            return text.sparse2
+        if selector == "match":
+            return 0 if stream.match_used[0] is None else 1 + stream.matches[0].row
+        if selector == "known":
+            return 8 * stream.known + bit
+        if selector == "classes":
+            return text.class_at(1) * 64 + text.class_at(2) * 8 + text.class_at(3)
+        if selector == "column":
+            return 8 * min(text.column, 31) + bit
+        if selector == "word":
+            return 8 * min(text.n_letter, 15) + bit
+        if selector == "field":
+            return 8 * (5 * min(text.field_number, 15) + text.delimiter) + CLASS[text.field_above]
+        if selector == "nest":
+            top = text.nest & 255
+            code = b"{[(<".index(top) + 1 if top else 0
+            return 8 * (2 * code + (text.quote > 0)) + text.class_at(1)
+        if selector == "match_byte":
+            return 0 if stream.match_used[0] is None else 1 + stream.matches[0].predicted
+        if selector == "order1":
+            return text.order1 * 256 + c0
+        if selector == "above":
+            return text.above
+        hashed = {
+            "hash2": text.order2,
+            "hash3": text.order3,
+            "hash_word": text.word + text.order1,
+        }[selector]
+        return (mix(hashed) + c0 * 0x9E3B) % 2**14
+
+    # 5.6 Update
+
+    def update(self, stream: Stream, y: int) -> None:
+        number = self.profile.number
+        for row, d in zip(stream.rows, stream.d, strict=True):
+            self._train(row, stream.inputs, squash(d), y, number("weight_rate"))
+        self._train(stream.final_row, list(enumerate(stream.d)), stream.p_final, y, number("final_rate"))
+        rate = number("apm_rate")
+        goal = 65535 + 2**rate - 1 if y else 0
+        for cells, j in stream.cells:
+            cells[j] += goal - cells[j] >> rate
+        node = self._node(stream)
+        for slot, counters in zip(stream.slots, self.maps, strict=True):
+            state = slot[node]  # others may share the slot and have changed it since predict
+            if state:
+                counters[state].train(y, number("map_limit"))
+            slot[node] = NEXT[state][y]
+        for line in stream.direct:
+            line[node].train(y, number("direct_limit"))
+        for used in stream.match_used:
+            if used is not None:
+                counter, bit = used
+                counter.train(int(bit == y), 1023)
+        stream.c0 = stream.c0 << 1 | y
+        stream.n_bit += 1
+
+    @staticmethod
+    def _train(row: list[int], inputs: list[tuple[int, int]], p: int, y: int, rate: int) -> None:
+        e = (65536 * y - p) * rate >> 4
+        for i, x in inputs:
+            w = row[i] + (x * e + 32768 >> 16)
+            row[i] = min(max(w, 1 - 2**19), 2**19 - 1)
+
+    def end_byte(self, stream: Stream) -> None:
+        c = stream.c0 & 255
+        self.history[stream.at] = c
+        stream.at += 1
+        stream.text.end_byte(c)
+        for match in stream.matches:
+            match.end_byte(c)
+        stream.c0, stream.n_bit = 1, 0
+
+    # 3. Streams, groups and the order of decisions
+
+    def decode(self, payload: bytes, nbytes: int, n_group: int) -> bytes:
+        self.begin_block(nbytes)
+        coder = RangeDecoder(payload)
+        n_first = -(-len(self.streams) // n_group)
+        groups = [self.streams[:n_first], self.streams[n_first:]]
+        while any(stream.at < stream.end for stream in self.streams):
+            for group in groups:
+                streams = [stream for stream in group if stream.at < stream.end]
+                for bit in range(8):
+                    if bit % 4 == 0:
+                        for stream in streams:
+                            self.lookup(stream)
+                    p = [self.predict(stream) for stream in streams]
+                    bits = [coder.decode(p_of_1) for p_of_1 in p]
+                    for stream, y in zip(streams, bits, strict=True):
+                        self.update(stream, y)
+                for stream in streams:
+                    self.end_byte(stream)
+        return bytes(self.history[-nbytes:])
+
+
+# 4. Payload: the range coder
+
+
+class RangeDecoder:
+    """Words of 32 bits, a state of 64, probabilities of 24."""
+
+    def __init__(self, payload: bytes) -> None:
+        self.payload = payload
+        self.at = 0
+        self.range = MASK64
+        self.offset = self._word() << 32 | self._word()
+        require(self.offset < self.range, "corrupt: no encoder's payload")
+
+    def _word(self) -> int:
+        self.at += 4
+        return int.from_bytes(self.payload[self.at - 4 : self.at].ljust(4, b"\0"), "big")
+
+    def decode(self, p: int) -> int:
+        one = 256 * p + (p < 32768)
+        scale = self.range >> 24
+        zero = scale * (2**24 - one)
+        bit = int(self.offset >= zero)
+        if bit:
+            self.offset -= zero
+            self.range = scale * one
+        else:
+            self.range = zero
+        require(self.offset < self.range, "corrupt: no encoder's payload")
+        if self.range < 2**32:
+            self.range <<= 32
+            self.offset = self.offset << 32 | self._word()
+        return bit
+
+
+# 2. Frame
+
+END, STORED, CM = 0, 1, 2
+
+
+def decode_frame(reader: Reader) -> bytes:
+    start = reader.at
+    require(reader.take(4) == b"\xb5LMZ", "not a frame")
+    first = reader.byte()
+    require(first & 15 == 1, "unsupported version")
+    require(not first & 128, "unsupported flag")
+    require(not first & 32 or reader.byte() in range(1, 128), "unsupported model")
+    content_size = reader.varint() if first & 16 else None
+    header = reader.data[start : reader.at]
+    require(reader.byte() == crc8(header), "corrupt: crc8 of the frame header")
+    sizes = [reader.at - start]  # what the index holds
+    out = b""
+    mixer: ContextMixer | None = None
+    before: tuple[int, ...] = ()
+    while True:
+        start = reader.at
+        first = reader.byte()
+        method, last, continues = first & 7, first & 8, first & 16
+        require(not first & 0xE0, "unsupported: reserved bits of a block")
+        require(method in (END, STORED, CM), f"unsupported method {method}")
+        number = n_stream = n_group = nbytes = payload_nbytes = 0
+        if method == CM:
+            number, shape = reader.byte(), reader.byte()
+            n_stream, n_group = (shape & 127) + 1, (shape >> 7) + 1
+            require(n_group <= n_stream <= 4, "corrupt: streams")
+        if method != END:
+            nbytes = payload_nbytes = reader.varint() + 1
+            require(n_stream <= nbytes <= 2**24, "corrupt: size")
+        else:
+            require(bool(last) and not continues, "corrupt: end block")
+        if method == CM:
+            payload_nbytes = reader.varint()
+            require(payload_nbytes < nbytes, "corrupt: payload size")
+        block_header = reader.data[start : reader.at]
+        check = reader.u32()
+        payload = reader.take(payload_nbytes)
+        shape_now = (method, number, n_stream, n_group)
+        if continues:
+            require(method == CM and shape_now == before, "corrupt: continues nothing")
+        original = payload
+        if method == CM:
+            if not continues:
+                mixer = ContextMixer(profile(number), nbytes, n_stream)
+            assert mixer is not None
+            original = mixer.decode(payload, nbytes, n_group)
+        require(check == zlib.crc32(original + block_header + payload), "corrupt: check of a block")
+        before = shape_now
+        out += original
+        sizes += [reader.at - start, nbytes]
+        if last:
+            break
+    require(content_size in (None, len(out)), "corrupt: content size")
+    if header[4] & 64:
+        sizes.insert(1, len(sizes) // 2)
+        start = reader.at
+        require([reader.varint() for _ in sizes] == sizes, "corrupt: index")
+        index = reader.data[start : reader.at]
+        require(reader.u32() == zlib.crc32(index), "corrupt: crc32 of the index")
+        require(reader.u32() == len(index), "corrupt: size of the index")
+        require(reader.take(4) == b"ZML\xb5", "corrupt: footer")
+    return out
+
+
+def decode(data: bytes) -> bytes:
+    """The contents of the frames in data."""
+    reader = Reader(data)
+    out = decode_frame(reader)
+    while reader.at < len(data):
+        out += decode_frame(reader)
+    return out
+
+
+if __name__ == "__main__":
+    sys.stdout.buffer.write(decode(Path(sys.argv[1]).read_bytes()))
