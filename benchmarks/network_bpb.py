@@ -15,21 +15,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from codec_bpb import KINDS
 
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.corpus import corpora_dir
 from lmcodec.train.loop import load_export
 from lmcodec.train.loss import NATS_TO_BITS, nats_of
 from lmcodec.train.net import Net
-
-KINDS = {
-    "english": "buchan flatland frost_poems ibsen_play lewis northup_crlf yoga_raw",
-    "technical": "History Readme blog_one blog_posts vue_guide philosophy philosophy_module wikitext2 "
-    "list_teaching",
-    "languages": "capuana_it fialho_pt javascript_ru news_zh react_ko",
-    "code": "brotli brotli_enc express mux numcodecs playTests safetensors test_express vue_site",
-    "structured": "Apache_2k OpenSSH countries diamonds express_log yahoo",
-}
 
 
 def bits_of(net: Net, vocabulary: Vocabulary, texts: list[bytes], window: int = 256) -> list[float]:

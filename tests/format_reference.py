@@ -312,7 +312,7 @@ class TextState:
         self.tag_closes = False
         self.tag_name = 0
         self.value = 0
-        self.indent = 0
+        self.indent = self.previous_indent = 0
         self.parent = 0
         self.parents: list[tuple[int, int]] = []  # (column, first identifier of the line)
         self.begin_line()
@@ -326,7 +326,6 @@ class TextState:
     def row_begins(self) -> None:
         self.row = Row()
         self.line_start = 0
-        self.previous_indent = self.indent
         self.indent = 0
         self.field_text = 0
         self.first_identifier = 0
@@ -635,6 +634,7 @@ class TextState:
             self.delimiter = self.score.index(max(self.score))
             self.row_before = row
             self.fields_before = row if self.delimiter == delimiter_before else None
+            self.previous_indent = self.indent
             self.row_begins()
         elif c == DELIMITERS[self.delimiter]:
             row.texts.append(self.field_text)
@@ -810,7 +810,7 @@ class ContextMixer:
         assert at + SELECTOR_ROWS[self.final_selector] * 16 == len(profile.weights)
         self.final_maps: list[dict[int, list[int]]] = [{} for _ in spec["maps"]]
         self.direct: list[dict[int, list[Counter]]] = [{} for _ in range(number("n_direct"))]
-        self.known = [i for name in ORDERS for i, c in enumerate(spec["contexts"]) if c == [name]]
+        self.known = [i for i, names in enumerate(spec["contexts"]) if len(names) == 1 and names[0] in ORDERS]
         self.streams = [Stream(spec) for _ in range(n_stream)]
         self.history = bytearray()
 
@@ -840,12 +840,13 @@ class ContextMixer:
                 for i, names in enumerate(self.spec["contexts"])
             ]
         c0 = stream.c0 if stream.n_bit else 0
-        stream.slots = [self.table.lookup(mix(h + c0 * GOLDEN32)) for h in stream.hashes]
-        stream.known = 0
-        for i in self.known:
-            if stream.slots[i][1] == 0:
-                break
-            stream.known += 1
+        stream.slots = []
+        filled = []  # whether the slot's first node was not empty, before the next context's lookup
+        for h in stream.hashes:
+            slot = self.table.lookup(mix(h + c0 * GOLDEN32))
+            stream.slots.append(slot)
+            filled.append(slot[1] != 0)
+        stream.known = [*(filled[i] for i in self.known), False].index(False)
         stream.direct = []
         for order, lines in enumerate(self.direct):
             v = 32 * stream.text.order(order) + c0
@@ -953,7 +954,7 @@ class ContextMixer:
         if selector == "match":
             return 0 if stream.match_used[0] is None else 1 + stream.matches[0].row
         if selector == "known":
-            return 8 * stream.known + bit
+            return 8 * min(stream.known, 8) + bit
         if selector == "classes":
             return text.class_at(1) * 64 + text.class_at(2) * 8 + text.class_at(3)
         if selector == "column":
