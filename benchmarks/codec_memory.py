@@ -25,7 +25,7 @@ from codec_speed import text_of_dev
 
 import lmcodec
 
-LMZ = [sys.executable, "-m", "lmcodec.cli.lmz"]
+LMZ = [sys.executable, "-I", "-m", "lmcodec.cli.lmz"]
 # The peak is asked of the child itself: what wait4 reports counts the parent it was forked from as well.
 MEASURED = """
 import runpy, sys
@@ -40,7 +40,7 @@ finally:
 
 def peak_of_decoding(pieces: Iterable[bytes], threads: int | None) -> tuple[int, int]:
     """Bytes of memory at the peak, and bytes decoded, of a child that reads the pieces through a pipe."""
-    arguments = [sys.executable, "-c", MEASURED, "-dc", *(["-T", str(threads)] if threads else [])]
+    arguments = [sys.executable, "-I", "-c", MEASURED, "-dc", *(["-T", str(threads)] if threads else [])]
     pipe = subprocess.PIPE
     child = subprocess.Popen(arguments, stdin=pipe, stdout=pipe, stderr=pipe)
     assert child.stdin

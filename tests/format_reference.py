@@ -278,13 +278,28 @@ CLASS = [class_of(c) for c in range(256)]
 DELIMITERS = b" ,;\t|"
 
 
-@dataclass
-class Row:
-    """A line and its fields."""
+FIELD_MAX = 63
 
-    data: bytearray = field(default_factory=bytearray)  # with the LF
-    starts: list[int] = field(default_factory=lambda: [0])  # of the fields, in data
-    texts: list[int] = field(default_factory=list)  # field_text at the end of each that has ended
+
+class Row:
+    """A line and its fields; those from FIELD_MAX on are one, of which only the last is kept."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()  # with the LF
+        self.starts = [0]  # of the fields, in data
+        self.texts: list[int] = []  # field_text at the end of each that has ended
+
+    @property
+    def number(self) -> int:
+        """Of the last field."""
+        return len(self.starts) - 1
+
+    def end_field(self, text: int) -> None:
+        self.texts[self.number :] = [text]
+
+    def begin_field(self) -> None:
+        self.starts[FIELD_MAX:] = []
+        self.starts.append(len(self.data))
 
 
 class TextState:
@@ -430,19 +445,15 @@ class TextState:
         return 0 if self.row_before is None else min(len(self.row_before.data) - 1, 255) + 1
 
     @property
-    def field_number(self) -> int:
-        return min(len(self.row.starts) - 1, 63)
-
-    @property
     def field(self) -> int:
-        return 8 * self.field_number + self.delimiter
+        return 8 * self.row.number + self.delimiter
 
     def byte_above_in_field(self, further: int) -> int:
-        number, before = len(self.row.starts) - 1, self.fields_before
-        if before is None or number >= len(before.starts):
+        number, before = self.row.number, self.fields_before
+        if before is None or number > before.number:
             return 0
         at = before.starts[number] + len(self.row.data) - self.row.starts[number] + further
-        end = before.starts[number + 1] if number + 1 < len(before.starts) else len(before.data)
+        end = before.starts[number + 1] if number < before.number else len(before.data)
         return before.data[at] if at < end else 1
 
     @property
@@ -455,8 +466,8 @@ class TextState:
 
     @property
     def field_above_text(self) -> int:
-        number, before = len(self.row.starts) - 1, self.fields_before
-        return before.texts[number] if before is not None and number < len(before.texts) else 0
+        number, before = self.row.number, self.fields_before
+        return before.texts[number] if before is not None and number <= before.number else 0
 
     @property
     def field_before(self) -> int:
@@ -623,7 +634,7 @@ class TextState:
         if c in DELIMITERS:
             self.count[DELIMITERS.index(c)] += 1
         if c == LF:
-            row.texts.append(self.field_text)
+            row.end_field(self.field_text)
             delimiter_before = self.delimiter
             for i, n in enumerate(self.count):
                 if n and n == self.row_before_count[i]:
@@ -637,8 +648,8 @@ class TextState:
             self.previous_indent = self.indent
             self.row_begins()
         elif c == DELIMITERS[self.delimiter]:
-            row.texts.append(self.field_text)
-            row.starts.append(len(row.data))
+            row.end_field(self.field_text)
+            row.begin_field()
             self.field_text = 0
         else:
             self.field_text = join(self.field_text, c)
@@ -962,7 +973,7 @@ class ContextMixer:
         if selector == "word":
             return 8 * min(text.n_letter, 15) + bit
         if selector == "field":
-            return 8 * (5 * min(text.field_number, 15) + text.delimiter) + CLASS[text.field_above]
+            return 8 * (5 * min(text.row.number, 15) + text.delimiter) + CLASS[text.field_above]
         if selector == "nest":
             top = text.nest & 255
             code = b"{[(<".index(top) + 1 if top else 0

@@ -731,7 +731,9 @@ if STEPS == 1:
 @pytest.mark.skipif(sys.platform == "win32", reason="signals differ")
 def test_an_interrupt_gets_through_and_the_program_ends(threads: int, steps: int) -> None:
     code = INTERRUPTED.replace("THREADS", str(threads)).replace("STEPS", str(steps))
-    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, check=True)
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=True
+    )
     assert (run.stdout, run.stderr) == ("interrupted\n", "")
 
 
@@ -761,7 +763,7 @@ print(peak() - start)
 def test_a_long_stream_takes_constant_memory(tmp_path: Any) -> None:
     folder = corruption.__file__.rpartition("/")[0]
     run = subprocess.run(
-        [sys.executable, "-c", CONSTANT_MEMORY, folder, str(tmp_path / "long.lmz")],
+        [sys.executable, "-I", "-c", CONSTANT_MEMORY, folder, str(tmp_path / "long.lmz")],
         capture_output=True,
         text=True,
         check=True,

@@ -25,7 +25,7 @@ import pty
 
 TEXT = b"".join(b"line %d of a text that is compressed\n" % i for i in range(300))
 NOISE = random.Random(1).randbytes(100_000)  # more than a pipe holds
-LMZ = [sys.executable, "-m", "lmcodec.cli.lmz"]
+LMZ = [sys.executable, "-I", "-m", "lmcodec.cli.lmz"]
 ERASE = b"\r\x1b[K"
 
 
@@ -110,7 +110,7 @@ def test_a_signal_need_not_wait_for_a_block(text: Path) -> None:
         "lmcodec.codec.Compressor.flush = lambda self: time.sleep(60)\n"
         "front.main(['--rm', 'text'])"
     )
-    process = start(text.parent, sys.executable, "-c", code)
+    process = start(text.parent, sys.executable, "-I", "-c", code)
     wait_for((text.parent / "text.lmz").exists)
     process.send_signal(signal.SIGTERM)
     _, err = process.communicate(timeout=10)
@@ -175,7 +175,7 @@ def test_numbers_of_closed_streams_are_not_given_to_files(tmp_path: Path) -> Non
         "    except OSError as error: os.write(fd, b'%d ' % error.errno)\n"
         "os.write(fd, b'%d' % fd)"
     )
-    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-c", code]
+    command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-I", "-c", code]
     subprocess.run(command, cwd=tmp_path, env=environment(), check=True)
     assert (tmp_path / "seen").read_text() == f"{errno.EBADF} {errno.EBADF} {errno.EBADF} 3"
 
@@ -326,7 +326,7 @@ def test_tar(tmp_path: Path) -> None:
 
 
 def test_completion() -> None:
-    command = [sys.executable, "-c", "from lmcodec.cli.lmz import main; main()"]
+    command = [sys.executable, "-I", "-c", "from lmcodec.cli.lmz import main; main()"]
     variables = environment() | {
         "_LMZ_COMPLETE": "bash_complete",
         "COMP_WORDS": "lmz --max",
@@ -352,7 +352,7 @@ def test_what_needs_no_codec_loads_none() -> None:
     )
     for argument in ("-V", "-h", "--unknown"):
         run = subprocess.run(
-            [sys.executable, "-c", code, argument], capture_output=True, text=True, check=True
+            [sys.executable, "-I", "-c", code, argument], capture_output=True, text=True, check=True
         )
         loaded = set(run.stdout.splitlines()[-1].split())
         assert "lmcodec.cli.lmz" in loaded
@@ -391,7 +391,7 @@ def test_a_fault_at_any_system_call_loses_nothing(tmp_path: Path, fault: str, ov
     temporary = folder / f".lmz-{bytes(8).hex()}"
     code = "import os, lmcodec.cli.lmz as front; os.urandom = bytes; front.main()"
     options = ["--rm", "--verify", *(["-f"] if overwrite else [])]
-    arguments = [sys.executable, "-c", code, *options, os.fspath(source)]
+    arguments = [sys.executable, "-I", "-c", code, *options, os.fspath(source)]
     # Calls on the two files and their folder: those of the interpreter's start are not ours.
     trace = [strace, "-f", "-o", os.fspath(log)]
     trace += [part for path in (source, output, temporary, folder) for part in ("-P", os.fspath(path))]
