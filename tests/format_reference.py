@@ -1,9 +1,10 @@
-"""A decoder written from FORMAT.md alone: slow, of Python's integers only, sharing no code with the package.
+"""A decoder written from FORMAT.md alone: slow, of Python's integers, sharing no code with the package.
 
     python tests/format_reference.py FRAME > ORIGINAL
 
-It shows that the page is complete. test_format.py holds the package to it. Sections named are FORMAT.md's.
-Of the package it reads only the profiles' files.
+It shows that the page says everything; test_format.py holds the package to it. Headings are FORMAT.md's. Of
+the package it reads only the profiles' files. It does not know language models, nor chains longer than the
+history.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import lzma
 import struct
 import sys
 import zlib
+from collections import defaultdict
 from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from functools import cache
@@ -121,12 +123,12 @@ SQUASH = [_squash(x) for x in range(-3072, 3073)]  # of x + 3072
 STRETCH = _stretch_cells()  # of p >> 10
 
 
-def squash(x: int) -> int:
-    return SQUASH[min(max(x, -3072), 3072) + 3072]
-
-
 def clip(x: int) -> int:
     return min(max(x, -3072), 3072)
+
+
+def squash(x: int) -> int:
+    return SQUASH[clip(x) + 3072]
 
 
 # 5.2 Counters and bit histories
@@ -222,10 +224,10 @@ class SlotTable:
 
     def __init__(self, nbytes: int) -> None:
         self.n_line = nbytes // 64
-        self.lines: dict[int, list[list[int]]] = {}  # those that are not empty
+        self.lines = defaultdict[int, list[list[int]]](lambda: [[0] * 16 for _ in range(4)])
 
     def lookup(self, a: int) -> list[int]:
-        line = self.lines.setdefault(a % self.n_line, [[0] * 16 for _ in range(4)])
+        line = self.lines[a % self.n_line]
         check = a >> 24
         for slot in line:
             if slot[0] == check:
@@ -276,8 +278,6 @@ def class_of(c: int) -> int:
 
 CLASS = [class_of(c) for c in range(256)]
 DELIMITERS = b" ,;\t|"
-
-
 FIELD_MAX = 63
 
 
@@ -303,7 +303,7 @@ class Row:
 
 
 class TextState:
-    """What one stream's bytes make of the features. An attribute of a feature's name is its value."""
+    """What the features say of one stream's bytes."""
 
     def __init__(self) -> None:
         self.last8 = 0  # the last eight bytes
@@ -316,9 +316,9 @@ class TextState:
         self.score = [0] * 5
         self.row_before_count = [0] * 5  # of each delimiter
         self.delimiter = 0
-        self.following1: dict[int, int] = {}
-        self.following2: dict[int, int] = {}
-        self.following3: dict[int, int] = {}
+        self.following1 = defaultdict[int, int](int)  # the last two bytes
+        self.following2 = defaultdict[int, int](int)
+        self.following3 = defaultdict[int, int](int)
         # Quotes, keys, brackets, tags.
         self.quote = self.quote_text = self.last_text = 0
         self.key = self.key_before = self.path = 0
@@ -352,103 +352,25 @@ class TextState:
     def order(self, n: int) -> int:
         return self.last8 & 256**n - 1
 
-    @property
-    def order1(self) -> int:
-        return self.order(1)
+    def byte(self, n: int) -> int:
+        """c_n."""
+        return self.last8 >> 8 * (n - 1) & 255
 
-    @property
-    def order2(self) -> int:
-        return self.order(2)
-
-    @property
-    def order3(self) -> int:
-        return self.order(3)
-
-    @property
-    def order4(self) -> int:
-        return self.order(4)
-
-    @property
-    def order5(self) -> int:
-        return fold(self.order(5))
-
-    @property
-    def order6(self) -> int:
-        return fold(self.order(6))
-
-    @property
-    def order7(self) -> int:
-        return fold(self.order(7))
-
-    @property
-    def order8(self) -> int:
-        return fold(self.last8)
-
-    @property
-    def sparse2(self) -> int:
-        return self.last8 >> 8 & 255
-
-    @property
-    def sparse3(self) -> int:
-        return self.last8 >> 16 & 255
-
-    @property
-    def sparse23(self) -> int:
-        return self.last8 >> 8 & 0xFFFF
-
-    @property
-    def sparse34(self) -> int:
-        return self.last8 >> 16 & 0xFFFF
-
-    @property
-    def sparse234(self) -> int:
-        return self.last8 >> 8 & 0xFFFFFF
-
-    @property
-    def shape(self) -> int:
-        return self.shapes & 2**28 - 1
-
-    @property
-    def shape_long(self) -> int:
-        return fold(self.shapes)
-
-    def class_at(self, n: int) -> int:
-        """Class of the n-th last byte, from 1."""
-        return CLASS[self.last8 >> 8 * (n - 1) & 255]
-
-    @property
-    def classes(self) -> int:
-        return sum(self.class_at(n) << 4 * (n - 1) for n in range(1, 5))
-
-    @property
-    def column(self) -> int:
-        return min(len(self.row.data), 255)
-
-    def byte_above(self, column: int) -> int:
-        if self.row_before is None or not 0 <= column < len(self.row_before.data):
+    def above(self, further: int = 0) -> int:
+        at = len(self.row.data) + further
+        if self.row_before is None or not 0 <= at < len(self.row_before.data):
             return 0
-        return self.row_before.data[column]
+        return self.row_before.data[at]
 
-    @property
-    def above(self) -> int:
-        return self.byte_above(len(self.row.data))
-
-    @property
     def above_next(self) -> int:
-        column = len(self.row.data)
-        past = self.row_before is None or column >= len(self.row_before.data)
-        before = 0 if past else self.byte_above(column - 1)
-        return self.above | self.byte_above(column + 1) << 8 | before << 16
+        before = self.row_before
+        past = before is None or len(self.row.data) >= len(before.data)
+        return self.above() | self.above(1) << 8 | (0 if past else self.above(-1) << 16)
 
-    @property
     def row_length(self) -> int:
         return 0 if self.row_before is None else min(len(self.row_before.data) - 1, 255) + 1
 
-    @property
-    def field(self) -> int:
-        return 8 * self.row.number + self.delimiter
-
-    def byte_above_in_field(self, further: int) -> int:
+    def field_above(self, further: int = 0) -> int:
         number, before = self.row.number, self.fields_before
         if before is None or number > before.number:
             return 0
@@ -456,50 +378,70 @@ class TextState:
         end = before.starts[number + 1] if number < before.number else len(before.data)
         return before.data[at] if at < end else 1
 
-    @property
-    def field_above(self) -> int:
-        return self.byte_above_in_field(0)
-
-    @property
-    def field_above_next(self) -> int:
-        return self.field_above | self.byte_above_in_field(1) << 8
-
-    @property
     def field_above_text(self) -> int:
         number, before = self.row.number, self.fields_before
-        return before.texts[number] if before is not None and number <= before.number else 0
+        return 0 if before is None or number > before.number else before.texts[number]
 
-    @property
-    def field_before(self) -> int:
-        return self.row.texts[-1] if self.row.texts else 0
+    def bracket(self, n: int) -> int:
+        """The n-th from the top of the stack, from 1."""
+        return self.stack[-n][0] if n <= len(self.stack) else 0
 
-    @property
-    def nest(self) -> int:
-        top, below = [bracket for bracket, _ in [(0, 0), (0, 0), *self.stack][:-3:-1]]
-        return top | self.quote << 8 | below << 16
-
-    @property
-    def indirect1(self) -> int:
-        return self.following1.get(self.order1, 0) | self.order1 << 16
-
-    @property
-    def indirect2(self) -> int:
-        return self.following2.get(self.order2, 0)
-
-    @property
-    def indirect3(self) -> int:
-        return self.following3.get(join(self.order3, 0) >> 16, 0)
+    def features(self) -> dict[str, int]:
+        return {
+            **{f"order{n}": self.order(n) for n in range(1, 5)},
+            **{f"order{n}": fold(self.order(n)) for n in range(5, 9)},
+            "sparse2": self.byte(2),
+            "sparse3": self.byte(3),
+            "sparse23": self.order(3) >> 8,
+            "sparse34": self.order(4) >> 16,
+            "sparse234": self.order(4) >> 8,
+            "word": self.word,
+            "word1": self.word1,
+            "word2": self.word2,
+            "word3": self.word3,
+            "gap": self.gap,
+            "identifier": self.identifier,
+            "identifier1": self.identifier1,
+            "shape": self.shapes & 2**28 - 1,
+            "shape_long": fold(self.shapes),
+            "classes": sum(CLASS[self.byte(n + 1)] << 4 * n for n in range(4)),
+            "column": min(len(self.row.data), 255),
+            "above": self.above(),
+            "above_next": self.above_next(),
+            "row_length": self.row_length(),
+            "line_start": self.line_start,
+            "indent": self.indent,
+            "previous_indent": self.previous_indent,
+            "field": 8 * self.row.number + self.delimiter,
+            "field_text": self.field_text,
+            "field_above": self.field_above(),
+            "field_above_next": self.field_above() | self.field_above(1) << 8,
+            "field_above_text": self.field_above_text(),
+            "field_before": self.row.texts[-1] if self.row.texts else 0,
+            "key": self.key,
+            "path": self.path,
+            "nest": self.bracket(1) | self.quote << 8 | self.bracket(2) << 16,
+            "indirect1": self.following1[self.order(1)] | self.order(1) << 16,
+            "indirect2": self.following2[self.order(2)],
+            "indirect3": self.following3[join(self.order(3), 0) >> 16],
+            "sentence": self.sentence,
+            "first_word": self.first_word,
+            "number": self.number,
+            "key_before": self.key_before,
+            "value": self.value,
+            "parent": self.parent,
+        }
 
     # Update
 
     def end_byte(self, c: int) -> None:
-        before = self.order1
+        before = self.byte(1)
         for table, index in (
             (self.following1, before),
-            (self.following2, self.order2),
-            (self.following3, join(self.order3, 0) >> 16),
+            (self.following2, self.order(2)),
+            (self.following3, join(self.order(3), 0) >> 16),
         ):
-            table[index] = (table.get(index, 0) << 8 | c) & 0xFFFF
+            table[index] = (table[index] << 8 | c) & 0xFFFF
         self._words(c)
         if CLASS[c] == 0 or CLASS[c] != CLASS[before]:
             code = CLASS[c] or 8 + (c & 63)
@@ -628,7 +570,7 @@ class TextState:
         row = self.row
         if len(row.data) < 4:
             self.line_start = join(self.line_start, c)
-        if c != LF and all(is_space(byte) for byte in row.data):
+        if c != LF and self.first_column in (0, len(row.data) + 1):
             self.indent = join(self.indent, c)
         row.data.append(c)
         if c in DELIMITERS:
@@ -717,7 +659,15 @@ SELECTOR_ROWS = {
     "hash_word": 16384,
     "hash3": 16384,
 }
-SELECTORS = list(SELECTOR_ROWS)  # final_selector is an index of the package's list, which is in this order
+FINAL_SELECTORS = {1: "order0"}
+WEIGHT_MAX = 2**19 - 1
+CELLS = [squash(256 * (j - 12)) for j in range(25)]
+
+
+def direct_line() -> list[Counter]:
+    return [Counter() for _ in range(16)]
+
+
 ORDERS = [f"order{n}" for n in range(1, 9)]
 
 
@@ -765,7 +715,7 @@ class Match:
         self.misses = (self.misses << 1 | (not hit)) & 255
         self.at += 1
         if self.misses.bit_count() > 7:
-            self.at, self.length, self.misses = None, 0, 0
+            self.at = None
 
 
 class Stream:
@@ -783,7 +733,6 @@ class Stream:
         self.direct: list[list[Counter]] = []  # lines
         self.known = 0
         # Left by predict for update.
-        self.states: list[int] = []  # bit history of each context
         self.match_used: list[tuple[Counter, int] | None] = []  # (counter, predicted bit)
         self.inputs: list[tuple[int, int]] = []  # (index, x) of those that are not 0
         self.rows: list[list[int]] = []  # of the first layer
@@ -816,11 +765,11 @@ class ContextMixer:
         for name in spec["selectors"]:
             self.layers.append(self._matrix(at, SELECTOR_ROWS[name], profile.n_input))
             at += SELECTOR_ROWS[name] * profile.n_input
-        self.final_selector = SELECTORS[number("final_selector")]
+        self.final_selector = FINAL_SELECTORS[number("final_selector")]
         self.final = self._matrix(at, SELECTOR_ROWS[self.final_selector], 16)
         assert at + SELECTOR_ROWS[self.final_selector] * 16 == len(profile.weights)
-        self.final_maps: list[dict[int, list[int]]] = [{} for _ in spec["maps"]]
-        self.direct: list[dict[int, list[Counter]]] = [{} for _ in range(number("n_direct"))]
+        self.final_maps = [defaultdict[int, list[int]](CELLS.copy) for _ in spec["maps"]]
+        self.direct = [defaultdict[int, list[Counter]](direct_line) for _ in range(number("n_direct"))]
         self.known = [i for i, names in enumerate(spec["contexts"]) if len(names) == 1 and names[0] in ORDERS]
         self.streams = [Stream(spec) for _ in range(n_stream)]
         self.history = bytearray()
@@ -831,6 +780,7 @@ class ContextMixer:
     def begin_block(self, nbytes: int) -> None:
         before = len(self.history)
         self.history += bytes(nbytes)
+        require(len(self.history) <= 2**25, "more history than this decoder keeps")
         n_stream = len(self.streams)
         for s, stream in enumerate(self.streams):
             stream.at = before + s * nbytes // n_stream
@@ -846,8 +796,13 @@ class ContextMixer:
         if stream.n_bit == 0:
             for match, table in zip(stream.matches, self.match_tables, strict=True):
                 self._find(stream, match, table)
+            match = stream.matches[0]
+            values = stream.text.features()
+            values["match_byte"] = (
+                0 if match.at is None else match.predicted + 1 + (bucket(match.length) << 9)
+            )
             stream.hashes = [
-                context_hash(i, [self._feature(stream, name) for name in names])
+                context_hash(i, [values[name] for name in names])
                 for i, names in enumerate(self.spec["contexts"])
             ]
         c0 = stream.c0 if stream.n_bit else 0
@@ -862,15 +817,7 @@ class ContextMixer:
         for order, lines in enumerate(self.direct):
             v = 32 * stream.text.order(order) + c0
             line = v if order < 2 else mix(v) % 2**15
-            if line not in lines:
-                lines[line] = [Counter() for _ in range(16)]
             stream.direct.append(lines[line])
-
-    def _feature(self, stream: Stream, name: str) -> int:
-        if name != "match_byte":
-            return int(getattr(stream.text, name))
-        match = stream.matches[0]
-        return 0 if match.at is None else match.predicted + 1 + (bucket(match.length) << 9)
 
     def _find(self, stream: Stream, match: Match, table: dict[int, int]) -> None:
         m = min(match.shortest, 8)
@@ -886,7 +833,7 @@ class ContextMixer:
                     and self.history[at - 1 - length] == self.history[stream.at - 1 - length]
                 ):
                     length += 1
-                if length >= match.shortest:
+                if length >= match.shortest and at != stream.at:
                     match.at, match.length, match.misses = at, length, 0
                     break
         for candidates in tables:
@@ -900,10 +847,9 @@ class ContextMixer:
         """The probability of a 1 in 65536ths."""
         c0, n_bit = stream.c0, stream.n_bit
         node = self._node(stream)
-        stream.states = [slot[node] for slot in stream.slots]
         x: list[int] = []
-        for state, counters in zip(stream.states, self.maps, strict=True):
-            x += self._pair(counters[state].p) if state else (0, 0)
+        for slot, counters in zip(stream.slots, self.maps, strict=True):
+            x += self._pair(counters[slot[node]].p) if slot[node] else (0, 0)
         for line in stream.direct:
             x += self._pair(line[node].p)
         stream.match_used = []
@@ -923,7 +869,7 @@ class ContextMixer:
             layer[self._row(stream, name)]
             for layer, name in zip(self.layers, self.spec["selectors"], strict=True)
         ]
-        stream.d = [clip(sum(row[i] * v >> 8 for i, v in stream.inputs) >> 8) for row in stream.rows]
+        stream.d = [clip(sum([row[i] * v >> 8 for i, v in stream.inputs]) >> 8) for row in stream.rows]
         stream.final_row = self.final[self._row(stream, self.final_selector)]
         d = clip(sum(w * v >> 8 for w, v in zip(stream.final_row, stream.d, strict=False)) >> 8)
         stream.p_final = p = squash(d)
@@ -935,7 +881,7 @@ class ContextMixer:
         f = v - 256 * j
         total = 0
         for rows, name in zip(self.final_maps, self.spec["maps"], strict=True):
-            cells = rows.setdefault(self._row(stream, name), [squash(256 * (i - 12)) for i in range(25)])
+            cells = rows[self._row(stream, name)]
             total += cells[j] * (256 - f) + cells[j + 1] * f >> 8
             stream.cells.append((cells, j + (f >= 128)))
         weight = self.profile.number("apm_weight")
@@ -953,43 +899,37 @@ class ContextMixer:
         return STRETCH[p >> 10], p - 2**21 >> 11
 
     def _row(self, stream: Stream, selector: str) -> int:
-        text, c0, bit = stream.text, stream.c0, stream.n_bit
+        text, match, bit = stream.text, stream.matches[0], stream.n_bit
+        c1, class1 = text.byte(1), CLASS[text.byte(1)]
+        matches = stream.match_used[0] is not None
         if selector == "zero":
             return 0
         if selector == "order0":
-            return c0
-        if selector == "byte1":
-            return text.order1
-        if selector == "byte2":
-            return text.sparse2
+            return stream.c0
+        if selector in ("byte1", "byte2"):
+            return text.byte(int(selector[-1]))
         if selector == "match":
-            return 0 if stream.match_used[0] is None else 1 + stream.matches[0].row
+            return 1 + match.row if matches else 0
         if selector == "known":
             return 8 * min(stream.known, 8) + bit
         if selector == "classes":
-            return text.class_at(1) * 64 + text.class_at(2) * 8 + text.class_at(3)
+            return class1 * 64 + CLASS[text.byte(2)] * 8 + CLASS[text.byte(3)]
         if selector == "column":
-            return 8 * min(text.column, 31) + bit
+            return 8 * min(len(text.row.data), 31) + bit
         if selector == "word":
             return 8 * min(text.n_letter, 15) + bit
         if selector == "field":
-            return 8 * (5 * min(text.row.number, 15) + text.delimiter) + CLASS[text.field_above]
+            return 8 * (5 * min(text.row.number, 15) + text.delimiter) + CLASS[text.field_above()]
         if selector == "nest":
-            top = text.nest & 255
-            code = b"{[(<".index(top) + 1 if top else 0
-            return 8 * (2 * code + (text.quote > 0)) + text.class_at(1)
+            return 8 * (2 * b"\0{[(<".index(text.bracket(1)) + (text.quote > 0)) + class1
         if selector == "match_byte":
-            return 0 if stream.match_used[0] is None else 1 + stream.matches[0].predicted
+            return 1 + match.predicted if matches else 0
         if selector == "order1":
-            return text.order1 * 256 + c0
+            return c1 * 256 + stream.c0
         if selector == "above":
-            return text.above
-        hashed = {
-            "hash2": text.order2,
-            "hash3": text.order3,
-            "hash_word": text.word + text.order1,
-        }[selector]
-        return (mix(hashed) + c0 * 0x9E3B) % 2**14
+            return text.above()
+        hashed = {"hash2": text.order(2), "hash3": text.order(3), "hash_word": text.word + c1}
+        return (mix(hashed[selector]) + stream.c0 * 0x9E3B) % 2**14
 
     # 5.6 Update
 
@@ -1022,7 +962,7 @@ class ContextMixer:
         e = (65536 * y - p) * rate >> 4
         for i, x in inputs:
             w = row[i] + (x * e + 32768 >> 16)
-            row[i] = min(max(w, 1 - 2**19), 2**19 - 1)
+            row[i] = w if -WEIGHT_MAX <= w <= WEIGHT_MAX else WEIGHT_MAX if w > 0 else -WEIGHT_MAX
 
     def end_byte(self, stream: Stream) -> None:
         c = stream.c0 & 255
@@ -1092,19 +1032,22 @@ class RangeDecoder:
 
 # 2. Frame
 
-END, STORED, CM = 0, 1, 2
+CONTENT_SIZE, MODEL, INDEX = 16, 32, 64  # flags
+END, STORED, CM = 0, 1, 2  # methods
 
 
 def decode_frame(reader: Reader) -> bytes:
     start = reader.at
     require(reader.take(4) == b"\xb5LMZ", "not a frame")
-    first = reader.byte()
-    require(first & 15 == 1, "unsupported version")
-    require(not first & 128, "unsupported flag")
-    require(not first & 32 or reader.byte() in range(1, 128), "unsupported model")
-    content_size = reader.varint() if first & 16 else None
+    flags = reader.byte()
+    require(flags & 15 == 1, "unsupported version")
+    model = reader.byte() if flags & MODEL else 1
+    reader.take(8 if model == 255 else 0)
+    content_size = reader.varint() if flags & CONTENT_SIZE else None
     header = reader.data[start : reader.at]
     require(reader.byte() == crc8(header), "corrupt: crc8 of the frame header")
+    require(not flags & 128, "unsupported flag")
+    require(model in range(1, 128) or model == 255, "unsupported model")
     sizes = [reader.at - start]  # what the index holds
     out = b""
     mixer: ContextMixer | None = None
@@ -1147,7 +1090,7 @@ def decode_frame(reader: Reader) -> bytes:
         if last:
             break
     require(content_size in (None, len(out)), "corrupt: content size")
-    if header[4] & 64:
+    if flags & INDEX:
         sizes.insert(1, len(sizes) // 2)
         start = reader.at
         require([reader.varint() for _ in sizes] == sizes, "corrupt: index")

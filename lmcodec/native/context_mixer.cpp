@@ -112,12 +112,6 @@ struct ContextMixer::Match {
   std::uint32_t* map = nullptr;
 };
 
-// A selector's row at a bit: what is fixed during the byte, and what each bit adds.
-struct ContextMixer::Row {
-  std::uint32_t base = 0, per_c0 = 0, per_bit = 0, mask = 0xffffffffu;
-  bool needs_match = false;  // row 0 where the match model gives no input
-};
-
 struct ContextMixer::Stream {
   alignas(64) std::int32_t input[(2 * kContextMax + 32)];
   alignas(64) std::int32_t layer[16];  // stretch of each set's probability, Q8
@@ -129,7 +123,7 @@ struct ContextMixer::Stream {
   std::uint8_t* slot[kContextMax];
   std::uint32_t* direct[kDirectMax];
   Match match[kMatchMax];
-  Row rows[kSelectorMax + kApmMax + 1];  // of the selectors, the final maps, the second layer
+  std::uint32_t base[kSelectorMax + kApmMax + 1];  // of each Row: what is fixed during the byte
   std::int32_t* weights[kSelectorMax];
   std::int32_t* final_weights = nullptr;
   std::uint32_t layer_p[kSelectorMax];
@@ -145,6 +139,21 @@ ContextMixer::ContextMixer(const Profile& profile, const std::vector<std::uint32
       logistic_(&logistic()), histories_(&bit_histories()) {
   use_isa(nullptr);
   match_tables_.resize(static_cast<std::size_t>(profile.n_match));
+  for (int i = 0; i < profile.n_context; ++i)
+    if (profile.contexts[i][0] >= kOrder1 && profile.contexts[i][0] <= kOrder8 && !profile.contexts[i][1])
+      order_[n_order_++] = i;
+  const auto add = [this](std::uint8_t selector) {
+    const bool hashes = selector == kSelectHash2 || selector == kSelectHash3 || selector == kSelectHashWord;
+    Row& row = rows_[n_row_++];
+    row.selector = selector;
+    row.per_c0 = hashes ? 0x9E3Bu : selector == kSelectOrder0 || selector == kSelectOrder1 ? 1 : 0;
+    row.per_bit = selector == kSelectKnown || selector == kSelectColumn || selector == kSelectWord ? 1 : 0;
+    row.mask = hashes ? kHashRows - 1 : 0xffffffffu;
+    row.needs_match = selector == kSelectMatch || selector == kSelectMatchByte;
+  };
+  for (int k = 0; k < profile.n_selector; ++k) add(profile.selectors[k]);
+  for (int a = 0; a < profile.n_apm; ++a) add(profile.apms[a]);
+  add(static_cast<std::uint8_t>(profile.final_selector));
 }
 
 ContextMixer::~ContextMixer() = default;
@@ -255,10 +264,9 @@ void ContextMixer::find_match(Stream& stream, int m) {
     for (std::uint32_t* place : places) {
       if (!place) continue;
       const std::uint32_t candidate = *place;
+      const std::uint32_t most = std::min({40u, history_.held_before(candidate), history_.held_before(stream.position)});
       std::uint32_t length = 0;
-      while (length < 40 && history_.kept(candidate - length - 1) && history_.kept(stream.position - length - 1) &&
-             history_.at(candidate - length - 1) == history_.at(stream.position - length - 1))
-        ++length;
+      while (length < most && history_.at(candidate - length - 1) == history_.at(stream.position - length - 1)) ++length;
       if (length >= minimum && candidate != stream.position) {
         if (match.active && match.length >= length) break;
         match.active = true;
@@ -276,13 +284,41 @@ void ContextMixer::find_match(Stream& stream, int m) {
 }
 
 
+void ContextMixer::set_rows(Stream& stream) {
+  const Match& match = stream.match[0];
+  const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
+  const std::uint8_t c1 = static_cast<std::uint8_t>(tail), c2 = static_cast<std::uint8_t>(tail >> 8);
+  const std::uint8_t c3 = static_cast<std::uint8_t>(tail >> 16);
+  std::uint32_t base[kSelectorCount];
+  const auto cls = [](std::uint8_t c) { return static_cast<std::uint32_t>(TextState::byte_class(c)); };
+  const auto capped = [](int value, int most) { return static_cast<std::uint32_t>(std::min(value, most)); };
+  base[kSelectZero] = base[kSelectOrder0] = base[kSelectKnown] = 0;
+  base[kSelectByte1] = c1;
+  base[kSelectByte2] = c2;
+  base[kSelectMatch] = 1 + static_cast<std::uint32_t>(length_bucket(match.length) * 4 + std::min(popcount8(match.misses), 3));
+  base[kSelectClasses] = cls(c1) * 64 + cls(c2) * 8 + cls(c3);
+  base[kSelectColumn] = capped(stream.text.column(), 31) * 8;
+  base[kSelectWord] = capped(stream.text.word_length(), 15) * 8;
+  base[kSelectField] = (capped(stream.text.field(), 15) * 5 + static_cast<std::uint32_t>(stream.text.delimiter())) * 8 +
+                       cls(stream.text.field_above(history_));
+  const int open = stream.text.nest_top();
+  const std::uint32_t bracket = open == 0 ? 0 : open == '{' ? 1 : open == '[' ? 2 : open == '(' ? 3 : 4;
+  base[kSelectNest] = (bracket * 2 + (stream.text.quoted() ? 1 : 0)) * 8 + cls(c1);
+  base[kSelectMatchByte] = 1u + match.predicted;
+  base[kSelectOrder1] = static_cast<std::uint32_t>(c1) << 8;
+  base[kSelectHash2] = mix32(tail & 0xffff);
+  base[kSelectAbove] = stream.text.above(history_);
+  base[kSelectHashWord] = mix32(stream.text.word() + c1);
+  base[kSelectHash3] = mix32(tail & 0xffffff);
+  for (int r = 0; r < n_row_; ++r) stream.base[r] = base[rows_[r].selector];
+}
+
 void ContextMixer::lookup(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
   const int n_context = profile_.n_context;
   if (stream.n_bit == 0) {
     for (int m = 0; m < profile_.n_match; ++m) find_match(stream, m);
     std::uint32_t value[kFeatureCount];
-    const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
     stream.text.features(history_, value);
     const Match& match = stream.match[0];
     value[kMatchByte] =
@@ -301,41 +337,6 @@ void ContextMixer::lookup(int s) {
       now.map = &learned_[profile_.match_at() + static_cast<std::size_t>(m) * 1024 +
                           static_cast<std::size_t>((bucket * 4 + std::min(popcount8(now.misses), 3)) * 8)];
     }
-    const std::uint8_t c1 = static_cast<std::uint8_t>(tail), c2 = static_cast<std::uint8_t>(tail >> 8);
-    const std::uint8_t c3 = static_cast<std::uint8_t>(tail >> 16);
-    std::uint32_t base[kSelectorCount];
-    const auto cls = [](std::uint8_t c) { return static_cast<std::uint32_t>(TextState::byte_class(c)); };
-    const auto capped = [](int value, int most) { return static_cast<std::uint32_t>(std::min(value, most)); };
-    base[kSelectZero] = base[kSelectOrder0] = base[kSelectKnown] = 0;
-    base[kSelectByte1] = c1;
-    base[kSelectByte2] = c2;
-    base[kSelectMatch] = 1 + static_cast<std::uint32_t>(length_bucket(match.length) * 4 + std::min(popcount8(match.misses), 3));
-    base[kSelectClasses] = cls(c1) * 64 + cls(c2) * 8 + cls(c3);
-    base[kSelectColumn] = capped(stream.text.column(), 31) * 8;
-    base[kSelectWord] = capped(stream.text.word_length(), 15) * 8;
-    base[kSelectField] = (capped(stream.text.field(), 15) * 5 + static_cast<std::uint32_t>(stream.text.delimiter())) * 8 +
-                         cls(stream.text.field_above(history_));
-    const int open = stream.text.nest_top();
-    const std::uint32_t bracket = open == 0 ? 0 : open == '{' ? 1 : open == '[' ? 2 : open == '(' ? 3 : 4;
-    base[kSelectNest] = (bracket * 2 + (stream.text.quoted() ? 1 : 0)) * 8 + cls(c1);
-    base[kSelectMatchByte] = 1u + match.predicted;
-    base[kSelectOrder1] = static_cast<std::uint32_t>(c1) << 8;
-    base[kSelectHash2] = mix32(tail & 0xffff);
-    base[kSelectAbove] = stream.text.above(history_);
-    base[kSelectHashWord] = mix32(value[kWord] + c1);
-    base[kSelectHash3] = mix32(tail & 0xffffff);
-    for (int r = 0; r <= profile_.n_selector + profile_.n_apm; ++r) {
-      const int selector = r < profile_.n_selector                    ? profile_.selectors[r]
-                           : r < profile_.n_selector + profile_.n_apm ? profile_.apms[r - profile_.n_selector]
-                                                                      : profile_.final_selector;
-      Row& row = stream.rows[r];
-      row.base = base[selector];
-      const bool hashes = selector == kSelectHash2 || selector == kSelectHash3 || selector == kSelectHashWord;
-      row.per_c0 = hashes ? 0x9E3Bu : selector == kSelectOrder0 || selector == kSelectOrder1 ? 1 : 0;
-      row.per_bit = selector == kSelectKnown || selector == kSelectColumn || selector == kSelectWord ? 1 : 0;
-      row.mask = hashes ? kHashRows - 1 : 0xffffffffu;
-      row.needs_match = selector == kSelectMatch || selector == kSelectMatchByte;
-    }
   }
   std::uint32_t at[kContextMax];
   const std::uint32_t node = stream.n_bit ? stream.c0 : 0;
@@ -350,23 +351,18 @@ void ContextMixer::lookup(int s) {
     at[i] = mix32(stream.hash[i] + node * 0x9E3779B1u);
     prefetch(table_ + std::size_t{at[i] & line_mask_} * 64);
   }
+  if (stream.n_bit == 0 && stream.match[0].active) {
+    // The second nibble's lines, if the match model is right about the first.
+    const std::uint32_t likely = 16u | stream.match[0].predicted >> 4;
+    for (int i = 0; i < n_context; ++i)
+      prefetch(table_ + std::size_t{mix32(stream.hash[i] + likely * 0x9E3779B1u) & line_mask_} * 64);
+  }
+  if (stream.n_bit == 0) set_rows(stream);  // while the lines are on their way
+  for (int i = 0; i < n_context; ++i) stream.slot[i] = find(at[i]);
   int known = 0;
-  bool unbroken = true;
-  for (int i = 0; i < n_context; ++i) {
-    stream.slot[i] = find(at[i]);
-    if (unbroken && profile_.contexts[i][0] >= kOrder1 && profile_.contexts[i][0] <= kOrder8 && !profile_.contexts[i][1]) {
-      if (stream.slot[i][1])
-        ++known;
-      else
-        unbroken = false;
-    }
-  }
-  for (int r = 0; r <= profile_.n_selector + profile_.n_apm; ++r) {
-    const int selector = r < profile_.n_selector                    ? profile_.selectors[r]
-                         : r < profile_.n_selector + profile_.n_apm ? profile_.apms[r - profile_.n_selector]
-                                                                    : profile_.final_selector;
-    if (selector == kSelectKnown) stream.rows[r].base = static_cast<std::uint32_t>(std::min(known, 8) * 8);
-  }
+  while (known < n_order_ && stream.slot[order_[known]][1]) ++known;
+  for (int r = 0; r < n_row_; ++r)
+    if (rows_[r].selector == kSelectKnown) stream.base[r] = static_cast<std::uint32_t>(std::min(known, 8) * 8);
 }
 
 std::uint32_t ContextMixer::predict(int s) {
@@ -406,10 +402,9 @@ std::uint32_t ContextMixer::predict(int s) {
 
   // Rows of the selectors, in the order of the profile's lists; those of the final maps are on their way while the mixer works.
   std::size_t rows[kSelectorMax + kApmMax + 1];
-  const int n_row = profile_.n_selector + profile_.n_apm + 1;
-  for (int r = 0; r < n_row; ++r) {
-    const Row& row = stream.rows[r];
-    const std::uint32_t base = row.needs_match && !agrees ? 0 : row.base;
+  for (int r = 0; r < n_row_; ++r) {
+    const Row& row = rows_[r];
+    const std::uint32_t base = row.needs_match && !agrees ? 0 : stream.base[r];
     rows[r] = (base + c0 * row.per_c0 + static_cast<std::uint32_t>(n_bit) * row.per_bit) & row.mask;
   }
   for (int a = 0; a < profile_.n_apm; ++a) {
@@ -431,7 +426,7 @@ std::uint32_t ContextMixer::predict(int s) {
     stream.layer[k] = dot;
     stream.layer_p[k] = logit.squash(dot);
   }
-  std::int32_t* wf = reinterpret_cast<std::int32_t*>(&learned_[profile_.final_at()]) + rows[n_row - 1] * 16;
+  std::int32_t* wf = reinterpret_cast<std::int32_t*>(&learned_[profile_.final_at()]) + rows[n_row_ - 1] * 16;
   stream.final_weights = wf;
   std::int32_t sum = 0;
   for (int k = 0; k < profile_.n_selector; ++k) sum += (wf[k] * stream.layer[k]) >> 8;

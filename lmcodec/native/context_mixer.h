@@ -93,11 +93,17 @@ class ContextMixer {
 
  private:
   struct Match;
-  struct Row;
+  // A selector's row at a bit is its stream's base and what the bits so far add.
+  struct Row {
+    std::uint8_t selector = 0;
+    bool needs_match = false;  // row 0 where the match model gives no input
+    std::uint32_t per_c0 = 0, per_bit = 0, mask = 0xffffffffu;
+  };
   struct Stream;
 
   std::uint8_t* find(std::uint32_t hash);
   void find_match(Stream& stream, int m);
+  void set_rows(Stream& stream);
 
   const Profile profile_;
   const std::vector<std::uint32_t>& prior_;
@@ -105,6 +111,10 @@ class ContextMixer {
   const Logistic* const logistic_;
   const BitHistories* const histories_;
   const MixingKernels* mixing_;
+  Row rows_[kSelectorMax + kApmMax + 1];  // of the selectors, the final maps, the second layer
+  int n_row_ = 0;
+  int order_[kContextMax];  // contexts of a single order, in their order
+  int n_order_ = 0;
   std::vector<std::uint32_t> learned_;
   std::vector<std::uint32_t> direct_[kDirectMax];  // counters: 22-bit probability, 10-bit count
   std::vector<std::vector<std::uint16_t>> apm_;

@@ -23,6 +23,11 @@ class History {
   void put(std::uint32_t position, std::uint8_t byte) { bytes_[position & mask_] = byte; }
   // Whether position lies in the part that is kept.
   bool kept(std::uint32_t position) const { return end_ - position <= held(); }
+  // How many bytes before position are kept.
+  std::uint32_t held_before(std::uint32_t position) const {
+    const std::uint32_t after = end_ - position, all = held();
+    return after < all ? all - after : 0;
+  }
   std::uint32_t begin_of_block() const { return base_; }
 
  private:
@@ -102,6 +107,7 @@ class TextState {
   std::uint8_t field_above(const History& history, std::uint32_t further = 0) const;
   int field() const { return field_; }
   int delimiter() const { return delimiter_; }
+  std::uint32_t word() const { return word_; }
   int word_length() const { return word_length_; }
   int nest_top() const { return depth_ ? nest_[depth_ - 1].open : 0; }
   bool quoted() const { return quote_ != 0; }
