@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 MODELS = Path(__file__).parents[1] / "lmcodec" / "models"
 MASK32 = 2**32 - 1
@@ -742,6 +742,11 @@ class Stream:
         self.cells: list[tuple[list[int], int]] = []  # (cells, index) of the final maps to train
 
 
+class Coder(Protocol):
+    def decode(self, p: int) -> int:
+        """The next bit, 1 with probability p / 65536."""
+
+
 class ContextMixer:
     """Section 5: a chain of blocks' tables, history and state."""
 
@@ -975,9 +980,8 @@ class ContextMixer:
 
     # 3. Streams, groups and the order of decisions
 
-    def decode(self, payload: bytes, nbytes: int, n_group: int) -> bytes:
+    def decode(self, coder: Coder, nbytes: int, n_group: int) -> bytes:
         self.begin_block(nbytes)
-        coder = RangeDecoder(payload)
         n_first = -(-len(self.streams) // n_group)
         groups = [self.streams[:n_first], self.streams[n_first:]]
         while any(stream.at < stream.end for stream in self.streams):
@@ -1082,7 +1086,7 @@ def decode_frame(reader: Reader) -> bytes:
             if not continues:
                 mixer = ContextMixer(profile(number), nbytes, n_stream)
             assert mixer is not None
-            original = mixer.decode(payload, nbytes, n_group)
+            original = mixer.decode(RangeDecoder(payload), nbytes, n_group)
         require(check == zlib.crc32(original + block_header + payload), "corrupt: check of a block")
         before = shape_now
         out += original

@@ -1,4 +1,4 @@
-"""FORMAT.md is complete and exact: a decoder written from it alone (format_reference.py) reads what is written."""
+"""FORMAT.md says everything: a decoder made from it alone (format_reference.py) reads what lmcodec writes."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import format_reference as reference
+import numpy as np
 import pytest
 
 import lmcodec
+from lmcodec import _kernel, profile
 
 TESTS = Path(__file__).parent
-REFERENCE = runpy.run_path(str(TESTS / "format_reference.py"))
 GOLDEN = runpy.run_path(str(TESTS / "golden" / "make.py"))["CASES"]
 LEVELS = {"fast": 1, "strong": 2}
 
@@ -22,16 +24,14 @@ QUICK_GOLDEN = ["empty", "one-byte", "stored", "bytes-fast", "text-fast", "strea
 
 
 def check_reference_decodes(frame: bytes, original: bytes) -> None:
-    assert REFERENCE["decode"](frame) == original
+    assert reference.decode(frame) == original
 
 
-def golden(name: str, *marks: pytest.MarkDecorator) -> Any:
-    return pytest.param(name, id=name, marks=marks)
+def slow(*values: Any) -> Any:
+    return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize(
-    "name", [golden(name, *([] if name in QUICK_GOLDEN else [pytest.mark.slow])) for name in GOLDEN]
-)
+@pytest.mark.parametrize("name", [name if name in QUICK_GOLDEN else slow(name) for name in GOLDEN])
 def test_golden_frames(name: str) -> None:
     frame = (TESTS / "golden" / f"{name}.lmz").read_bytes()
     check_reference_decodes(frame, GOLDEN[name].original())
@@ -80,8 +80,8 @@ HTML = (
     '<ns:row-1 k_2="v">a < b <3 <> << c</ns:row-1><!-- no -- tag --></p></div></div>\n'
 )
 QUOTES = (
-    'say "it\\"s \\\\" don\'t \'do\' it: "open\nline" = [\'a\', "b:c"]: "x": {"k\': 1}\nkey = "\n"key": value\n'
-    * 2
+    'say "it\\"s \\\\" don\'t \'do\' it: "open\nline" = [\'a\', "b:c"]: "x": '
+    '{"k\': 1}\nkey = "\n"key": value\n'
 )
 PYTHON = (
     "class Thing(Base):\n    def __init__(self, x: int = 10) -> None:\n        self.x = x\n\n"
@@ -96,7 +96,7 @@ LONG_LINES = f"{'ab, ' * 80}\n{'ab, ' * 78}c, {'ab, ' * 3}\n"
 
 INPUTS = {
     "html": HTML + HTML[20:130],
-    "quotes": QUOTES,
+    "quotes": QUOTES * 2,
     "python": PYTHON + PYTHON[:150],
     "yaml": YAML + YAML[10:90],
     "utf8": UTF8 + UTF8[15:70],
@@ -141,16 +141,10 @@ QUICK = {
 }
 
 
-def own(name: str, shape: str, level: str) -> Any:
-    quick = (name, shape, level) in QUICK
-    return pytest.param(
-        name, shape, level, id=f"{name}-{shape}-{level}", marks=[] if quick else [pytest.mark.slow]
-    )
+OWN = [(name, shape, level) for level in LEVELS for shape in SHAPES for name in INPUTS]
 
 
-@pytest.mark.parametrize(
-    ("name", "shape", "level"), [own(n, s, level) for level in LEVELS for s in SHAPES for n in INPUTS]
-)
+@pytest.mark.parametrize(("name", "shape", "level"), [own if own in QUICK else slow(*own) for own in OWN])
 def test_own_inputs(name: str, shape: str, level: str) -> None:
     original = INPUTS[name].encode()
     original *= -(-SHAPES[shape].nbytes // len(original)) or 1
@@ -161,6 +155,67 @@ def test_own_inputs(name: str, shape: str, level: str) -> None:
     check_reference_decodes(frame, original)
 
 
+# Features and selectors, those included that no profile has: probabilities, not frames.
+
+_NUMBERS = {**profile.load(1).spec["numbers"], "table_log2": 14, "map_limit": 255, "n_direct": 2}
+
+
+def spec_of(part: int, n_part: int) -> dict[str, Any]:
+    """One of n_part specifications that together have every feature and every selector."""
+    features, selectors = profile.FEATURES[1:], profile.SELECTORS
+    return {
+        "contexts": [[name] for name in features[part::n_part]],
+        "selectors": selectors[part::n_part],
+        "maps": [selectors[-1 - part], selectors[part]],
+        "matches": [[6], [8, 5], [1, 32, 12]][part % 3],
+        "numbers": _NUMBERS,
+    }
+
+
+class Replay:
+    """Stands for a range decoder: gives the bits the kernel encoded, holds each probability to the kernel's."""
+
+    def __init__(self, bits: np.ndarray, p16: np.ndarray) -> None:
+        self._decisions = zip(bits.tolist(), p16.tolist(), strict=True)
+
+    def decode(self, p: int) -> int:
+        bit, expected = next(self._decisions)
+        assert p == expected
+        return int(bit)
+
+
+def check_probabilities(loaded: profile.Profile, blocks: list[bytes], n_stream: int, n_group: int) -> None:
+    """The reference predicts what the kernel predicts, all along a chain of blocks."""
+    kernel = _kernel.BlockCoder(loaded.kernel, n_stream, n_group)
+    kernel.begin(1)
+    learned, n_map = kernel.learned, loaded.kernel.weights_at
+    kernel.reset()
+    start = reference.Profile(
+        loaded.spec,
+        [(v >> 10, v & 1023) for v in learned[:n_map].tolist()],
+        learned[n_map:].view(np.int32).tolist(),
+    )
+    mixer = reference.ContextMixer(start, len(blocks[0]), n_stream)
+    for block in blocks:
+        bits, p16 = np.empty(8 * len(block), np.uint8), np.empty(8 * len(block), np.uint16)
+        kernel.begin(len(block))
+        assert kernel.encode(np.frombuffer(block, np.uint8), bits, p16) == len(bits)
+        assert mixer.decode(Replay(bits, p16), len(block), n_group) == block
+
+
+N_PART = 6
+
+
+@pytest.mark.parametrize(("n_stream", "n_group"), [(1, 1), slow(2, 1), slow(3, 2)])
+@pytest.mark.parametrize("name", ["html", "structure", *map(slow, sorted({*INPUTS} - {"html", "structure"}))])
+@pytest.mark.parametrize("part", range(N_PART))
+def test_every_feature_and_selector(part: int, name: str, n_stream: int, n_group: int) -> None:
+    loaded = profile.build(spec_of(part, N_PART))
+    text = INPUTS[name].encode()
+    middle = len(text) // 2
+    check_probabilities(loaded, [text[:middle], text[middle:]], n_stream, n_group)
+
+
 def test_what_runs_every_time_is_there() -> None:
     assert set(QUICK_GOLDEN) <= set(GOLDEN)
-    assert {(n, s, level) for n in INPUTS for s in SHAPES for level in LEVELS} >= QUICK
+    assert set(OWN) >= QUICK
