@@ -173,7 +173,7 @@ def spec_of(part: int, n_part: int) -> dict[str, Any]:
 
 
 class Replay:
-    """Stands for a range decoder: gives the bits the kernel encoded, holds each probability to the kernel's."""
+    """Stands for a range decoder: gives the bits the kernel encoded, holds each probability to its own."""
 
     def __init__(self, bits: np.ndarray, p16: np.ndarray) -> None:
         self._decisions = zip(bits.tolist(), p16.tolist(), strict=True)
