@@ -173,7 +173,7 @@ def spec_of(part: int, n_part: int) -> dict[str, Any]:
 
 
 class Replay:
-    """Stands for a range decoder: gives the bits the kernel encoded, holds each probability to its own."""
+    """Stands for a range decoder: gives the bits that the kernel encoded, holds probabilities to its."""
 
     def __init__(self, bits: np.ndarray, p16: np.ndarray) -> None:
         self._decisions = zip(bits.tolist(), p16.tolist(), strict=True)
@@ -214,6 +214,18 @@ def test_every_feature_and_selector(part: int, name: str, n_stream: int, n_group
     text = INPUTS[name].encode()
     middle = len(text) // 2
     check_probabilities(loaded, [text[:middle], text[middle:]], n_stream, n_group)
+
+
+def test_known_is_seen_before_the_next_lookup() -> None:
+    """A slot that a later context of the same lookup takes and clears still counts (section 5.5)."""
+    spec = {
+        "contexts": [["order2"], ["order1"], ["order3"], ["word"], ["gap"], ["above"], ["field_text"]],
+        "selectors": ["known"],
+        "maps": [],
+        "matches": [6],
+        "numbers": {**_NUMBERS, "table_log2": 12},
+    }
+    check_probabilities(profile.build(spec), [INPUTS["python"].encode()], 1, 1)
 
 
 def test_what_runs_every_time_is_there() -> None:
