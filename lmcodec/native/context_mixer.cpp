@@ -229,8 +229,6 @@ void ContextMixer::begin_block(std::uint32_t nbytes) {
   fresh_ = false;
 }
 
-std::uint32_t ContextMixer::stream_begin(int s) const { return streams_[static_cast<std::size_t>(s)]->begin; }
-
 std::uint8_t* ContextMixer::find(std::uint32_t hash) {
   std::uint8_t* line = table_ + std::size_t{hash & line_mask_} * 64;
   const std::uint8_t check = static_cast<std::uint8_t>(hash >> 24);

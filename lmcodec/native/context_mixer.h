@@ -78,7 +78,6 @@ class ContextMixer {
   void reset(std::uint32_t nbytes, int n_stream);
   // Begins a block of nbytes: stream s covers [s * n / B, (s + 1) * n / B).
   void begin_block(std::uint32_t nbytes);
-  bool fresh() const { return fresh_; }
 
   // The next bit of stream s is 1 with probability p / 65536, p of 1 to 65535.
   void lookup(int s);          // before the first bit of a nibble: finds, or makes, the slots
@@ -86,8 +85,6 @@ class ContextMixer {
   void update(int s, int bit);
   void end_byte(int s);        // after eight bits: the byte becomes visible
 
-  const History& history() const { return history_; }
-  std::uint32_t stream_begin(int s) const;
   const std::vector<std::uint32_t>& learned() const { return learned_; }
   void set_learned(const std::vector<std::uint32_t>& values) { learned_ = values; }
 

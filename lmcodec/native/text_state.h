@@ -28,7 +28,6 @@ class History {
     const std::uint32_t after = end_ - position, all = held();
     return after < all ? all - after : 0;
   }
-  std::uint32_t begin_of_block() const { return base_; }
 
  private:
   std::uint32_t held() const { return full_ || end_ > kWindow ? kWindow : end_; }
