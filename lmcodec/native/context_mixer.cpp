@@ -356,9 +356,13 @@ void ContextMixer::lookup(int s) {
       prefetch(table_ + std::size_t{mix32(stream.hash[i] + likely * 0x9E3779B1u) & line_mask_} * 64);
   }
   if (stream.n_bit == 0) set_rows(stream);  // while the lines are on their way
-  for (int i = 0; i < n_context; ++i) stream.slot[i] = find(at[i]);
+  bool seen[kContextMax];  // asked at once: a later context of this lookup may take the slot
+  for (int i = 0; i < n_context; ++i) {
+    stream.slot[i] = find(at[i]);
+    seen[i] = stream.slot[i][1] != 0;
+  }
   int known = 0;
-  while (known < n_order_ && stream.slot[order_[known]][1]) ++known;
+  while (known < n_order_ && seen[order_[known]]) ++known;
   for (int r = 0; r < n_row_; ++r)
     if (rows_[r].selector == kSelectKnown) stream.base[r] = static_cast<std::uint32_t>(std::min(known, 8) * 8);
 }
