@@ -21,7 +21,7 @@ from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.corpus import corpora_dir
 from lmcodec.train.loop import load_export
 from lmcodec.train.loss import NATS_TO_BITS, nats_of
-from lmcodec.train.net import Net
+from lmcodec.train.net import Net, WeightRounding
 
 
 def bits_of(net: Net, vocabulary: Vocabulary, texts: list[bytes], window: int = 256) -> list[float]:
@@ -62,7 +62,7 @@ def main() -> None:
     vocabulary = Vocabulary.load()
     net, document = load_export(options.export, vocabulary)
     if options.float:
-        net.quantise(False, 0)
+        net.quantise(False, WeightRounding())
     net.round_state = options.round_state
     dev = corpora_dir() / "dev"
     with open(dev / "PEERS.csv", encoding="utf-8") as file:

@@ -19,7 +19,7 @@ from lmcodec.lm.config import NetConfig
 from lmcodec.train.config import load_config
 from lmcodec.train.loop import MATRICES, keep_freed_memory
 from lmcodec.train.loss import cross_entropy
-from lmcodec.train.net import Net
+from lmcodec.train.net import Net, WeightRounding
 from lmcodec.train.optim import Muon
 
 ENGLISH = 3.27  # bytes per token of English prose under the shipped vocabulary
@@ -63,7 +63,7 @@ def main() -> None:
     keep_freed_memory()
     net = Net(model, compiled=not options.eager)
     net.dtype = torch.bfloat16
-    net.quantise(not options.float, 0 if options.float else 63)
+    net.quantise(not options.float, WeightRounding(0 if options.float else 63))
     matrices = [p for n, p in net.named_parameters() if n.split(".")[-1] in MATRICES]
     others = [p for p in net.parameters() if all(p is not m for m in matrices)]
     optimisers = [Muon(matrices, lr=1e-3), torch.optim.AdamW(others, lr=1e-4, fused=True)]

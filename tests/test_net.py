@@ -12,16 +12,16 @@ from lmcodec.errors import ConfigError
 from lmcodec.lm.config import NetConfig
 from lmcodec.train import net as net_module
 from lmcodec.train.loss import cross_entropy, nats_of
-from lmcodec.train.net import Net, round_to, round_weight
+from lmcodec.train.net import SCALE_RANGE, Net, WeightRounding, round_to, round_weight
 from lmcodec.train.optim import orthogonalise
 from lmcodec.train.scan import linear_scan, scan_loop, scan_loop_backward, scan_rounded, triton
 
-SMALL = NetConfig(vocab_size=300, dim=32, n_layer=2, recurrent=24, mlp=40)
+SMALL = NetConfig(vocab_size=300, dim=32, n_layer=2, recurrent=24, mlp=40, shift=True)
 
 
 def make_net(config: NetConfig = SMALL, quantise: bool = True) -> Net:
     net = Net(config, seed=3)
-    net.quantise(quantise, 63 if quantise else 0)
+    net.quantise(quantise, WeightRounding(63 if quantise else 0))
     return net
 
 
@@ -140,11 +140,27 @@ def test_rounding_passes_gradients_inside_its_range_only() -> None:
 def test_round_weight_levels() -> None:
     w = torch.randn(5, 40, requires_grad=True)
     for levels in (3, 7, 63):
-        r = round_weight(w, levels, torch.float32).detach()
+        r = round_weight(w, "w", WeightRounding(levels), torch.float32).detach()
         scale = w.detach().abs().amax(dim=1, keepdim=True) / levels
         assert (r / scale).abs().max() <= levels + 1e-3
         assert ((r - w).abs() <= scale / 2 + 1e-6).all()
-    assert torch.equal(round_weight(w, 0, torch.float32), w)
+    assert torch.equal(round_weight(w, "w", WeightRounding(), torch.float32), w)
+
+
+def test_round_weight_by_a_share_of_the_rows_root_mean_square() -> None:
+    w = torch.randn(4, 20_000, generator=torch.Generator().manual_seed(4))
+    w[1] = 0
+    w[2, 7] = 50.0
+    rounding = WeightRounding(63, step=0.3, table_step=0.6)
+    for name, step in (("layers.0.w_in", 0.3), ("w_head", 0.3), ("embed", 0.6)):
+        scale = rounding.scale(w, name)
+        rms = w.square().mean(dim=1).sqrt()
+        assert torch.allclose(scale[[0, 3], 0], step * rms[[0, 3]])
+        assert scale[1, 0] == scale.max() / SCALE_RANGE
+        assert scale[2, 0] == 50.0 / 63  # the largest weight must fit
+        integers = round_weight(w, name, rounding, torch.float32) / scale
+        assert integers.abs().max() <= 63.001
+        assert torch.allclose(integers, integers.round(), atol=1e-3)
 
 
 def test_gradients_of_the_fused_parts_equal_autograd() -> None:
@@ -230,7 +246,7 @@ def test_attention_sees_its_window_and_piece_only() -> None:
     differs = (other != whole).any(dim=-1).any(dim=-1)
     assert differs.nonzero().flatten().tolist() == [12, 13, 14, 15]
     with pytest.raises(ConfigError, match="integer definition"):
-        net.quantise(True, 63)
+        net.quantise(True, WeightRounding(63))
 
 
 def test_work_and_size_are_counted() -> None:

@@ -249,7 +249,10 @@ def test_export_initialises_a_run_and_a_teacher(project: Path, vocabulary: Vocab
     row = checkpoint.load(project / "more" / "checkpoint")[1]["curve"][-1]
     assert row["train"] < 3.5  # goes on from what was learned: a fresh network begins above 8
     assert train(project, "student", 'distill.teacher="teacher/export"', "model.dim=16") == "finished"
-    with pytest.raises(ConfigError, match="export of"):
+    larger = ["model.dim=48", "model.n_layer=3", "run.steps=5", "run.validate_every=5"]
+    assert train(project, "grown", 'run.init="teacher/export"', *larger) == "finished"
+    assert checkpoint.load(project / "grown" / "checkpoint")[1]["curve"][-1]["train"] < 3.5
+    with pytest.raises(ConfigError, match=r"teacher.export: cannot shrink model.dim from 32 to 16"):
         train(project, "wrong", 'run.init="teacher/export"', "model.dim=16")
     with pytest.raises(ModelNotFound, match="no checkpoint"):
         train(project, "none", 'run.init="nowhere"')

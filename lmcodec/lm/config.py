@@ -32,7 +32,7 @@ class NetConfig:
     n_layer: int
     recurrent: int
     mlp: int
-    shift: bool = True
+    shift: bool = False
     attention: int = 0
     bigram: int = 0
 

@@ -54,11 +54,16 @@ class QuantiseConfig:
         activations_from: step from which activations are rounded; -1 for never.
         weights_from: step from which weights are rounded; -1 for never.
         levels: largest integer weight, at most 63.
+        step: of the integer weights as a share of a row's root mean square; 0 for the largest weight /
+            levels.
+        table_step: likewise for the embedding; 0 for the same.
     """
 
     activations_from: int = 0
     weights_from: int = 0
     levels: int = 63
+    step: float = 0.0
+    table_step: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,8 @@ class RunConfig:
         validate_every: steps between validations.
         log_every: steps between progress lines.
         minutes: wall-clock limit; 0 for none. The run stops cleanly and resumes later.
-        init: weights-only export to begin from, relative to the configuration; empty for none.
+        init: weights-only export to begin from, relative to the configuration; empty for none. One of a smaller
+            network is grown to this one's shape (train/grow.py).
     """
 
     steps: int = 1000
@@ -167,6 +173,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "run.threads": (0, 4096),
     "run.seed": (0, 2**63),
     "quantise.levels": (1, 63),
+    "quantise.step": (0, 10),
+    "quantise.table_step": (0, 10),
     "optimiser.lr": (0, 1),
     "optimiser.matrix_lr": (0, 1),
     "optimiser.decay": (0, 1),

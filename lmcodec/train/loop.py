@@ -36,8 +36,9 @@ from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train import checkpoint, shards
 from lmcodec.train.config import TrainConfig
 from lmcodec.train.curve import draw
+from lmcodec.train.grow import grow
 from lmcodec.train.loss import NATS_TO_BITS, cross_entropy, nats_of
-from lmcodec.train.net import Net, State
+from lmcodec.train.net import WEIGHT_MAX, Net, State, WeightRounding
 from lmcodec.train.optim import Muon
 
 MATRICES = ("w_in", "w_out", "w_up", "w_down")  # of a layer, in a parameter's last name
@@ -271,9 +272,10 @@ class Trainer:
     def _initialise(self, folder: Path) -> None:
         source, _ = load_export(folder, self.vocabulary)
         if source.config != self.config.model:
-            raise ConfigError(
-                f"{folder}: export of {source.config}, the configuration asks for {self.config.model}"
-            )
+            try:
+                source = grow(source, self.config.model, self.config.run.seed)
+            except ConfigError as error:
+                raise ConfigError(f"{folder}: {error}") from None
         self.net.load_state_dict(source.state_dict())
         self.average.load_state_dict(source.state_dict())
         self._report(f"weights from {folder}")
@@ -290,7 +292,9 @@ class Trainer:
             "step": self.step,
             "trained_nbytes": self.trained_nbytes,
             "rounded_activations": self.average.quantise_activations,
-            "weight_levels": self.average.weight_levels,
+            "weight_levels": self.average.rounding.levels,
+            "weight_step": self.average.rounding.step,
+            "table_step": self.average.rounding.table_step,
             "curve_last": self._curve[-1] if self._curve else {},
         }
         checkpoint.save(folder, tensors, document)
@@ -309,7 +313,9 @@ class Trainer:
         q = self.config.quantise
         net.quantise(
             0 <= q.activations_from <= self.step,
-            q.levels if 0 <= q.weights_from <= self.step else 0,
+            WeightRounding(q.levels, q.step, q.table_step)
+            if 0 <= q.weights_from <= self.step
+            else WeightRounding(),
         )
 
     def _tensors(self, window: shards.Window) -> tuple[Tensor, Tensor, Tensor]:
@@ -518,11 +524,19 @@ def load_export(folder: Path, vocabulary: Vocabulary) -> tuple[Net, dict[str, An
             raise ValueError("names or shapes of its tensors differ")
         net = Net(config)
         net.load_state_dict({n: t.float() for n, t in tensors.items()})
-        net.quantise(bool(document["rounded_activations"]), int(document["weight_levels"]))
+        net.quantise(bool(document["rounded_activations"]), _rounding_of(document))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         raise Corrupt(f"{folder}: export does not fit its shape: {str(error).splitlines()[0]}") from None
     net.eval()
     return net, document
+
+
+def _rounding_of(document: dict[str, Any]) -> WeightRounding:
+    levels = int(document["weight_levels"])
+    step, table_step = float(document.get("weight_step", 0)), float(document.get("table_step", 0))
+    if not (0 <= levels <= WEIGHT_MAX and 0 <= step < 100 and 0 <= table_step < 100):
+        raise ValueError(f"rounding by {levels} levels and steps of {step} and {table_step}")
+    return WeightRounding(levels, step, table_step)
 
 
 def _fitting(tensors: dict[str, Tensor], name: str, like: Tensor) -> Tensor:

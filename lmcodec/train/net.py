@@ -37,6 +37,7 @@ an integer times a scale, is rounded once more in bfloat16 (rms 0.03 of an integ
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -55,6 +56,7 @@ INPUT_STEP = HIDDEN_STEP = 2.0**-5
 STATE_STEP = 2.0**-17
 TABLE_STEP = 2.0**-16  # of decays, input scales and output gates
 NORM_EPS = 1e-6
+SCALE_RANGE = 256  # largest scale of a tensor's rows over the smallest
 
 
 def round_to(x: Tensor, step: float, low: int, high: int) -> Tensor:
@@ -66,26 +68,57 @@ def round_to(x: Tensor, step: float, low: int, high: int) -> Tensor:
     return x + ((x * (1 / step) + 0.5).floor() * step - x).detach()
 
 
+@dataclass(frozen=True)
+class WeightRounding:
+    """How weights are rounded: to integers |i| <= 63 times one scale per row.
+
+    Attributes:
+        levels: scale = largest weight of the row / levels, 1 to 63; 0 for weights as they are.
+        step: where above 0, scale = step times the row's root mean square, or the largest weight / 63 if
+            that is more: the integers' entropy, which is what the model file stores, then depends on `step`
+                alone
+            (about 2.05 - log2(step) bits for normal weights).
+        table_step: likewise for the embedding; 0 for the same.
+    """
+
+    levels: int = 0
+    step: float = 0.0
+    table_step: float = 0.0
+
+    def scale(self, w: Tensor, name: str) -> Tensor:
+        """Scales (N, 1) of a tensor (N, K) called `name`; above 0."""
+        largest = w.abs().amax(dim=1, keepdim=True)
+        step = self.table_step or self.step if name in TABLES else self.step
+        if step:
+            rms = w.square().mean(dim=1, keepdim=True).sqrt_()
+            scale = torch.maximum(rms.mul_(step), largest.div_(WEIGHT_MAX))
+        else:
+            scale = largest.div_(self.levels)
+        # A multiplier of 16 bits serves all rows: those of far smaller weights are rounded coarser, which
+        # still errs less than the rounding of the other rows does.
+        return torch.maximum(scale, scale.max() / SCALE_RANGE).clamp_min_(1e-12)
+
+
+TABLES = ("embed", "bigram")  # looked up, never multiplied: rounding them costs no sum of many errors
+
+
 class _RoundWeight(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, w: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
+    def forward(ctx, w: Tensor, name: str, rounding: WeightRounding, dtype: torch.dtype) -> Tensor:
         ctx.dtype = w.dtype
-        if not levels:
+        if not rounding.levels:
             return w.to(dtype)
-        scale = w.abs().amax(dim=1, keepdim=True).clamp_min_(1e-12).div_(levels)
+        scale = rounding.scale(w, name)
         return (w / scale).round_().mul_(scale).to(dtype)
 
     @staticmethod
     def backward(ctx, grad: Tensor):
-        return grad.to(ctx.dtype), None, None
+        return grad.to(ctx.dtype), None, None, None
 
 
-def round_weight(w: Tensor, levels: int, dtype: torch.dtype) -> Tensor:
-    """w (N, K) with every row rounded to integers |i| <= levels times the row's scale; straight-through.
-
-    `levels` 0 leaves the values as they are.
-    """
-    rounded: Tensor = _RoundWeight.apply(w, levels, dtype)
+def round_weight(w: Tensor, name: str, rounding: WeightRounding, dtype: torch.dtype) -> Tensor:
+    """w (N, K), the tensor called `name`, as `rounding` says; gradients pass straight through."""
+    rounded: Tensor = _RoundWeight.apply(w, name, rounding, dtype)
     return rounded
 
 
@@ -332,11 +365,11 @@ class Net(nn.Module):
         self.ops = Elementwise(compiled)
         self.dtype = torch.float32  # of the products; bfloat16 holds every rounded operand exactly
         self.quantise_activations = False
-        self.weight_levels = 0  # 0: weights as they are; else |w| <= weight_levels
+        self.rounding = WeightRounding()
         self.round_state = False  # as inference does, step by step: slow, no gradient, for measuring its cost
 
-    def quantise(self, activations: bool, weight_levels: int) -> None:
-        """Switch the rounding of activations and weights on or off.
+    def quantise(self, activations: bool, rounding: WeightRounding) -> None:
+        """Switch the rounding of activations on or off, and choose that of weights.
 
         Raises:
             ConfigError: if the network has a part without an integer definition.
@@ -344,7 +377,7 @@ class Net(nn.Module):
         if activations and self.config.attention:
             raise ConfigError("model.attention has no integer definition yet: it trains in float only")
         self.quantise_activations = activations
-        self.weight_levels = weight_levels
+        self.rounding = rounding
 
     def start(self, n_lane: int, device: torch.device | str = "cpu") -> State:
         """The state before the first token, for B lanes: zeros."""
@@ -362,8 +395,8 @@ class Net(nn.Module):
             state["piece"] = torch.full((config.attention, n_lane), -1, dtype=torch.int32, device=device)
         return state
 
-    def _weight(self, w: Tensor) -> Tensor:
-        return round_weight(w, self.weight_levels, self.dtype)
+    def _weight(self, w: Tensor, name: str = "matrix") -> Tensor:
+        return round_weight(w, name, self.rounding, self.dtype)
 
     def forward(self, inputs: Tensor, begins: Tensor, state: State) -> tuple[Tensor, State]:
         """Hidden states for T positions of B lanes.
@@ -379,13 +412,13 @@ class Net(nn.Module):
         config, ops, quantise, dtype = self.config, self.ops, self.quantise_activations, self.dtype
         keep = (~begins).unsqueeze(-1).float()  # (T, B, 1)
         after: State = {"last": inputs[-1].detach()}
-        y = F.embedding(inputs.long(), self._weight(self.embed))
+        y = F.embedding(inputs.long(), self._weight(self.embed, "embed"))
         x = torch.zeros(y.shape, device=y.device)
         if config.bigram:
             before = torch.cat((state["last"].unsqueeze(0), inputs[:-1])).long()
             row = ((before * 0x9E3779B1 + inputs.long() * 0x85EBCA77) & 0xFFFFFFFF) >> 7
             row = torch.where(begins, inputs.long(), row) % config.bigram
-            x = F.embedding(row, self._weight(self.bigram)).float()
+            x = F.embedding(row, self._weight(self.bigram, "bigram")).float()
         for i, module in enumerate(self.layers):
             assert isinstance(module, Layer)
             mix = module.mix_in.clamp(0, 1) if config.shift else None

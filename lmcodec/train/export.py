@@ -1,0 +1,103 @@
+"""From a trained network to the integer model of its quantisation-aware forward pass."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lmcodec.errors import ConfigError
+from lmcodec.lm import model as integer
+from lmcodec.lm.reference import LOGIT_BITS, NORM_EPS
+from lmcodec.lm.vocab import Vocabulary
+from lmcodec.train import net as floating
+from lmcodec.train.net import Layer, Net
+
+STREAM_STEP = 2.0**-12
+LOGIT_STEP = math.log(2) / (1 << LOGIT_BITS)  # nats
+HIDDEN_OUTPUT_STEP = 2.0**-3  # of relu²
+
+assert round(floating.NORM_EPS / STREAM_STEP**2) == NORM_EPS
+
+
+def integer_model(
+    net: Net, vocabulary: Vocabulary, card: dict[str, Any] | None = None
+) -> integer.IntegerModel:
+    """The integer model of a network that was trained with rounding.
+
+    Args:
+        net: trained with rounded activations; its `rounding` chooses the integer weights.
+        vocabulary: what it predicts.
+        card: what the model says of itself.
+
+    Raises:
+        Unsupported: the network has a part without an integer definition.
+        ConfigError: it was trained without rounding, or a scale is out of the format's range.
+    """
+    integer.check_supported(net.config)
+    if not net.quantise_activations or not net.rounding.levels:
+        raise ConfigError(
+            "the network was trained without rounding; train its last part with quantise.*_from"
+        )
+    r, layers = net.config.recurrent, []
+    for i, module in enumerate(net.layers):
+        assert isinstance(module, Layer)
+        steps = torch.full((3 * r,), floating.GATE_STEP)
+        steps[r : 2 * r] = floating.INPUT_STEP
+        name = f"layers.{i}"
+        layers.append(
+            integer.Layer(
+                into=_linear(net, f"{name}.w_in", floating.NORM_STEP, steps, module.b_in),
+                out=_linear(net, f"{name}.w_out", floating.OUTPUT_STEP, STREAM_STEP),
+                up=_linear(net, f"{name}.w_up", floating.NORM_STEP, floating.HIDDEN_STEP, module.b_up)
+                if net.config.mlp
+                else None,
+                down=_linear(net, f"{name}.w_down", HIDDEN_OUTPUT_STEP, STREAM_STEP)
+                if net.config.mlp
+                else None,
+            )
+        )
+    return integer.IntegerModel(
+        config=net.config,
+        vocabulary=vocabulary,
+        embed=_linear(net, "embed", 1.0, STREAM_STEP, least_shift=0),
+        layers=tuple(layers),
+        head=_linear(net, "w_head", floating.NORM_STEP, LOGIT_STEP, net.b_head),
+        start=np.zeros((2, net.config.n_layer, r), np.int32),
+        card=card or {},
+    )
+
+
+def _linear(
+    net: Net,
+    name: str,
+    step_in: float,
+    step_out: float | Tensor,
+    bias: Tensor | None = None,
+    least_shift: int = integer.SHIFT_MIN,
+) -> integer.Linear:
+    """A tensor of the network with its integer weights, and what brings its sums to the next step."""
+    w = net.get_parameter(name).detach()
+    scales = net.rounding.scale(w, name)
+    if bias is not None:  # a bias must fit, too: next to one so large the row's weights hardly count
+        least = bias.detach().abs() / (step_in * integer.BIAS_MAX)
+        scales = torch.maximum(scales, least.unsqueeze(1))
+    weight = (w / scales).round_()
+    scale = scales.double().flatten()  # (N,)
+    factor = (scale * step_in / torch.as_tensor(step_out, dtype=torch.float64)).cpu().numpy()
+    # The largest multiplier takes all 16 bits, if the shift allows it.
+    shift = min(15 - math.frexp(float(factor.max()))[1] + 1, integer.SHIFT_MAX)
+    while np.rint(factor.max() * 2.0**shift) > integer.MULTIPLIER_MAX:
+        shift -= 1
+    if shift < least_shift:
+        raise ConfigError(f"{name}: weights of scale {float(scale.max()):.3g} are too large for the format")
+    sums = None
+    if bias is not None:
+        sums = np.rint(bias.detach().double().cpu().numpy() / (scale.cpu().numpy() * step_in))
+        sums = np.clip(sums, -integer.BIAS_MAX, integer.BIAS_MAX).astype(np.int32)
+    return integer.Linear(
+        weight.to(torch.int8).cpu().numpy(), sums, np.rint(factor * 2.0**shift).astype(np.uint16), shift
+    )
