@@ -38,3 +38,65 @@ class BlockCoder:
     p: int
     learned: np.ndarray
     isa: str
+
+def decode_weights(
+    data: np.ndarray,
+    n_word: list[int],
+    tensors: list[tuple[int, int, int]],
+    row_class: np.ndarray,
+    column_class: np.ndarray,
+    freq: np.ndarray,
+    out: np.ndarray,
+    n_thread: int = 1,
+    portable: bool = False,
+) -> str: ...
+
+def network_isas() -> list[str]: ...
+
+class Network:
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        n_layer: int,
+        recurrent: int,
+        mlp: int,
+        tensors: list[tuple[np.ndarray, np.ndarray | None, np.ndarray, int]],
+        start: np.ndarray,
+        tables: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int],
+        isa: str = "",
+    ) -> None: ...
+    isa: str
+
+class NetworkSession:
+    def __init__(
+        self, network: Network, streams: int, keep_logits: bool = False, timed: bool = False
+    ) -> None: ...
+    def reset(self, stream: int, cut: bool) -> None: ...
+    def step(self, tokens: np.ndarray) -> None: ...
+    def run(self, tokens: np.ndarray, logits: np.ndarray | None, freq: np.ndarray | None) -> None: ...
+    def span(self, stream: int, low: int, high: int) -> int: ...
+    def cum(self, stream: int, token: int) -> int: ...
+    def logits(self) -> np.ndarray: ...
+    def frequencies(self) -> np.ndarray: ...
+    state: np.ndarray
+    times: tuple[float, float, float]
+
+class TokenCoding:
+    def __init__(
+        self, network: Network, strings: np.ndarray, offsets: np.ndarray, log2: np.ndarray
+    ) -> None: ...
+
+class TokenCoder:
+    def __init__(
+        self, coding: TokenCoding, profile: Profile, streams: int = 1, groups: int = 1, isa: str = ""
+    ) -> None: ...
+    def reset(self) -> None: ...
+    def begin_encode(self, data: np.ndarray, tokens: np.ndarray) -> None: ...
+    def encode(self, bits: np.ndarray, p16: np.ndarray) -> int: ...
+    def begin_decode(self, out: np.ndarray, payload: np.ndarray) -> None: ...
+    def decode(self, n: int) -> bool: ...
+    def push(self, bit: int) -> None: ...
+    done: bool
+    p: int
+    learned: np.ndarray

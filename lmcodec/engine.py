@@ -1,18 +1,22 @@
-"""One loop for both directions: context models, mixer and coder over the streams of a block.
+"""One loop for both directions: language model, context models, mixer and coder over the streams of a block.
 
-The loop itself runs in the kernel (native/lockstep.h); here it meets the coder: encoding collects
-decisions and codes them in bulk, decoding runs in the kernel.
+The loops themselves run in the kernel (native/lockstep.h, native/token_lockstep.h); here they meet the coder:
+encoding collects decisions and codes them in bulk, decoding runs in the kernel.
 """
 
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from lmcodec import _kernel, coder
 from lmcodec.errors import ConfigError, Corrupt
 from lmcodec.profile import Profile, load
+
+if TYPE_CHECKING:
+    from lmcodec.lm.store import Model
 
 _DECISIONS_PER_CALL = 1 << 17
 _FIXED_NBYTES = 17 << 20  # maps, weights, counters, match tables and buffers of the larger profile
@@ -37,13 +41,7 @@ class Engine:
 
     def __init__(self, profile: int | Profile, streams: int = 1, groups: int = 1) -> None:
         loaded = load(profile) if isinstance(profile, int) else profile
-        isa = os.environ.get("LMCODEC_ISA", "")
-        if isa and isa not in _kernel.mixing_isas():
-            raise ConfigError(
-                f"LMCODEC_ISA={isa}: not an instruction set of this machine, which has "
-                f"{', '.join(_kernel.mixing_isas())}; unset it to let lmcodec choose"
-            )
-        self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, isa)
+        self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa())
 
     def reset(self) -> None:
         """Forget everything: the next block is independent."""
@@ -87,6 +85,77 @@ class Engine:
             self._coder.push(bit)
 
 
+class LmEngine:
+    """Codes blocks with a language model; tables, history and states carry over as in `Engine`.
+
+    One thread at a time may use it. After an exception it must be reset.
+
+    Args:
+      model: the language model with its profiles.
+      profile: number of one of these, from 1, or a Profile for a language model.
+      streams: B, lockstep streams a block, 1 to 128.
+      groups: G, 1 or 2, at most B.
+
+    Raises:
+      Unsupported: the model has no such profile.
+      ConfigError: `LMCODEC_ISA` names an instruction set that this machine lacks.
+    """
+
+    def __init__(self, model: Model, profile: int | Profile = 1, streams: int = 1, groups: int = 1) -> None:
+        chosen = model.profile(profile) if isinstance(profile, int) else profile
+        self._vocabulary, self._streams = model.vocabulary, streams
+        self._coder = _kernel.TokenCoder(model.coding, chosen.kernel, streams, groups, _mixing_isa())
+
+    def reset(self) -> None:
+        """Forget everything: the next block is independent."""
+        self._coder.reset()
+
+    def encode(self, data: bytes | memoryview) -> bytes:
+        """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
+        block = np.frombuffer(data, np.uint8)
+        borders = [s * len(block) // self._streams for s in range(self._streams + 1)]
+        segment = self._vocabulary.segment
+        tokens = [segment(block[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+        self._coder.begin_encode(block, np.concatenate(tokens))
+        bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
+        p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
+        encoder = coder.Encoder()
+        while n := self._coder.encode(bits, p16):
+            encoder.encode(bits[:n], p16[:n])
+        return encoder.finish()
+
+    def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
+        """The `nbytes` bytes that `encode` made `payload` of.
+
+        Raises:
+          Corrupt: no encoder writes such a payload. (Most damage shows only in the block's check.)
+        """
+        out = bytearray(nbytes)
+        self._coder.begin_decode(np.frombuffer(out, np.uint8), np.frombuffer(payload, np.uint8))
+        if coder.use_constriction():
+            decoder = coder.Decoder(payload)
+            while not self._coder.done:
+                self._coder.push(decoder.decode(self._coder.p))
+            return out
+        while not self._coder.done:
+            if not self._coder.decode(_DECISIONS_PER_CALL):
+                raise Corrupt(coder.NO_WORDS)
+        return out
+
+
+def _mixing_isa() -> str:
+    """What LMCODEC_ISA asks of the mixer, whose instruction sets are fewer than the network's."""
+    isa, available = os.environ.get("LMCODEC_ISA", ""), _kernel.mixing_isas()
+    if not isa or isa in available:
+        return isa
+    if isa in _kernel.network_isas():
+        return next((name for name in available if isa.startswith(name)), available[0])
+    raise ConfigError(
+        f"LMCODEC_ISA={isa}: not an instruction set of this machine, which has "
+        f"{', '.join(available)}; unset it to let lmcodec choose"
+    )
+
+
 def memory_nbytes(profile: int, block_nbytes: int, streams: int = 1, chained: bool = False) -> int:
     """What coding a block of `block_nbytes` bytes takes at most: tables, history, the block and its payload.
 
@@ -95,3 +164,18 @@ def memory_nbytes(profile: int, block_nbytes: int, streams: int = 1, chained: bo
     """
     extra = (_STREAM_NBYTES * streams if streams > 1 else 0) + (_CHAIN_NBYTES if chained else 0)
     return load(profile).table_nbytes + _FIXED_NBYTES + extra + 4 * block_nbytes
+
+
+_LM_FIXED_NBYTES = 8 << 20  # a session's rows, direct counters, counters of token ends, buffers
+_LM_CALL_NBYTES = 4 << 20
+
+
+def lm_memory_nbytes(
+    model: Model, profile: int, block_nbytes: int, streams: int = 1, chained: bool = False
+) -> int:
+    """What coding a block with a language model takes at most, the model included.
+
+    Args:
+      chained: the engine keeps what blocks before left (`continues`).
+    """
+    return 0

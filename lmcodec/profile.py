@@ -93,7 +93,11 @@ SELECTORS = [
     "above",
     "hash_word",
     "hash3",
+    "lm",
+    "lm_match",
+    "token",
 ]
+LM_SELECTORS = SELECTORS[-3:]  # of profiles whose number lm is 1
 assert len(FEATURES) == _kernel.FEATURES
 assert len(SELECTORS) == _kernel.SELECTORS
 
@@ -172,18 +176,43 @@ def parse(data: bytes, where: str = "profile") -> Profile:
     Raises:
       Corrupt: the file is not what `pack` writes.
     """
+    profile, end = _parse_at(data, 0, where)
+    if end != len(data):
+        raise Corrupt(
+            f"{where}: not a profile of this version ({len(data)} bytes, {end} expected); reinstall lmcodec"
+        )
+    return profile
+
+
+def parse_all(data: bytes, where: str = "profiles") -> list[Profile]:
+    """The profiles in files' bytes, one after another; none in no bytes.
+
+    Raises:
+      Corrupt: they are not what `pack` writes.
+    """
+    profiles, at = [], 0
+    while at < len(data):
+        profile, at = _parse_at(data, at, where)
+        profiles.append(profile)
+    return profiles
+
+
+def _parse_at(data: bytes, start: int, where: str) -> tuple[Profile, int]:
+    """The profile at data[start:] and where it ends."""
     try:
-        if data[: len(_MAGIC)] != _MAGIC:
+        at = start + len(_MAGIC)
+        if data[start:at] != _MAGIC:
             raise ValueError("wrong magic")
-        n_text, n_packed = _HEADER.unpack_from(data, len(_MAGIC))
-        at = len(_MAGIC) + _HEADER.size
-        if len(data) != at + n_text + n_packed:
-            raise ValueError(f"{len(data)} bytes, {at + n_text + n_packed} expected")
+        n_text, n_packed = _HEADER.unpack_from(data, at)
+        at += _HEADER.size
+        end = at + n_text + n_packed
+        if len(data) < end:
+            raise ValueError(f"{len(data) - start} bytes, {end - start} expected")
         profile = build(json.loads(data[at : at + n_text]))
         n_learned, n_map = profile.kernel.n_learned, profile.kernel.weights_at
         size = n_map * 3 + (n_learned - n_map) * 2
         body = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=256 << 20).decompress(
-            data[at + n_text :], size + 1
+            data[at + n_text : end], size + 1
         )
         if len(body) != size:
             raise ValueError(f"{len(body)} bytes of learned state, {size} expected")
@@ -201,7 +230,7 @@ def parse(data: bytes, where: str = "profile") -> Profile:
         raise Corrupt(
             f"{where}: not a profile of this version (wrong specification); reinstall lmcodec"
         ) from None
-    return profile
+    return profile, end
 
 
 @cache

@@ -36,6 +36,8 @@ def test_is_written_again(name: str) -> None:
 def test_no_frame_without_a_case() -> None:
     assert {path.name for path in GOLDEN.iterdir()} - {"__pycache__"} == {
         "make.py",
+        "integer-model.json",
+        "model.lmm",
         *(f"{name}.lmz" for name in CASES),
     }
 

@@ -25,7 +25,7 @@ from lmcodec import _kernel, coder, profile
 # The checkout's sources: an installed package has none.
 NATIVE = Path(__file__).parents[1] / "lmcodec" / "native"
 SOURCES = [
-    *sorted(p for p in NATIVE.glob("*.cpp") if p.name != "module.cpp"),
+    *sorted(p for p in NATIVE.glob("*.cpp") if not p.name.startswith("module")),
     Path(__file__).with_name("native_driver.cpp"),
 ]
 BUILDS = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -24,6 +24,7 @@ BIAS_MAX = 1 << 24
 MULTIPLIER_MAX = 65_535
 SHIFT_MIN, SHIFT_MAX = 12, 40  # of a matrix; a table's may begin at 0
 STATE_MAX = 1 << 26
+SHAPE = ("dim", "mlp", "n_layer", "recurrent", "vocab_size")  # of a NetConfig: what an integer model has
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,8 @@ class IntegerModel:
     def sha256(self) -> str:
         """SHA-256 of the canonical content (FORMAT.md section 6.6), in hexadecimal."""
         digest = hashlib.sha256()
-        config = json.dumps(asdict(self.config), sort_keys=True, separators=(",", ":")).encode()
+        shape = {name: getattr(self.config, name) for name in SHAPE}
+        config = json.dumps(shape, sort_keys=True, separators=(",", ":")).encode()
         for part in (b"lmcodec model %d\0" % ARITHMETIC, config, self.vocabulary.pack()):
             digest.update(len(part).to_bytes(8, "little") + part)
         for linear in self.tensors().values():
@@ -139,7 +141,7 @@ class IntegerModel:
             digest.update(linear.multiplier.astype("<u2").data)
             if linear.bias is not None:
                 digest.update(linear.bias.astype("<i4").data)
-        digest.update(self.start.astype("<i4").data)
+        digest.update(np.ascontiguousarray(self.start, "<i4").data)
         digest.update(self.mixer)
         return digest.hexdigest()
 

@@ -129,7 +129,7 @@ def add(x: np.ndarray, y: np.ndarray) -> np.ndarray:
 def normalise(x: np.ndarray) -> np.ndarray:
     """RMS norm of (..., D) int32, |x| < 2^23, to steps of 2^-4: (..., D) int32, |n| <= 127.
 
-    n = 16 x sqrt(D / S) with S the sum of squares: S is brought to 30 to 32 bits by an even shift e, its root
+    n = 16 x sqrt(D / S) with S the sum of squares: S is brought to 31 or 32 bits by an even shift e, its root
     looked up by 14 bits. 16 sqrt(D) 64 is below 2^16, the factor below 2^25, times x below 2^48.
     """
     dim = x.shape[-1]

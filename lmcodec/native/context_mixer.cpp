@@ -4,19 +4,20 @@
 #include <cstring>
 
 #include "bit_history.h"
+#include "counter.h"
 #include "logistic.h"
 
 namespace lmcodec {
 namespace {
 
-constexpr std::uint32_t kCountMask = 1023;  // low bits of a counter: how often it was updated
-constexpr std::int32_t kWeightMax = (1 << 19) - 1;  // Q16: +-8
 constexpr int kApmCells = 25;               // one every 256 of stretch, -3072 to 3072
 // A line of 64 bytes: four checks, four slots of 15 nodes. Nodes count from 1.
 constexpr int kSlot0 = 3;
 // Counters of each direct order: sixteen a nibble, of which node 0 is unused.
 constexpr int kDirectLog2[kDirectMax] = {9, 17, 19, 19};
 constexpr int kHashRows = 1 << 14;  // of a selector that hashes
+
+int lm_step(std::int32_t stretch) { return (stretch + kStretchMax) >> 8; }  // 0 to kLmSteps - 1
 
 std::uint32_t mix32(std::uint32_t h) {
   h = (h ^ h >> 15) * 0x2C1B3C6Du;
@@ -30,26 +31,6 @@ void prefetch(const void* address) {
 #else
   (void)address;
 #endif
-}
-
-struct Reciprocals {
-  std::uint32_t of[kCountMask + 1];  // 65536 / (n + 1.5)
-  Reciprocals() {
-    for (std::uint32_t n = 0; n <= kCountMask; ++n) of[n] = 131072 / (2 * n + 3);
-  }
-};
-
-const Reciprocals kReciprocals;
-
-// Moves a counter towards the bit by 1 / (count + 1.5), the count at most limit.
-void train_counter(std::uint32_t& counter, int bit, std::uint32_t limit) {
-  const std::uint32_t n = counter & kCountMask;
-  const std::int32_t p = static_cast<std::int32_t>(counter >> 10);
-  const std::int32_t target = bit ? (1 << kProbabilityBits) - 1 : 0;
-  // |target - p| < 2^22 and the reciprocal is < 2^16: the product needs 64 bits.
-  const std::int32_t step =
-      static_cast<std::int32_t>((static_cast<std::int64_t>(target - p) * kReciprocals.of[n]) >> 16);
-  counter = static_cast<std::uint32_t>(p + step) << 10 | (n < limit ? n + 1 : limit);
 }
 
 int length_bucket(std::uint32_t length) {
@@ -71,7 +52,8 @@ int popcount8(unsigned v) {
 }  // namespace
 
 const int kSelectorSize[kSelectorCount] = {1,   256, 256, 256, 65,    72,    512, 256, 128,
-                                           640, 80,  257, 65536, kHashRows, 256, kHashRows, kHashRows};
+                                           640, 80,  257, 65536, kHashRows, 256, kHashRows, kHashRows,
+                                           kLmSteps * 8, kLmSteps * 9, 16 * 8};
 
 int Profile::n_set() const {
   int n = 0;
@@ -79,7 +61,12 @@ int Profile::n_set() const {
   return n;
 }
 
-std::size_t Profile::n_learned() const { return apm_at(); }
+std::size_t Profile::n_cell() const {
+  std::size_t n = 0;
+  for (int a = 0; a < n_apm; ++a)
+    if (learns_cells(a)) n += static_cast<std::size_t>(kSelectorSize[apms[a]]) * kApmCells;
+  return n;
+}
 
 std::vector<std::uint32_t> Profile::neutral() const {
   std::vector<std::uint32_t> v(n_learned());
@@ -90,16 +77,23 @@ std::vector<std::uint32_t> Profile::neutral() const {
     v[i] = (i - weights_at()) % stride % 2 == 0 ? static_cast<std::uint32_t>((1 << 16) * 3 / 10) : 0;
   for (std::size_t i = final_at(); i < apm_at(); ++i)
     v[i] = static_cast<std::uint32_t>((1 << 16) / std::max(n_selector, 1));
+  if (lm) {
+    TokenEnd::neutral(&v[end_at()]);
+    for (std::size_t i = cells_at(); i < n_learned(); ++i)
+      v[i] = logistic().squash((static_cast<int>((i - cells_at()) % kApmCells) - 12) * 256);
+  }
   return v;
 }
 
 bool Profile::valid(const std::vector<std::uint32_t>& learned) const {
   for (int i = 0; i < n_context; ++i)
     if (learned[static_cast<std::size_t>(i) * 256] != kHalf22 << 10) return false;
-  for (std::size_t i = weights_at(); i < apm_at(); ++i) {
+  for (std::size_t i = weights_at(); i < cells_at(); ++i) {
     const std::int32_t w = static_cast<std::int32_t>(learned[i]);
     if (w > kWeightMax || w < -kWeightMax) return false;
   }
+  for (std::size_t i = cells_at(); i < n_learned(); ++i)
+    if (learned[i] > 65535) return false;
   return true;
 }
 
@@ -119,6 +113,10 @@ struct ContextMixer::Stream {
   std::uint32_t begin = 0, end = 0, position = 0;
   std::uint32_t c0 = 1;
   int n_bit = 0;
+  bool prepared = false;  // features and hashes are those of the byte at hand
+  int nibble = 0;         // 1, 2: slots are those of the byte's first, second nibble
+  std::int32_t lm_stretch = 0;
+  int token_nbytes = 0;
   std::uint32_t hash[kContextMax];
   std::uint8_t* slot[kContextMax];
   std::uint32_t* direct[kDirectMax];
@@ -149,6 +147,7 @@ ContextMixer::ContextMixer(const Profile& profile, const std::vector<std::uint32
     row.per_c0 = hashes ? 0x9E3Bu : selector == kSelectOrder0 || selector == kSelectOrder1 ? 1 : 0;
     row.per_bit = selector == kSelectKnown || selector == kSelectColumn || selector == kSelectWord ? 1 : 0;
     row.mask = hashes ? kHashRows - 1 : 0xffffffffu;
+    row.is_lm = selector == kSelectLm || selector == kSelectLmMatch || selector == kSelectToken;
     row.needs_match = selector == kSelectMatch || selector == kSelectMatchByte;
   };
   for (int k = 0; k < profile.n_selector; ++k) add(profile.selectors[k]);
@@ -196,12 +195,15 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
   history_.clear();
   streams_.clear();
   apm_.assign(static_cast<std::size_t>(profile_.n_apm), {});
+  std::size_t n_cell = profile_.cells_at();
   for (int a = 0; a < profile_.n_apm; ++a) {
     auto& cells = apm_[static_cast<std::size_t>(a)];
     cells.resize(static_cast<std::size_t>(kSelectorSize[profile_.apms[a]]) * kApmCells);
     for (std::size_t i = 0; i < cells.size(); ++i)
-      cells[i] = static_cast<std::uint16_t>(logistic().squash((static_cast<int>(i % kApmCells) - 12) * 256));
+      cells[i] = static_cast<std::uint16_t>(
+          profile_.learns_cells(a) ? prior_[n_cell++] : logistic().squash((static_cast<int>(i % kApmCells) - 12) * 256));
   }
+  if (profile_.lm) end_ = std::make_unique<TokenEnd>(&prior_[profile_.end_at()], n_stream);
   for (int s = 0; s < n_stream; ++s) {
     streams_.push_back(std::make_unique<Stream>());
     Stream& stream = *streams_.back();
@@ -225,8 +227,24 @@ void ContextMixer::begin_block(std::uint32_t nbytes) {
     if (fresh_ || n_stream > 1) stream.text.move_to(stream.begin);
     if (n_stream > 1)
       for (Match& match : stream.match) match = Match();
+    stream.prepared = false;
+    stream.nibble = 0;
   }
   fresh_ = false;
+}
+
+std::vector<std::uint32_t> ContextMixer::learned() const {
+  std::vector<std::uint32_t> values(learned_);
+  if (end_) {
+    std::copy(end_->weights().begin(), end_->weights().end(), values.begin() + static_cast<std::ptrdiff_t>(profile_.end_at()));
+    auto place = values.begin() + static_cast<std::ptrdiff_t>(profile_.cells_at());
+    for (int a = 0; a < profile_.n_apm; ++a)
+      if (profile_.learns_cells(a)) {
+        const auto& cells = apm_[static_cast<std::size_t>(a)];
+        place = std::copy(cells.begin(), cells.end(), place);
+      }
+  }
+  return values;
 }
 
 std::uint8_t* ContextMixer::find(std::uint32_t hash) {
@@ -311,11 +329,18 @@ void ContextMixer::set_rows(Stream& stream) {
   for (int r = 0; r < n_row_; ++r) stream.base[r] = base[rows_[r].selector];
 }
 
+void ContextMixer::begin_byte(int s) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  for (int m = 0; m < profile_.n_match; ++m) find_match(stream, m);
+}
+
 void ContextMixer::lookup(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
   const int n_context = profile_.n_context;
-  if (stream.n_bit == 0) {
-    for (int m = 0; m < profile_.n_match; ++m) find_match(stream, m);
+  const bool first = !stream.prepared;
+  if (first) {
+    if (!profile_.lm) begin_byte(s);
+    stream.prepared = true;
     std::uint32_t value[kFeatureCount];
     stream.text.features(history_, value);
     const Match& match = stream.match[0];
@@ -337,7 +362,8 @@ void ContextMixer::lookup(int s) {
     }
   }
   std::uint32_t at[kContextMax];
-  const std::uint32_t node = stream.n_bit ? stream.c0 : 0;
+  stream.nibble = stream.n_bit < 4 ? 1 : 2;
+  const std::uint32_t node = stream.n_bit < 4 ? 0 : stream.c0 >> (stream.n_bit - 4);
   const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
   for (int d = 0; d < profile_.n_direct; ++d) {
     const std::uint32_t context = (d == 0 ? 0 : d == 1 ? tail & 0xff : d == 2 ? tail & 0xffff : tail & 0xffffff) * 32 + node;
@@ -349,13 +375,13 @@ void ContextMixer::lookup(int s) {
     at[i] = mix32(stream.hash[i] + node * 0x9E3779B1u);
     prefetch(table_ + std::size_t{at[i] & line_mask_} * 64);
   }
-  if (stream.n_bit == 0 && stream.match[0].active) {
+  if (stream.n_bit < 4 && stream.match[0].active) {
     // The second nibble's lines, if the match model is right about the first.
     const std::uint32_t likely = 16u | stream.match[0].predicted >> 4;
     for (int i = 0; i < n_context; ++i)
       prefetch(table_ + std::size_t{mix32(stream.hash[i] + likely * 0x9E3779B1u) & line_mask_} * 64);
   }
-  if (stream.n_bit == 0) set_rows(stream);  // while the lines are on their way
+  if (first) set_rows(stream);  // while the lines are on their way
   bool seen[kContextMax];  // asked at once: a later context of this lookup may take the slot
   for (int i = 0; i < n_context; ++i) {
     stream.slot[i] = find(at[i]);
@@ -366,6 +392,57 @@ void ContextMixer::lookup(int s) {
   for (int r = 0; r < n_row_; ++r)
     if (rows_[r].selector == kSelectKnown) stream.base[r] = static_cast<std::uint32_t>(std::min(known, 8) * 8);
 }
+
+bool ContextMixer::looked_up(int s) const {
+  const Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  return stream.prepared && stream.nibble == (stream.n_bit < 4 ? 1 : 2);
+}
+
+void ContextMixer::set_lm(int s, std::int32_t stretch, int n_byte) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  stream.lm_stretch = stretch;
+  stream.token_nbytes = n_byte;
+}
+
+void ContextMixer::skip(int s, int bit) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  stream.c0 = stream.c0 << 1 | static_cast<std::uint32_t>(bit);
+  ++stream.n_bit;
+}
+
+std::uint32_t ContextMixer::lm_row(const Stream& stream, std::uint8_t selector, bool agrees) {
+  const std::uint32_t step = static_cast<std::uint32_t>(lm_step(stream.lm_stretch));
+  const std::uint32_t n_bit = static_cast<std::uint32_t>(stream.n_bit);
+  if (selector == kSelectLm) return step * 8 + n_bit;
+  if (selector == kSelectToken) return static_cast<std::uint32_t>(std::min(stream.token_nbytes, 15)) * 8 + n_bit;
+  if (!agrees) return step * 9;
+  const Match& match = stream.match[0];
+  const std::uint32_t expected = match.predicted >> (7 - n_bit) & 1;
+  return step * 9 + 1 + expected * 4 + static_cast<std::uint32_t>(length_bucket(match.length)) / 4;
+}
+
+std::uint32_t ContextMixer::predict_end(int s, std::int32_t stretch, std::uint32_t token, std::uint32_t token_before,
+                                        int n_byte, const TokenTrie& trie) {
+  const Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  const Match& match = stream.match[0];
+  TokenEnd::Situation at;
+  at.stretch = stretch;
+  at.token = token;
+  at.token_before = token_before;
+  at.n_byte = n_byte;
+  at.tail = static_cast<std::uint32_t>(stream.text.tail());
+  // The text that the match model predicts, from the token's first byte on: where does its longest token end?
+  const std::uint32_t length = static_cast<std::uint32_t>(n_byte);
+  if (match.active && match.length >= length && history_.held_before(match.pointer) >= length) {
+    at.next_byte = 1 + history_.at(match.pointer);
+    at.match_bucket = 1 + length_bucket(match.length) / 2;
+    at.match_ends =
+        trie.longest(history_, match.pointer - length, history_.kept_after(match.pointer) + length) == n_byte;
+  }
+  return end_->predict(s, at, *mixing_);
+}
+
+void ContextMixer::update_end(int s, int bit) { end_->update(s, bit, *mixing_); }
 
 std::uint32_t ContextMixer::predict(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
@@ -400,6 +477,11 @@ std::uint32_t ContextMixer::predict(int s) {
       x[0] = x[1] = 0;
     }
   }
+  if (profile_.lm) {
+    x[0] = stream.lm_stretch;
+    x[1] = (static_cast<std::int32_t>(logit.squash(stream.lm_stretch) << 6) - static_cast<std::int32_t>(kHalf22)) >> 11;
+    x += 2;
+  }
   x[0] = 256;
 
   // Rows of the selectors, in the order of the profile's lists; those of the final maps are on their way while the mixer works.
@@ -407,7 +489,8 @@ std::uint32_t ContextMixer::predict(int s) {
   for (int r = 0; r < n_row_; ++r) {
     const Row& row = rows_[r];
     const std::uint32_t base = row.needs_match && !agrees ? 0 : stream.base[r];
-    rows[r] = (base + c0 * row.per_c0 + static_cast<std::uint32_t>(n_bit) * row.per_bit) & row.mask;
+    rows[r] = row.is_lm ? lm_row(stream, row.selector, agrees)
+                        : (base + c0 * row.per_c0 + static_cast<std::uint32_t>(n_bit) * row.per_bit) & row.mask;
   }
   for (int a = 0; a < profile_.n_apm; ++a) {
     stream.apm[a] = &apm_[static_cast<std::size_t>(a)][rows[profile_.n_selector + a] * kApmCells];
@@ -507,6 +590,7 @@ void ContextMixer::end_byte(int s) {
   stream.text.update(byte, history_);
   stream.c0 = 1;
   stream.n_bit = 0;
+  stream.prepared = false;
   for (int m = 0; m < profile_.n_match; ++m) {
     Match& match = stream.match[m];
     if (!match.active) continue;

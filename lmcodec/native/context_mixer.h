@@ -9,6 +9,8 @@
 
 #include "mixing.h"
 #include "text_state.h"
+#include "token_end.h"
+#include "token_trie.h"
 
 namespace lmcodec {
 
@@ -21,12 +23,19 @@ constexpr int kDirectMax = 4;
 constexpr int kMatchMax = 3;
 constexpr int kFeaturesPerContext = 4;
 constexpr int kApmMax = 6;
+constexpr int kLearnedRows = 1024;  // a final adaptive map of more rows begins as the identity
+constexpr int kLmSteps = 24;  // of 256 each, over +-3072 of stretch
 
 // What chooses one of a mixer's weight vectors, or one row of an adaptive map.
 enum Selector : std::uint8_t {
   kSelectZero, kSelectOrder0, kSelectByte1, kSelectByte2, kSelectMatch, kSelectKnown, kSelectClasses, kSelectColumn,
   kSelectWord, kSelectField, kSelectNest, kSelectMatchByte, kSelectOrder1, kSelectHash2, kSelectAbove, kSelectHashWord,
-  kSelectHash3, kSelectorCount
+  kSelectHash3,
+  // For profiles that mix a language model.
+  kSelectLm,       // its stretch, in 24 steps, and the bit's number
+  kSelectLmMatch,  // its stretch, and what the match model expects
+  kSelectToken,    // bytes of the token so far, and the bit's number
+  kSelectorCount
 };
 // Rows of each selector.
 extern const int kSelectorSize[kSelectorCount];
@@ -47,16 +56,22 @@ struct Profile {
   int weight_rate = 6, final_rate = 2;
   int apm_rate = 6;
   int apm_weight = 8;                   // of 16: the adaptive maps' share of the final probability
+  int lm = 0;                           // 1: a language model's probability is mixed in
 
-  int n_input() const { return (2 * n_context + 2 * n_direct + 2 * n_match + 1 + 15) / 16 * 16; }
+  int n_input() const { return (2 * n_context + 2 * n_direct + 2 * n_match + 2 * lm + 1 + 15) / 16 * 16; }
   int n_set() const;      // weight vectors of the first layer
-  // Learned state in order: adaptive maps, match maps, weights, final weights, final adaptive maps.
+  // Learned state in order: adaptive maps, match maps, weights, final weights; with a language model also the weights
+  // of its token ends and the final adaptive maps.
   std::size_t maps_at() const { return 0; }
   std::size_t match_at() const { return maps_at() + static_cast<std::size_t>(n_context) * 256; }
   std::size_t weights_at() const { return match_at() + static_cast<std::size_t>(n_match) * 1024; }
   std::size_t final_at() const { return weights_at() + static_cast<std::size_t>(n_set() * n_input()); }
   std::size_t apm_at() const { return final_at() + static_cast<std::size_t>(kSelectorSize[final_selector]) * 16; }
-  std::size_t n_learned() const;
+  std::size_t end_at() const { return apm_at(); }
+  std::size_t cells_at() const { return end_at() + (lm ? TokenEnd::kWeights : 0); }
+  bool learns_cells(int apm) const { return lm && kSelectorSize[apms[apm]] <= kLearnedRows; }
+  std::size_t n_cell() const;  // of the final adaptive maps that are learned
+  std::size_t n_learned() const { return cells_at() + n_cell(); }
   bool valid(const std::vector<std::uint32_t>& learned) const;  // every value within the bounds the arithmetic needs
   std::vector<std::uint32_t> neutral() const;  // learned state without training
 };
@@ -85,8 +100,17 @@ class ContextMixer {
   void update(int s, int bit);
   void end_byte(int s);        // after eight bits: the byte becomes visible
 
-  const std::vector<std::uint32_t>& learned() const { return learned_; }
-  void set_learned(const std::vector<std::uint32_t>& values) { learned_ = values; }
+  // With a language model, whose decisions may have only one possible side.
+  void begin_byte(int s);                          // before the first decision of a byte; lookup() then needs none
+  bool looked_up(int s) const;                     // whether lookup() was called for the nibble at hand
+  void set_lm(int s, std::int32_t stretch, int n_byte);  // its stretch, Q8, and the bytes of the token so far
+  void skip(int s, int bit);                       // a bit that needed no coding
+  // Does the token end here? As predict() and update(), between bytes.
+  std::uint32_t predict_end(int s, std::int32_t stretch, std::uint32_t token, std::uint32_t token_before, int n_byte,
+                            const TokenTrie& trie);
+  void update_end(int s, int bit);
+
+  std::vector<std::uint32_t> learned() const;
 
  private:
   struct Match;
@@ -94,6 +118,7 @@ class ContextMixer {
   struct Row {
     std::uint8_t selector = 0;
     bool needs_match = false;  // row 0 where the match model gives no input
+    bool is_lm = false;        // depends on the language model: lm_row()
     std::uint32_t per_c0 = 0, per_bit = 0, mask = 0xffffffffu;
   };
   struct Stream;
@@ -101,6 +126,7 @@ class ContextMixer {
   std::uint8_t* find(std::uint32_t hash);
   void find_match(Stream& stream, int m);
   void set_rows(Stream& stream);
+  static std::uint32_t lm_row(const Stream& stream, std::uint8_t selector, bool agrees);
 
   const Profile profile_;
   const std::vector<std::uint32_t>& prior_;
@@ -115,6 +141,7 @@ class ContextMixer {
   std::vector<std::uint32_t> learned_;
   std::vector<std::uint32_t> direct_[kDirectMax];  // counters: 22-bit probability, 10-bit count
   std::vector<std::vector<std::uint16_t>> apm_;
+  std::unique_ptr<TokenEnd> end_;
   std::unique_ptr<std::uint8_t[]> table_memory_;
   std::uint8_t* table_ = nullptr;
   std::size_t table_nbytes_ = 0, table_capacity_ = 0;

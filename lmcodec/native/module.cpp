@@ -6,6 +6,7 @@
 #include <nanobind/stl/unique_ptr.h>
 #include <nanobind/stl/vector.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -13,6 +14,10 @@
 
 #include "context_mixer.h"
 #include "lockstep.h"
+#include "module_network.h"
+#include "module_profile.h"
+#include "module_token.h"
+#include "module_weights.h"
 #include "range_decoder.h"
 #include "segment.h"
 
@@ -49,10 +54,7 @@ using Words = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::de
 using Output = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-struct ProfileData {
-  lmcodec::Profile profile;
-  std::vector<std::uint32_t> learned;
-};
+using lmcodec::ProfileData;
 
 int checked(const std::string& name, int value, int low, int high) {
   if (value < low || value > high) throw nb::value_error((name + " is out of range").c_str());
@@ -71,6 +73,7 @@ void set_number(lmcodec::Profile& p, const std::string& name, int value) {
   else if (name == "final_rate") set(p.final_rate, 0, 64);
   else if (name == "apm_rate") set(p.apm_rate, 1, 15);
   else if (name == "apm_weight") set(p.apm_weight, 0, 16);
+  else if (name == "lm") set(p.lm, 0, 1);
   else throw nb::value_error(("a profile has no number called " + name).c_str());
 }
 
@@ -99,6 +102,10 @@ std::unique_ptr<ProfileData> make_profile(const std::vector<std::vector<int>>& c
   for (int m = 0; m < p.n_match; ++m)
     p.match_min[m] = checked("a shortest match", match_min[static_cast<std::size_t>(m)], 1, 32);
   for (const auto& [name, value] : numbers) set_number(p, name, value);
+  const auto needs_lm = [](std::uint8_t selector) { return selector >= lmcodec::kSelectLm; };
+  if (!p.lm && (std::any_of(p.selectors, p.selectors + p.n_selector, needs_lm) ||
+                std::any_of(p.apms, p.apms + p.n_apm, needs_lm)))
+    throw nb::value_error("a selector needs a language model: lm must be 1");
   if (p.n_input() > 256) throw nb::value_error("a mixer has at most 256 inputs");
   data->learned = p.neutral();
   return data;
@@ -111,6 +118,7 @@ class BlockCoder {
       : n_stream_(checked("streams", n_stream, 1, lmcodec::kStreamMax)),
         mixer_(data.profile, data.learned),
         lockstep_(mixer_, n_stream, checked("groups", n_group, 1, n_stream < 2 ? n_stream : 2)) {
+    if (data.profile.lm) throw nb::value_error("this profile is for blocks with a language model");
     if (!mixer_.use_isa(isa.empty() ? nullptr : isa.c_str()))
       throw nb::value_error(("this machine has no " + isa).c_str());
   }
@@ -181,8 +189,7 @@ class BlockCoder {
   }
 
   nb::object learned() const {
-    const std::vector<std::uint32_t>& values = mixer_.learned();
-    auto* copy = new std::vector<std::uint32_t>(values);
+    auto* copy = new std::vector<std::uint32_t>(mixer_.learned());
     nb::capsule owner(copy, [](void* p) noexcept { delete static_cast<std::vector<std::uint32_t>*>(p); });
     return nb::cast(nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<1>>(copy->data(), {copy->size()}, owner));
   }
@@ -257,6 +264,9 @@ NB_MODULE(_kernel, m) {
     for (int i = 0; i < n; ++i) names.emplace_back(kernels[i].isa);
     return names;
   }, "Instruction sets the mixer can use here, the best first.");
+  lmcodec::bind_network(m);
+  lmcodec::bind_token(m);
+  lmcodec::bind_weights(m);
   m.attr("FEATURES") = static_cast<int>(lmcodec::kFeatureCount);
   m.attr("SELECTORS") = static_cast<int>(lmcodec::kSelectorCount);
 }

@@ -23,6 +23,8 @@ class History {
   void put(std::uint32_t position, std::uint8_t byte) { bytes_[position & mask_] = byte; }
   // Whether position lies in the part that is kept.
   bool kept(std::uint32_t position) const { return end_ - position <= held(); }
+  // How many bytes from position on are reserved; it is kept.
+  std::uint32_t kept_after(std::uint32_t position) const { return end_ - position; }
   // How many bytes before position are kept.
   std::uint32_t held_before(std::uint32_t position) const {
     const std::uint32_t after = end_ - position, all = held();

@@ -129,8 +129,8 @@ class RunConfig:
         validate_every: steps between validations.
         log_every: steps between progress lines.
         minutes: wall-clock limit; 0 for none. The run stops cleanly and resumes later.
-        init: weights-only export to begin from, relative to the configuration; empty for none. One of a smaller
-            network is grown to this one's shape (train/grow.py).
+        init: weights-only export to begin from, relative to the configuration; empty for none. One of a
+            smaller network is grown to this one's shape (train/grow.py).
     """
 
     steps: int = 1000

@@ -1,0 +1,157 @@
+#include "module_token.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "module_profile.h"
+#include "token_coder.h"
+
+namespace nb = nanobind;
+
+namespace lmcodec {
+namespace {
+
+using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Output = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Offsets = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Log2 = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Tokens = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+void require(bool holds, const char* what) {
+  if (!holds) throw nb::value_error(what);
+}
+
+// The vocabulary's trie beside the coding that refers to it.
+struct Coding {
+  TokenTrie trie;
+  TokenCoding coding;
+
+  Coding(const Network& network, const std::uint8_t* strings, const std::uint32_t* offsets, std::size_t n_token,
+         const std::int32_t* log2)
+      : trie(strings, offsets, n_token), coding{network, trie, TokenStretch(log2)} {}
+};
+
+void make_coding(Coding* self, const Network& network, Bytes strings, Offsets offsets, Log2 log2) {
+  const std::size_t n_token = static_cast<std::size_t>(network.shape().vocab_size);
+  const std::uint32_t* o = offsets.data();
+  require(offsets.size() == n_token + 1 && o[0] == 0 && o[n_token] == strings.size(), "offsets do not span the strings");
+  require(log2.size() == 1024, "the logarithms' table has 1024 entries");
+  const std::uint8_t* bytes = strings.data();
+  bool single[256] = {};
+  for (std::size_t t = 0; t < n_token; ++t) {
+    require(o[t + 1] > o[t] && o[t + 1] - o[t] < 256 && o[t + 1] <= strings.size(), "offsets do not rise strictly");
+    if (o[t + 1] - o[t] == 1) single[bytes[o[t]]] = true;
+    require(t == 0 || std::lexicographical_compare(bytes + o[t - 1], bytes + o[t], bytes + o[t], bytes + o[t + 1]),
+            "strings do not rise strictly");
+  }
+  for (bool s : single) require(s, "every single byte must be a token");
+  new (self) Coding(network, bytes, o, n_token, log2.data());
+}
+
+class Coder {
+ public:
+  Coder(const Coding& coding, const ProfileData& data, int n_stream, int n_group, const std::string& isa)
+      : coding_(coding), n_stream_(static_cast<std::uint32_t>(n_stream)) {
+    require(data.profile.lm == 1, "this profile is for blocks without a language model");
+    require(n_stream >= 1 && n_stream <= kSessionStreamMax, "streams are 1 to 128");
+    require(n_group == 1 || (n_group == 2 && n_stream > 1), "groups are 1, or 2 with more than one stream");
+    coder_ = std::make_unique<TokenBlockCoder>(coding.coding, data.profile, data.learned, n_stream, n_group);
+    if (!coder_->mixer().use_isa(isa.empty() ? nullptr : isa.c_str()))
+      throw nb::value_error(("this machine has no " + isa).c_str());
+  }
+
+  void reset() { coder_->reset(); }
+
+  void begin_encode(Bytes data, Tokens tokens) {
+    const std::uint32_t nbytes = checked(data.size());
+    nb::gil_scoped_release release;
+    // Tokens must spell the streams out, each on its own.
+    std::size_t at = 0, t = 0;
+    for (std::uint64_t s = 1; s <= n_stream_; ++s) {
+      const std::size_t border = static_cast<std::size_t>(s * nbytes / n_stream_);
+      for (; at < border && t < tokens.size(); ++t) {
+        require(tokens.data()[t] < coding_.trie.n_token(), "a token is not in the vocabulary");
+        at += coding_.trie.nbytes(tokens.data()[t]);
+      }
+      require(at == border, "the tokens are not those of the streams");
+    }
+    require(t == tokens.size(), "there are more tokens than the streams have");
+    coder_->begin_encode(data.data(), nbytes, tokens.data(), tokens.size());
+  }
+
+  std::size_t encode(Output bits, Probabilities p16) {
+    nb::gil_scoped_release release;
+    return coder_->encode(bits.data(), p16.data(), std::min(bits.size(), p16.size()));
+  }
+
+  void begin_decode(Output out, Bytes payload) {
+    const std::uint32_t nbytes = checked(out.size());
+    out_ = out;  // shared, not copied
+    payload_ = payload;
+    nb::gil_scoped_release release;
+    coder_->begin_decode(out.data(), nbytes, payload.data(), payload.size());
+  }
+
+  bool decode(std::size_t n) {
+    nb::gil_scoped_release release;
+    return coder_->decode(n);
+  }
+
+  bool done() const { return coder_->done(); }
+  std::uint32_t p() const {
+    require(!done(), "no decision is open");
+    return coder_->p();
+  }
+  void push(int bit) {
+    require(!done(), "no decision is open");
+    coder_->push(bit & 1);
+  }
+
+  nb::object learned() const {
+    auto* values = new std::vector<std::uint32_t>(coder_->mixer().learned());
+    nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<std::uint32_t>*>(p); });
+    return nb::cast(nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<1>>(values->data(), {values->size()}, owner));
+  }
+
+ private:
+  std::uint32_t checked(std::size_t nbytes) const {
+    require(nbytes >= n_stream_ && nbytes <= 1u << 24, "a block has one byte a stream to 16 MiB");
+    return static_cast<std::uint32_t>(nbytes);
+  }
+
+  const Coding& coding_;
+  const std::uint32_t n_stream_;
+  Output out_;
+  Bytes payload_;
+  std::unique_ptr<TokenBlockCoder> coder_;
+};
+
+}  // namespace
+
+void bind_token(nb::module_& m) {
+  nb::class_<Coding>(m, "TokenCoding", "A network and the trie of its vocabulary.")
+      .def("__init__", &make_coding, nb::arg("network"), nb::arg("strings"), nb::arg("offsets"), nb::arg("log2"),
+           nb::keep_alive<1, 2>());
+  nb::class_<Coder>(m, "TokenCoder", "Network, context models and mixer over the streams of a block.")
+      .def(nb::init<const Coding&, const ProfileData&, int, int, const std::string&>(), nb::arg("coding"),
+           nb::arg("profile"), nb::arg("streams") = 1, nb::arg("groups") = 1, nb::arg("isa") = "", nb::keep_alive<1, 2>(),
+           nb::keep_alive<1, 3>())
+      .def("reset", &Coder::reset)
+      .def("begin_encode", &Coder::begin_encode, nb::arg("data"), nb::arg("tokens"))
+      .def("encode", &Coder::encode, nb::arg("bits"), nb::arg("p16"))
+      .def("begin_decode", &Coder::begin_decode, nb::arg("out"), nb::arg("payload"))
+      .def("decode", &Coder::decode, nb::arg("n"))
+      .def("push", &Coder::push, nb::arg("bit"))
+      .def_prop_ro("done", &Coder::done)
+      .def_prop_ro("p", &Coder::p)
+      .def_prop_ro("learned", &Coder::learned);
+}
+
+}  // namespace lmcodec

@@ -1,0 +1,302 @@
+#include "network.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <limits>
+#include <stdexcept>
+#include <string>
+
+namespace lmcodec {
+namespace {
+
+constexpr int kWeightMax = 63;
+constexpr int kBiasMax = 1 << 24;
+constexpr int kStateMax = 1 << 26;
+constexpr int kFanInMax = 2096;
+constexpr int kShiftMin = 12, kShiftMax = 40;
+constexpr int kTrunkRows = 256;  // positions of a sequence that pass through the layers at once
+constexpr int kHeadRows = 64;    // and through the head: 1.5 MB of logits of 6,144 tokens
+constexpr std::size_t kLine = 64;
+
+std::size_t rounded_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
+
+// Bytes a row of activations takes: whole lines, an odd number of them, so that rows do not fall into the same few sets
+// of a cache.
+std::size_t row_stride(std::size_t n) { return rounded_up(n, kLine) | kLine; }
+
+[[noreturn]] void refuse(const std::string& what) { throw std::invalid_argument(what); }
+
+int within(const char* name, int value, int low, int high) {
+  if (value < low || value > high)
+    refuse(std::string(name) + " is " + std::to_string(value) + ", expected " + std::to_string(low) + " to " +
+           std::to_string(high));
+  return value;
+}
+
+void check(const LinearView& view, int n, int k, bool biased, int shift_min) {
+  if (view.n != n || view.k != k || (view.bias != nullptr) != biased) refuse("a tensor has not the shape of the network");
+  within("a tensor's shift", view.shift, shift_min, kShiftMax);
+  const std::size_t size = static_cast<std::size_t>(n) * static_cast<std::size_t>(k);
+  int low = 0, high = 0;
+  for (std::size_t i = 0; i < size; ++i) {
+    const int w = view.weight[i];
+    low = w < low ? w : low;
+    high = w > high ? w : high;
+  }
+  within("a weight", low, -kWeightMax, 0);
+  within("a weight", high, 0, kWeightMax);
+  for (int i = 0; biased && i < n; ++i) within("a bias", view.bias[i], -kBiasMax, kBiasMax);
+}
+
+NetworkTables checked_tables(const TableViews& views) {
+  NetworkTables tables = {};
+  for (int i = 0; i < 255; ++i) {
+    tables.decay[i] = static_cast<std::uint16_t>(within("a decay", views.decay[i], 0, 65535));
+    tables.input_scale[i] =
+        static_cast<std::uint16_t>(within("an input scale", views.input_scale[i], 1, 65536) - 1);
+  }
+  for (int m = 0; m < 128; ++m)
+    if (views.relu2[m] != (m * m + 64) >> 7) refuse("the table of squares is another one");
+  for (int i = 0; i < 12288; ++i) tables.rsqrt[i] = within("a reciprocal root", views.rsqrt[i], 1 << 15, 1 << 16);
+  for (int i = 0; i < 16; ++i) {
+    tables.exp2_coarse[i] = static_cast<std::uint32_t>(within("a power of two", views.exp2_coarse[i], 1, 1 << 15));
+    tables.exp2_fine[i] = static_cast<std::uint32_t>(within("a power of two", views.exp2_fine[i], 1, 1 << 16));
+  }
+  tables.norm_scale = within("the norm's scale", views.norm_scale, 1, 65535);
+  return tables;
+}
+
+NetworkKernels chosen(const char* isa) {
+  int n;
+  const NetworkKernels* kernels = network_kernels(&n);
+  if (!isa) return kernels[0];
+  for (int i = 0; i < n; ++i)
+    if (!std::strcmp(kernels[i].isa, isa)) return kernels[i];
+  refuse(std::string("this machine has no ") + isa);
+}
+
+}  // namespace
+
+Network::Linear Network::pack(const LinearView& view, int offset, int n_part, int n_lane) {
+  Linear linear;
+  const int part = view.n / n_part;
+  const int padded = static_cast<int>(rounded_up(static_cast<std::size_t>(part), static_cast<std::size_t>(n_lane)));
+  PackedLinear& packed = linear.packed;
+  packed.n = padded * n_part;
+  packed.n_panel = (packed.n + kPanel - 1) / kPanel;
+  packed.n_quad = (view.k + kQuad - 1) / kQuad;
+  packed.shift = view.shift;
+  const std::size_t n_row = static_cast<std::size_t>(packed.n_panel) * kPanel;
+  const std::size_t panel_nbytes = static_cast<std::size_t>(packed.n_quad) * kPanel * kQuad;
+  linear.weight = Lines<std::int8_t>(static_cast<std::size_t>(packed.n_panel) * panel_nbytes);
+  linear.bias = Lines<std::int32_t>(n_row);
+  linear.multiplier = Lines<std::int32_t>(n_row);
+  for (int i = 0; i < view.n; ++i) {
+    const std::size_t row = static_cast<std::size_t>(i / part * padded + i % part);
+    const std::int8_t* from = view.weight + static_cast<std::size_t>(i) * static_cast<std::size_t>(view.k);
+    std::int8_t* to = linear.weight.get() + row / kPanel * panel_nbytes + row % kPanel * kQuad;
+    std::int32_t sum = 0;
+    for (int k = 0; k < view.k; ++k) {
+      to[static_cast<std::size_t>(k / kQuad) * (kPanel * kQuad) + static_cast<std::size_t>(k % kQuad)] = from[k];
+      sum += from[k];
+    }
+    linear.bias.get()[row] = (view.bias ? view.bias[i] : 0) - offset * sum;
+    linear.multiplier.get()[row] = view.multiplier[i];
+  }
+  packed.weight = linear.weight.get();
+  packed.bias = linear.bias.get();
+  packed.multiplier = linear.multiplier.get();
+  return linear;
+}
+
+Network::Network(const NetworkShape& shape, const std::vector<LinearView>& tensors, const std::int32_t* start,
+                 const TableViews& tables, const char* isa)
+    : shape_(shape), kernels_(chosen(isa)), tables_(checked_tables(tables)) {
+  const int v = within("the vocabulary's size", shape.vocab_size, 256, 65536);
+  const int d = within("the width", shape.dim, 1, kFanInMax);
+  const int n_layer = within("the number of layers", shape.n_layer, 1, 64);
+  const int r = within("the number of channels", shape.recurrent, 1, kFanInMax);
+  const int m = within("the MLP's width", shape.mlp, 0, kFanInMax);
+  if (tensors.size() != 2 + static_cast<std::size_t>(n_layer) * (m ? 4 : 2)) refuse("not as many tensors as the network has");
+  lanes_ = rounded_up(static_cast<std::size_t>(r), kRecurLanes);
+
+  const LinearView* view = tensors.data();
+  check(*view, v + 2, d, false, 0);
+  const std::size_t n_embed = n_token() * static_cast<std::size_t>(d);
+  embed_ = Lines<std::int8_t>(n_embed);
+  std::memcpy(embed_.get(), view->weight, n_embed);
+  embed_multiplier_.assign(view->multiplier, view->multiplier + n_token());
+  embed_shift_ = view->shift;
+  ++view;
+  const int offset = kernels_.offset;
+  for (int i = 0; i < n_layer; ++i) {
+    check(view[0], 3 * r, d, true, kShiftMin);
+    check(view[1], d, r, false, kShiftMin);
+    layers_.emplace_back();
+    Layer& layer = layers_.back();
+    layer.into = pack(view[0], offset, 3, kRecurLanes);
+    layer.out = pack(view[1], offset);
+    view += 2;
+    if (!m) continue;
+    check(view[0], m, d, true, kShiftMin);
+    check(view[1], d, m, false, kShiftMin);
+    layer.up = pack(view[0], offset);
+    layer.down = pack(view[1], 0);  // squares are not negative: no offset
+    view += 2;
+  }
+  check(*view, v, d, true, kShiftMin);
+  head_ = pack(*view, offset);
+  start_.assign(start, start + 2 * static_cast<std::size_t>(n_layer) * static_cast<std::size_t>(r));
+  for (std::int32_t h : start_) within("a start state", h, -kStateMax, kStateMax);
+}
+
+// Adds the time since the last mark to a total.
+class Session::Stopwatch {
+ public:
+  explicit Stopwatch(bool on) : on_(on) {
+    if (on_) last_ = Clock::now();
+  }
+  void mark(double& total) {
+    if (!on_) return;
+    const Clock::time_point now = Clock::now();
+    total += std::chrono::duration<double>(now - last_).count();
+    last_ = now;
+  }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  const bool on_;
+  Clock::time_point last_;
+};
+
+Session::Session(const Network& network, int n_stream, bool keep_logits, bool timed)
+    : network_(network),
+      n_stream_(within("the number of streams", n_stream, 1, kSessionStreamMax)),
+      keep_logits_(keep_logits),
+      timed_(timed),
+      x_stride_(rounded_up(static_cast<std::size_t>(network.shape_.dim), kPanel)),
+      u_stride_(row_stride(std::max(x_stride_, network.lanes_))),
+      gates_stride_(rounded_up(3 * network.lanes_, kPanel)),
+      hidden_stride_(network.shape_.mlp ? row_stride(static_cast<std::size_t>(network.shape_.mlp)) : 0),
+      width_(rounded_up(static_cast<std::size_t>(network.shape_.vocab_size), kPanel)),
+      n_cum_(width_ / kPanel + 1),
+      state_(static_cast<std::size_t>(network.shape_.n_layer * n_stream) * network.lanes_) {
+  reserve_trunk(n_stream);
+  reserve_head(n_stream);
+  for (int b = 0; b < n_stream; ++b) reset(b, false);
+}
+
+void Session::reserve_trunk(int n_row) {
+  if (n_row <= trunk_rows_) return;
+  const std::size_t n = static_cast<std::size_t>(n_row);
+  x_ = Lines<std::int32_t>(n * x_stride_);
+  activations_ = Lines<std::uint8_t>(n * u_stride_);
+  gates_ = Lines<std::int8_t>(n * gates_stride_);
+  hidden_ = Lines<std::uint8_t>(n * hidden_stride_);
+  trunk_rows_ = n_row;
+}
+
+void Session::reserve_head(int n_row) {
+  if (n_row <= head_rows_) return;
+  const std::size_t n = static_cast<std::size_t>(n_row);
+  logits_ = Lines<std::int32_t>(n * width_);
+  if (keep_logits_) kept_freq_ = Lines<std::uint32_t>(n * width_);
+  // Signed and unsigned integers may look at one another's storage.
+  freq_ = keep_logits_ ? kept_freq_.get() : reinterpret_cast<std::uint32_t*>(logits_.get());
+  cum_ = Lines<std::uint64_t>(n * n_cum_);
+  max_.resize(n * kMaxLanes);
+  head_rows_ = n_row;
+}
+
+void Session::reset(int stream, bool cut) {
+  const std::size_t r = static_cast<std::size_t>(network_.shape_.recurrent);
+  for (int i = 0; i < network_.shape_.n_layer; ++i) {
+    const std::size_t at = static_cast<std::size_t>((cut ? network_.shape_.n_layer : 0) + i) * r;
+    std::memcpy(state(i, stream), network_.start_.data() + at, r * sizeof(std::int32_t));
+  }
+}
+
+void Session::step(const std::uint32_t* tokens) {
+  trunk(tokens, n_stream_);
+  head(0, n_stream_);
+}
+
+void Session::run(const std::uint32_t* tokens, std::size_t n_step, const std::function<void(std::size_t, int)>& rows) {
+  const std::size_t b = static_cast<std::size_t>(n_stream_);
+  const std::size_t piece = std::max<std::size_t>(1, kTrunkRows / b);
+  const int head_piece = std::max(kHeadRows, n_stream_);
+  reserve_trunk(static_cast<int>(std::min(piece, n_step) * b));
+  reserve_head(static_cast<int>(std::min<std::size_t>(static_cast<std::size_t>(head_piece), std::min(piece, n_step) * b)));
+  for (std::size_t t = 0; t < n_step; t += piece) {
+    const int n_row = static_cast<int>(std::min(piece, n_step - t) * b);
+    trunk(tokens + t * b, n_row);
+    for (int row = 0; row < n_row; row += head_piece) {
+      const int n = std::min(head_piece, n_row - row);
+      head(row, n);
+      rows(t * b + static_cast<std::size_t>(row), n);
+    }
+  }
+}
+
+void Session::normalise(int n_row) {
+  const int n = static_cast<int>(rounded_up(static_cast<std::size_t>(network_.shape_.dim), 16));
+  for (int row = 0; row < n_row; ++row)
+    network_.kernels_.normalise(x_.get() + static_cast<std::size_t>(row) * x_stride_, n, network_.shape_.dim,
+                                network_.tables_, activations_.get() + static_cast<std::size_t>(row) * u_stride_);
+}
+
+// Rows are in time order: row % B is the stream.
+void Session::trunk(const std::uint32_t* tokens, int n_row) {
+  const NetworkKernels& kernels = network_.kernels_;
+  const int dim = network_.shape_.dim;
+  const std::size_t lanes = network_.lanes_;
+  Stopwatch watch(timed_);
+  for (int row = 0; row < n_row; ++row)
+    kernels.embed(network_.embed_.get() + static_cast<std::size_t>(tokens[row]) * static_cast<std::size_t>(dim), dim,
+                  network_.embed_multiplier_[tokens[row]], network_.embed_shift_,
+                  x_.get() + static_cast<std::size_t>(row) * x_stride_);
+  for (int i = 0; i < network_.shape_.n_layer; ++i) {
+    const Network::Layer& layer = network_.layers_[static_cast<std::size_t>(i)];
+    normalise(n_row);
+    watch.mark(times_.elements);
+    kernels.product(activations_.get(), u_stride_, n_row, layer.into.packed,
+                    {Finish::kClip, gates_.get(), gates_stride_, nullptr});
+    watch.mark(times_.products);
+    for (int row = 0; row < n_row; ++row) {
+      const std::int8_t* z = gates_.get() + static_cast<std::size_t>(row) * gates_stride_;
+      kernels.recur(z, z + lanes, z + 2 * lanes, static_cast<int>(lanes), network_.tables_, state(i, row % n_stream_),
+                    activations_.get() + static_cast<std::size_t>(row) * u_stride_);
+    }
+    watch.mark(times_.elements);
+    const Finished add = {Finish::kAdd, x_.get(), x_stride_, nullptr};
+    kernels.product(activations_.get(), u_stride_, n_row, layer.out.packed, add);
+    watch.mark(times_.products);
+    if (!network_.shape_.mlp) continue;
+    normalise(n_row);
+    watch.mark(times_.elements);
+    kernels.product(activations_.get(), u_stride_, n_row, layer.up.packed,
+                    {Finish::kRelu2, hidden_.get(), hidden_stride_, nullptr});
+    kernels.product(hidden_.get(), hidden_stride_, n_row, layer.down.packed, add);
+    watch.mark(times_.products);
+  }
+  normalise(n_row);
+  watch.mark(times_.elements);
+}
+
+void Session::head(int first, int n_row) {
+  const NetworkKernels& kernels = network_.kernels_;
+  Stopwatch watch(timed_);
+  std::fill_n(max_.begin(), static_cast<std::size_t>(n_row) * kMaxLanes, std::numeric_limits<std::int32_t>::min());
+  kernels.product(activations_.get() + static_cast<std::size_t>(first) * u_stride_, u_stride_, n_row,
+                  network_.head_.packed, {Finish::kLogits, logits_.get(), width_, max_.data()});
+  watch.mark(times_.products);
+  for (int row = 0; row < n_row; ++row) {
+    const std::size_t r = static_cast<std::size_t>(row);
+    kernels.weigh(logits(row), max_.data() + r * kMaxLanes, network_.shape_.vocab_size, network_.tables_,
+                  freq_ + r * width_, cum_.get() + r * n_cum_);
+  }
+  watch.mark(times_.frequencies);
+}
+
+}  // namespace lmcodec

@@ -1,0 +1,65 @@
+// Codes blocks with a language model beside the context models: what Python sees of the whole. FORMAT.md section 8.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "context_mixer.h"
+#include "network.h"
+#include "range_decoder.h"
+#include "token_lockstep.h"
+#include "token_trie.h"
+
+namespace lmcodec {
+
+// What all blocks of a model share. Immutable.
+struct TokenCoding {
+  const Network& network;
+  const TokenTrie& trie;
+  TokenStretch stretch;
+};
+
+class TokenBlockCoder {
+ public:
+  TokenBlockCoder(const TokenCoding& coding, const Profile& profile, const std::vector<std::uint32_t>& learned,
+                  int n_stream, int n_group);
+  ~TokenBlockCoder();
+
+  ContextMixer& mixer() { return mixer_; }
+
+  // The next block is independent of those before.
+  void reset() { forget_ = true; }
+  // Encoding. The network runs over the whole block at once; tokens: those of all streams one after another, whose
+  // strings are the block's bytes. Bytes and tokens are copied.
+  void begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint16_t* tokens, std::size_t n_token);
+  // Up to `room` decisions and their probabilities; returns how many, 0 at the end.
+  std::size_t encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room);
+  // Decoding: the block goes to bytes, which stays where it is until the block is done.
+  void begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload, std::size_t n);
+  // Up to n decisions more; false if no encoder can have written the payload.
+  bool decode(std::size_t n);
+  bool done() const { return lockstep_.done(); }
+  // One decision at a time, for a coder outside the kernel.
+  std::uint32_t p() const { return lockstep_.p(); }
+  void push(int bit) { lockstep_.push(bit); }
+
+ private:
+  class Live;      // steps the network as tokens become known
+  class Recorded;  // has run it over the block
+
+  void begin_block(std::uint32_t nbytes);
+  std::vector<std::uint32_t> first_tokens() const;
+
+  const TokenCoding& coding_;
+  const int n_stream_, n_group_;
+  ContextMixer mixer_;
+  TokenLockstep lockstep_;
+  std::unique_ptr<TokenModel> model_;
+  std::vector<std::uint8_t> bytes_, ends_;
+  RangeDecoder decoder_{nullptr, 0};
+  bool forget_ = true;
+  bool continues_ = false;  // the block at hand goes on where another ended
+};
+
+}  // namespace lmcodec
