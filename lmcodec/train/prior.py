@@ -1,7 +1,8 @@
 """What a profile's adaptive state begins with: learned by coding a sample of training text, file after file.
 
-Adaptive maps and mixer weights are carried from one piece of text to the next; tables, history and final maps
-start anew at each, as they do at the start of a file.
+Adaptive maps and mixer weights are carried from one piece of text to the next; tables, history and counters
+start anew at each, as they do at the start of a file. Final maps start anew without a language model and are
+carried with one.
 """
 
 from __future__ import annotations
@@ -9,13 +10,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lmcodec import _kernel
 from lmcodec.profile import build
 from lmcodec.train.corpus import CATEGORIES, VALIDATION_SHARE, category_files, document_hash, documents
+
+if TYPE_CHECKING:
+    from lmcodec.lm.store import Model
 
 # Documents of each category: what profiles are for weighs more than its share of the corpora.
 N_DOCUMENT = {
@@ -56,17 +60,29 @@ def sample(folder: Path | None = None, seed: int = 11) -> list[bytes]:
     return pieces
 
 
-def learn(spec: dict[str, Any], pieces: Iterable[bytes]) -> np.ndarray:
-    """The learned state (n_learned,) uint32 of a profile (`lmcodec.profile.build`) after coding `pieces`."""
+def learn(spec: dict[str, Any], pieces: Iterable[bytes], model: Model | None = None) -> np.ndarray:
+    """The learned state (n_learned,) uint32 of a profile (`lmcodec.profile.build`) after coding `pieces`.
+
+    Args:
+        spec: of the profile.
+        pieces: texts, at least one.
+        model: the language model that the profile mixes in, if its number `lm` is 1.
+    """
     profile = build(spec).kernel
-    coder = _kernel.BlockCoder(profile)
     bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
     p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
+    coder = _kernel.TokenCoder(model.coding, profile) if model else _kernel.BlockCoder(profile)
     for piece in pieces:
         block = np.frombuffer(piece, np.uint8)
         coder.reset()
-        coder.begin(len(block))
-        while coder.encode(block, bits, p16):
-            pass
+        if isinstance(coder, _kernel.BlockCoder):
+            coder.begin(len(block))
+            while coder.encode(block, bits, p16):
+                pass
+        else:
+            assert model is not None
+            coder.begin_encode(block, model.vocabulary.segment(piece))
+            while coder.encode(bits, p16):
+                pass
         profile.set_learned(coder.learned)
     return coder.learned
