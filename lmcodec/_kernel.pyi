@@ -23,6 +23,7 @@ class Profile:
     n_learned: int
     n_input: int
     weights_at: int
+    cells_at: int
     def set_learned(self, values: np.ndarray) -> None: ...
 
 class BlockCoder:
@@ -50,7 +51,6 @@ def decode_weights(
     n_thread: int = 1,
     portable: bool = False,
 ) -> str: ...
-
 def network_isas() -> list[str]: ...
 
 class Network:

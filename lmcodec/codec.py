@@ -23,25 +23,50 @@ from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
 from lmcodec import frame
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, Unsupported
 from lmcodec.frame import Block, Flag, FrameHeader, FrameWalk, Method
+from lmcodec.lm import store
+from lmcodec.lm.store import FilePath, Model
 
 if TYPE_CHECKING:
-    from lmcodec.engine import Engine
+    from lmcodec.engine import Engine, LmEngine
 
 
 class Level(NamedTuple):
-    """How a level codes a block that the caller says nothing else about."""
+    """How a level codes a block that the caller says nothing else about.
+
+    Attributes:
+        profile: of method cm.
+        models: shipped models by name; the first that is there competes with method cm.
+        model_profile: of the model's profiles, the last one if it has fewer.
+    """
 
     profile: int
-    streams: int = 1
+    models: tuple[str, ...] = ()
+    model_profile: int = 1
 
 
-# Levels from 3 on are those that the language model will use.
-LEVELS = {1: Level(profile=1)} | {level: Level(profile=2) for level in range(2, 10)}
+LEVELS = (
+    {1: Level(1), 2: Level(2)}
+    | {level: Level(2, ("small",)) for level in range(3, 6)}
+    | {level: Level(2, ("base", "small"), 2) for level in range(6, 10)}
+)
 DEFAULT_LEVEL = 6
 
 DEFAULT_BLOCK_NBYTES = 4 << 20
 MIN_BLOCK_NBYTES = 1 << 10
-MAX_STREAMS = 4  # of method cm
+MAX_STREAMS = {Method.CM: 4, Method.LM_CM: 128}
+
+# Streams of a block with a language model: they cost a little size and make decoding faster. One for blocks
+# up to the first number, then one for as many bytes as the second says, a power of two, the third at most.
+LM_ONE_STREAM_NBYTES = 64 << 10
+LM_STREAM_NBYTES = 32 << 10
+LM_STREAMS = 16
+
+# A block of up to TRIAL_NBYTES is coded by both methods; of a larger one SAMPLES pieces, together, are.
+TRIAL_NBYTES = 1 << 20
+SAMPLES = 3
+SAMPLE_NBYTES = 64 << 10
+# A sample tells little of what context models learn in a large block: there lm+cm must win by so much.
+SAMPLE_MARGIN = 0.02
 
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
 ENCODE_BUDGET_NBYTES = 1 << 30
@@ -98,21 +123,62 @@ def available_cpus() -> int:
 # Blocks at work
 
 
+class _Coder(NamedTuple):
+    """How a block is coded: what makes an engine."""
+
+    method: Method
+    profile: int
+    streams: int
+    groups: int
+    model: Model | None = None
+
+    def block(self, original_nbytes: int, payload_nbytes: int, last: bool, continues: bool) -> Block:
+        """The header of a block that is coded so."""
+        return Block(
+            self.method,
+            original_nbytes,
+            payload_nbytes,
+            self.profile,
+            self.streams,
+            self.groups,
+            last=last,
+            continues=continues,
+        )
+
+    def memory_nbytes(self, block_nbytes: int, chained: bool, encoding: bool = False) -> int:
+        from lmcodec import engine
+
+        if self.model is None:
+            return engine.memory_nbytes(self.profile, block_nbytes, self.streams, chained)
+        return engine.lm_memory_nbytes(
+            self.model, self.profile, block_nbytes, self.streams, chained, encoding
+        )
+
+    def engine(self) -> Engine | LmEngine:
+        from lmcodec import engine
+
+        if self.model is None:
+            return engine.Engine(self.profile, self.streams, self.groups)
+        return engine.LmEngine(self.model, self.profile, self.streams, self.groups)
+
+
+_Key = tuple[_Coder, ...]
+
+
 class _Seat:
-    """An engine and what it was made for; made in the thread that first uses it."""
+    """Engines of the coders in `key`; each is made in the thread that first uses it."""
 
-    def __init__(self, key: tuple[int, int, int]) -> None:
+    def __init__(self, key: _Key) -> None:
         self.key = key
-        self._engine: Engine | None = None
+        self._engines: dict[_Coder, Engine | LmEngine] = {}
 
-    def engine(self, continues: bool) -> Engine:
-        if self._engine is None:
-            from lmcodec import engine
-
-            self._engine = engine.Engine(*self.key)
+    def engine(self, coder: _Coder, continues: bool) -> Engine | LmEngine:
+        engine = self._engines.get(coder)
+        if engine is None:
+            engine = self._engines[coder] = coder.engine()
         elif not continues:
-            self._engine.reset()
-        return self._engine
+            engine.reset()
+        return engine
 
 
 class _Job:
@@ -125,9 +191,9 @@ class _Job:
     _at_work: ClassVar[set[_Job]] = set()
     _lock = threading.Lock()  # no thread ends while another one stops it
 
-    def __init__(self, work: Callable[..., Any], nbytes: int, seat: _Seat | None, continues: bool) -> None:
+    def __init__(self, work: Callable[..., Any], nbytes: int, seat: _Seat | None) -> None:
         self.nbytes, self.seat = nbytes, seat
-        self._work, self._continues = work, continues
+        self._work = work
         self._value: Any = None
         self._error: BaseException | None = None
         self._ended = threading.Event()  # joining a thread is not safe against KeyboardInterrupt
@@ -141,7 +207,7 @@ class _Job:
     def _run(self) -> None:
         self._at_work.add(self)
         try:
-            self._value = self._work(self.seat.engine(self._continues)) if self.seat else self._work()
+            self._value = self._work(self.seat) if self.seat else self._work()
         except BaseException as error:
             self._error = error
         with self._lock:
@@ -231,15 +297,15 @@ class _Pipeline:
         self,
         work: Callable[..., Any],
         nbytes: int = 0,
-        key: tuple[int, int, int] | None = None,
+        key: _Key | None = None,
         continues: bool = False,
     ) -> None:
-        """Call `work` with an engine for `key`, or at once and without one if that is None."""
+        """Call `work` with a seat for `key`, or at once and without one if that is None."""
         if key is not None and not continues:
             self._latest = self._free_seat(key, nbytes)
-        self._jobs.append(_Job(work, nbytes, self._latest if key is not None else None, continues))
+        self._jobs.append(_Job(work, nbytes, self._latest if key is not None else None))
 
-    def _free_seat(self, key: tuple[int, int, int], nbytes: int) -> _Seat:
+    def _free_seat(self, key: _Key, nbytes: int) -> _Seat:
         """A seat for `key`; drops those of no use, and those too many beside a block that needs `nbytes`."""
         busy = [job.seat for job in self._jobs if job.seat]
         free = [seat for seat in self._seats if seat.key == key and seat not in busy] or [_Seat(key)]
@@ -270,26 +336,43 @@ class _Pipeline:
 
 
 def _encode(
-    data: bytes, key: tuple[int, int, int], last: bool, continues: bool, engine: Engine
+    data: bytes, key: _Key, model_nbytes: int, last: bool, continues: bool, seat: _Seat
 ) -> tuple[Block, bytes]:
-    """A block by the engine if that makes it smaller, else stored."""
-    payload = engine.encode(data)
-    if len(payload) < len(data):
-        block = Block(Method.CM, len(data), len(payload), *key, last=last, continues=continues)
-    else:
-        payload = data
-        block = Block(Method.STORED, len(data), len(data), last=last)
+    """A block by the method of `key` that makes it smallest, or stored.
+
+    Args:
+        model_nbytes: what naming the model would cost the frame.
+    """
+    if len(key) > 1 and len(data) > TRIAL_NBYTES:
+        key = (_better_on_samples(data, key),)
+    block, payload, best = Block(Method.STORED, len(data), len(data), last=last), data, len(data)
+    for coder in key:
+        coded = seat.engine(coder, continues).encode(data)
+        cost = len(coded) + (model_nbytes if coder.model else 0)
+        if len(coded) < len(data) and cost < best:
+            block, payload, best = coder.block(len(data), len(coded), last, continues), coded, cost
     return block, block.pack(data, payload)
 
 
-def _decode(block: Block, payload: bytes, where: str, engine: Engine | None = None) -> bytes | bytearray:
+def _better_on_samples(data: bytes, key: _Key) -> _Coder:
+    """Of two coders, the second with a model, the one to code a large block with."""
+    last = len(data) - SAMPLE_NBYTES
+    pieces = [data[at : at + SAMPLE_NBYTES] for at in (i * last // (SAMPLES - 1) for i in range(SAMPLES))]
+    sample = b"".join(pieces)
+    sizes = [len(coder._replace(streams=1, groups=1).engine().encode(sample)) for coder in key]
+    return key[sizes[1] < sizes[0] * (1 - SAMPLE_MARGIN)]
+
+
+def _decode(
+    block: Block, payload: bytes, where: str, coder: _Coder | None = None, seat: _Seat | None = None
+) -> bytes | bytearray:
     """The original of a block, checked."""
     original: bytes | bytearray
-    if engine is None:
+    if seat is None or coder is None:
         original = payload
     else:
         try:
-            original = engine.decode(payload, block.original_nbytes)
+            original = seat.engine(coder, block.continues).decode(payload, block.original_nbytes)
         except Corrupt as error:
             raise Corrupt(f"{where}: {error}") from error
     check = block.compute_check(original, payload)
@@ -342,11 +425,14 @@ class Compressor(_Reusable):
             does not depend on it.
         solid: let each block continue the one before it: smaller, but one thread and no random access.
         content_size: bytes that the first frame will hold, to be said in its header if it has several blocks.
-        streams: lockstep streams a block, 1 to 4; the level's if None.
+        streams: lockstep streams a block, 1 to 4, with a language model to 128; by the block's size if None.
         groups: 1 or 2, at most `streams`.
+        model: the language model of levels 3 to 9, by a shipped model's name or as a model file; by default
+            the one that LMCODEC_MODEL names, else the level's.
 
     Raises:
-        TypeError, ValueError: if an argument is out of range.
+        TypeError, ValueError: if an argument is out of range, or a model is given for level 1 or 2.
+        ModelNotFound: if there is no such model.
     """
 
     CONTINUE = 0
@@ -363,13 +449,17 @@ class Compressor(_Reusable):
         content_size: int | None = None,
         streams: int | None = None,
         groups: int = 1,
+        model: FilePath | None = None,
     ) -> None:
-        plan = LEVELS[_number("level", level, min(LEVELS), max(LEVELS))]
-        self._profile = plan.profile
-        self._streams = _optional("streams", streams, 1, MAX_STREAMS) or plan.streams
+        self._plan = LEVELS[_number("level", level, min(LEVELS), max(LEVELS))]
+        if model is not None and not self._plan.models:
+            raise ValueError(f"level {as_int(level)} uses no language model: model makes no sense with it")
+        self._source = store.default(model, self._plan.models) if self._plan.models else None
+        most = MAX_STREAMS[Method.LM_CM if self._source else Method.CM]
+        self._streams = _optional("streams", streams, 1, most)
         self._groups = _number("groups", groups, 1, 2)
-        if self._groups > self._streams:
-            raise ValueError(f"groups must be at most streams, not {self._groups} of {self._streams}")
+        if self._groups > (self._streams or 1):
+            raise ValueError(f"groups must be at most streams, not {self._groups} of {self._streams or 1}")
         self._block_nbytes = (
             _optional("block_size", block_size, MIN_BLOCK_NBYTES, frame.MAX_BLOCK_NBYTES)
             or DEFAULT_BLOCK_NBYTES
@@ -388,6 +478,7 @@ class Compressor(_Reusable):
         self._pending = bytearray()
         self._walk: FrameWalk | None = None  # once the header is written
         self._chain_nbytes = 0  # of the block that the last one's chain began with
+        self._chain_key: _Key = ()  # what it had the choice of
         self._out: list[bytes] = []
 
     @property
@@ -449,54 +540,94 @@ class Compressor(_Reusable):
         self._last_mode = mode
         return out
 
-    def _header(self, several: bool) -> FrameWalk:
+    @property
+    def _model(self) -> Model | None:
+        return None if self._source is None else store.load(self._source)
+
+    def _header(self, several: bool, needs_model: bool = False) -> FrameWalk:
         """Write the header of a frame that has one block or several, unless it is there."""
         if self._walk is None:
-            self._walk = FrameWalk(FrameHeader(self._content_size if several else None, has_index=several))
+            content_size = self._content_size if several else None
+            model_id = self._model.frame_id if self._model and needs_model else None
+            self._walk = FrameWalk(FrameHeader(content_size, model_id, has_index=several))
             self._out.append(self._walk.header.pack())
         return self._walk
 
+    def _key(self, nbytes: int) -> _Key:
+        """The coders to choose from for a block that continues no other."""
+        streams = min(self._streams or 1, MAX_STREAMS[Method.CM], nbytes)
+        key = (_Coder(Method.CM, self._plan.profile, streams, min(self._groups, streams)),)
+        model = self._model
+        if model is None:
+            return key
+        model.profile(1)  # refuses a model without one
+        profile = min(self._plan.model_profile, len(model.profiles))
+        streams = min(self._streams or lm_streams(nbytes), nbytes)
+        return (*key, _Coder(Method.LM_CM, profile, streams, min(self._groups, streams), model))
+
     def _cut(self, last: bool) -> None:
         """Set the pending bytes to work as one block."""
-        from lmcodec import engine
-
         data = bytes(self._pending)
         self._pending.clear()
-        walk = self._header(several=not last)
-        streams = min(self._streams, len(data))
-        key = self._profile, streams, min(self._groups, streams)
-        nbytes = engine.memory_nbytes(self._profile, len(data), streams, self._solid)
+        key = self._key(len(data))
+        if not last:
+            self._header(several=True, needs_model=True)
+        nbytes = sum(coder.memory_nbytes(len(data), self._solid, encoding=True) for coder in key)
         while not self._pipeline.room(nbytes):
-            self._take(walk)
-        continues = self._solid and walk.previous is not None and walk.previous.coder == (Method.CM, *key)
+            self._take()
+        previous = self._previous_coder() if self._solid else None
         # A chain's tables are as large as its first block asks for.
-        if len(data) > 4 * self._chain_nbytes:
-            continues = False
+        continues = previous is not None and previous.streams <= len(data) <= 4 * self._chain_nbytes
         if not continues:
             self._chain_nbytes = len(data)
-        self._pipeline.start(partial(_encode, data, key, last, continues), nbytes, key, continues)
+            self._chain_key = key
+        elif previous is not None:
+            key = (previous,)
+        model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
+        work = partial(_encode, data, key, model_nbytes, last, continues)
+        self._pipeline.start(work, nbytes, key, continues)
 
-    def _take(self, walk: FrameWalk) -> None:
+    def _previous_coder(self) -> _Coder | None:
+        """What the block before was coded by, if another one may continue it."""
+        previous = None if self._walk is None else self._walk.previous
+        if previous is None:
+            return None
+        return next((c for c in self._chain_key if c.block(0, 0, False, False).coder == previous.coder), None)
+
+    def _take(self) -> None:
         block, packed = self._pipeline.take()
+        walk = self._header(several=False, needs_model=block.method >= Method.LM_CM)
         walk.admit(block, f"block {walk.n_block + 1}")
         self._out.append(packed)
 
     def _drain(self) -> None:
-        while self._walk is not None and self._pipeline.n_at_work:
-            self._take(self._walk)
+        while self._pipeline.n_at_work:
+            self._take()
 
     def _end(self) -> None:
         if self._pending:
             self._cut(last=True)
             self._drain()
         else:
-            walk = self._header(several=False)
             self._drain()
+            walk = self._header(several=False)
             end = Block(Method.END, last=True)
             walk.admit(end, "end block")
             self._out.append(end.pack())
         assert self._walk is not None
         self._out.append(self._walk.tail())
+
+
+def lm_streams(nbytes: int) -> int:
+    """Lockstep streams of a block of `nbytes` bytes with a language model."""
+    if nbytes <= LM_ONE_STREAM_NBYTES:
+        return 1
+    return min(1 << (nbytes // LM_STREAM_NBYTES).bit_length() - 1, LM_STREAMS)
+
+
+def _model_field_nbytes(key: _Key) -> int:
+    """Bytes of the field of a frame's header that names the model."""
+    return max(1 if coder.model is None or coder.model.number is not None else 9 for coder in key)
 
 
 def compress(
@@ -508,13 +639,15 @@ def compress(
     solid: bool = False,
     streams: int | None = None,
     groups: int = 1,
+    model: FilePath | None = None,
 ) -> bytes:
     """Compress `data` (any buffer) to one frame.
 
     Args: see `Compressor`.
 
     Raises:
-        TypeError, ValueError: if an argument is out of range.
+        TypeError, ValueError: if an argument is out of range, or a model is given for level 1 or 2.
+        LmcodecError: if the model is not there, damaged or not one to compress with.
     """
     with byte_view(data) as view:
         compressor = Compressor(
@@ -525,6 +658,7 @@ def compress(
             content_size=len(view),
             streams=streams,
             groups=groups,
+            model=model,
         )
         return compressor.compress(view, Compressor.FLUSH_FRAME)
 
@@ -541,14 +675,23 @@ class Decompressor(_Reusable):
         max_output: refuse a frame that holds more bytes.
         memory_limit: refuse a block that takes more bytes of memory to decode; use fewer threads to keep it.
         threads: blocks decoded at once; None for one a CPU, fewer where their memory would exceed 100 MiB.
+        model: a model file, or a shipped model's name, for a frame whose model is not a shipped one; by
+            default what LMCODEC_MODEL names. A frame that needs another model is refused.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
     """
 
     def __init__(
-        self, *, max_output: int | None = None, memory_limit: int | None = None, threads: int | None = None
+        self,
+        *,
+        max_output: int | None = None,
+        memory_limit: int | None = None,
+        threads: int | None = None,
+        model: FilePath | None = None,
     ) -> None:
+        self._given_model = model
+        self._model: Model | None = None  # once a block needed it
         self._max_output = _optional("max_output", max_output, 0)
         self._memory_limit = _optional("memory_limit", memory_limit, 0)
         threads = _optional("threads", threads, 1)
@@ -664,7 +807,6 @@ class Decompressor(_Reusable):
         if self._walk is None:
             header = frame.parse_header(bytes(self._input[: frame.MAX_FRAME_HEADER_NBYTES]), self._offset)
             if header is not None:
-                self._require_model(header)
                 self._require_output(header.content_size or 0)
                 self._walk = FrameWalk(header)
                 self._consume(header.nbytes)
@@ -695,14 +837,6 @@ class Decompressor(_Reusable):
         assert self._walk is not None
         return f"block {self._walk.n_block + 1} at offset {self._offset}"
 
-    def _require_model(self, header: FrameHeader) -> None:
-        if header.model_id is not None:
-            model = header.model_id if isinstance(header.model_id, int) else header.model_id.hex()
-            where = f"frame header at offset {self._offset}"
-            raise Unsupported(
-                f"{where}: needs model {model}, which this lmcodec does not have; update lmcodec"
-            )
-
     def _require_output(self, nbytes: int) -> None:
         nbytes += self._before_nbytes
         if self._max_output is not None and nbytes > self._max_output:
@@ -715,7 +849,10 @@ class Decompressor(_Reusable):
         assert self._walk is not None
         where = self._where()
         self._require_output(self._walk.original_nbytes + block.original_nbytes)
-        need = self._need(block)
+        try:
+            need = self._need(block)
+        except LmcodecError as error:
+            raise type(error)(f"{where}: {error}") from None
         if self._memory_limit is not None and need > self._memory_limit:
             raise LimitExceeded(
                 f"{where}: decoding it takes {need} bytes of memory, the limit is {self._memory_limit}; "
@@ -724,13 +861,29 @@ class Decompressor(_Reusable):
         self._walk.admit(block, where)
         self._block = block
 
-    @staticmethod
-    def _need(block: Block) -> int:
-        if block.method < Method.CM:
-            return block.original_nbytes
-        from lmcodec import engine
+    def _coder(self, block: Block) -> _Coder | None:
+        """What decodes the block; None if nothing is needed.
 
-        return engine.memory_nbytes(block.profile, block.original_nbytes, block.streams, block.continues)
+        Raises:
+            ModelNotFound: it needs a model that is neither shipped nor given.
+            Unsupported: it is of an unknown method or profile.
+        """
+        if block.method < Method.CM:
+            return None
+        if block.method == Method.LM:
+            raise Unsupported("method lm is unknown to this lmcodec; a newer one may know it")
+        if block.method == Method.LM_CM and self._model is None:
+            assert self._walk is not None
+            assert self._walk.header.model_id is not None
+            self._model = store.for_frame(self._walk.header.model_id, self._given_model)
+        model = self._model if block.method == Method.LM_CM else None
+        return _Coder(block.method, block.profile, block.streams, block.groups, model)
+
+    def _need(self, block: Block) -> int:
+        coder = self._coder(block)
+        if coder is None:
+            return block.original_nbytes
+        return coder.memory_nbytes(block.original_nbytes, block.continues)
 
     def _start(self) -> bool:
         """Set the block that is all there to work, if there is room."""
@@ -742,7 +895,8 @@ class Decompressor(_Reusable):
             return False
         payload = bytes(memoryview(self._input)[block.header_nbytes : block.nbytes])
         where = f"block {walk.n_block} at offset {self._offset}"
-        key = (block.profile, block.streams, block.groups) if block.method >= Method.CM else None
+        coder = self._coder(block)
+        key = None if coder is None else (coder,)
         self._consume(block.nbytes)
         self._block = None
         if walk.ended:
@@ -750,7 +904,8 @@ class Decompressor(_Reusable):
         if block.method == Method.END:
             _decode(block, payload, where)
         else:
-            self._pipeline.start(partial(_decode, block, payload, where), need, key, block.continues)
+            work = partial(_decode, block, payload, where, *key or ())
+            self._pipeline.start(work, need, key, block.continues)
         return True
 
     def _consume(self, nbytes: int) -> None:
@@ -778,7 +933,8 @@ class FrameReader:
 
     Args:
         read: called with a number of bytes, returns that many or fewer, b"" at the end.
-        max_output, memory_limit, threads: as for `Decompressor`; `max_output` is for all frames together.
+        max_output, memory_limit, threads, model: as for `Decompressor`; `max_output` is for all frames
+            together.
     """
 
     def __init__(
@@ -788,12 +944,14 @@ class FrameReader:
         max_output: int | None = None,
         memory_limit: int | None = None,
         threads: int | None = None,
+        model: FilePath | None = None,
     ) -> None:
         self._read = read
         self._limits: dict[str, Any] = {
             "max_output": max_output,
             "memory_limit": memory_limit,
             "threads": threads,
+            "model": model,
         }
         self._frame = self._open(0, 0)
         self._fresh = True  # not a byte of the frame has been read
@@ -872,7 +1030,12 @@ class FrameReader:
 
 
 def decompress(
-    data: Any, *, max_output: int | None = None, threads: int | None = None, memory_limit: int | None = None
+    data: Any,
+    *,
+    max_output: int | None = None,
+    threads: int | None = None,
+    memory_limit: int | None = None,
+    model: FilePath | None = None,
 ) -> bytes:
     """Decompress `data` (any buffer): one frame, or several one after another.
 
@@ -880,7 +1043,7 @@ def decompress(
 
     Raises:
         BadMagic: if something else than a frame is there, at the start or after a frame.
-        Truncated, Corrupt, Unsupported, LimitExceeded: as `Decompressor.decompress`.
+        Truncated, Corrupt, Unsupported, LimitExceeded, ModelNotFound: as `Decompressor.decompress`.
     """
     with byte_view(data) as view:
         at = 0
@@ -890,7 +1053,10 @@ def decompress(
             at += nbytes
             return view[at - nbytes : at]
 
-        return FrameReader(read, max_output=max_output, memory_limit=memory_limit, threads=threads).read()
+        reader = FrameReader(
+            read, max_output=max_output, memory_limit=memory_limit, threads=threads, model=model
+        )
+        return reader.read()
 
 
 # What frames hold, without decoding them

@@ -7,6 +7,7 @@ encoding collects decisions and codes them in bulk, decoding runs in the kernel.
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -115,7 +116,7 @@ class LmEngine:
         block = np.frombuffer(data, np.uint8)
         borders = [s * len(block) // self._streams for s in range(self._streams + 1)]
         segment = self._vocabulary.segment
-        tokens = [segment(block[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+        tokens = [segment(block[a:b]) for a, b in pairwise(borders)]
         self._coder.begin_encode(block, np.concatenate(tokens))
         bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
         p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
@@ -166,16 +167,35 @@ def memory_nbytes(profile: int, block_nbytes: int, streams: int = 1, chained: bo
     return load(profile).table_nbytes + _FIXED_NBYTES + extra + 4 * block_nbytes
 
 
-_LM_FIXED_NBYTES = 8 << 20  # a session's rows, direct counters, counters of token ends, buffers
-_LM_CALL_NBYTES = 4 << 20
+_LM_FIXED_NBYTES = 14 << 20  # direct counters, counters of token ends, maps, weights, buffers
+_LM_TOKEN_NBYTES = 1 << 10  # of the vocabulary: 128 rows of frequencies and their sums
+_LM_STREAM_NBYTES = 640 << 10  # a stream's view of the text, its states and frequencies
+_LM_ENCODE_NBYTES = 36  # a byte of the block: the network's answers, 2 bytes a decision; tokens
 
 
 def lm_memory_nbytes(
-    model: Model, profile: int, block_nbytes: int, streams: int = 1, chained: bool = False
+    model: Model,
+    profile: int,
+    block_nbytes: int,
+    streams: int = 1,
+    chained: bool = False,
+    encoding: bool = False,
 ) -> int:
     """What coding a block with a language model takes at most, the model included.
 
     Args:
       chained: the engine keeps what blocks before left (`continues`).
+      encoding: the network's answers for the whole block are kept.
+
+    Raises:
+      Unsupported: the model has no such profile.
     """
-    return 0
+    chosen = model.profile(profile)
+    # A match table has the least power of two of entries that is not less than the block.
+    log2 = min((block_nbytes - 1).bit_length(), chosen.spec["numbers"].get("match_log2", 18))
+    match_nbytes = len(chosen.spec["matches"]) * (4 << max(log2, 10))
+    tables = chosen.table_nbytes + match_nbytes * (streams + 1 if streams > 1 else 1)
+    extra = _LM_FIXED_NBYTES + _LM_TOKEN_NBYTES * len(model.vocabulary) + _LM_STREAM_NBYTES * streams
+    extra += _CHAIN_NBYTES if chained else 0
+    each = 4 + (_LM_ENCODE_NBYTES if encoding else 0)
+    return model.nbytes + tables + extra + each * block_nbytes

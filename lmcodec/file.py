@@ -215,11 +215,12 @@ class LMFile(io.BufferedIOBase):
     Args:
         file: a path, or a binary file object, which is left open when this one is closed.
         mode: r, w, x (must not exist) or a (append a frame), with or without b.
-        level, block_size, threads, solid, content_size, streams, groups: of writing, see `Compressor`.
-        max_output, memory_limit, threads: of reading, see `Decompressor`.
+        level, block_size, threads, solid, content_size, streams, groups, model: of writing, see `Compressor`.
+        max_output, memory_limit, threads, model: of reading, see `Decompressor`.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
+        ModelNotFound: if there is no such model.
         OSError: as the built-in open.
     """
 
@@ -240,6 +241,7 @@ class LMFile(io.BufferedIOBase):
         groups: int = 1,
         max_output: int | None = None,
         memory_limit: int | None = None,
+        model: str | os.PathLike[str] | None = None,
     ) -> None:
         self._fp: BinaryIO | None = None
         self._owns_fp = False
@@ -260,6 +262,7 @@ class LMFile(io.BufferedIOBase):
                 content_size=content_size,
                 streams=streams,
                 groups=groups,
+                model=model,
             )
         if isinstance(file, (str, bytes, os.PathLike)):
             self._fp = cast(BinaryIO, builtins.open(file, mode[0] + "b"))  # noqa: SIM115
@@ -269,7 +272,12 @@ class LMFile(io.BufferedIOBase):
         else:
             raise TypeError(f"file must be a path or a binary file object, not {type(file).__name__}")
         if mode[0] == "r":
-            limits = {"max_output": max_output, "memory_limit": memory_limit, "threads": threads}
+            limits = {
+                "max_output": max_output,
+                "memory_limit": memory_limit,
+                "threads": threads,
+                "model": model,
+            }
             try:
                 self._reader = io.BufferedReader(_Decoded(self._fp, limits), READ_NBYTES)
             except BaseException:
@@ -466,7 +474,7 @@ def open(
         filename: a path, or a binary file object, which is left open when this one is closed.
         mode: r, w, x or a, with b (the default) or t.
         encoding, errors, newline: of text, as for the built-in open.
-        options: level, block_size, threads, max_output, ...: see `LMFile`.
+        options: level, block_size, threads, max_output, model, ...: see `LMFile`.
 
     Raises:
         TypeError, ValueError: if an argument is out of range or makes no sense with the others.

@@ -195,7 +195,8 @@ class Block:
         method: how the original is coded.
         original_nbytes: 0 for an end block.
         payload_nbytes: the original's size if stored, 0 for an end block.
-        profile, streams, groups: 0 for methods that have none.
+        profile, streams, groups: 0 for methods that have none. The profile is one of PROFILES, or (methods
+            lm_cm and lm) one of the model's, counted from 1.
         last: the frame's last block.
         continues: coded with what the block before it left; not a point to start decoding from.
         check: crc32 of original, header before the check, payload.
@@ -276,8 +277,9 @@ def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | 
         if len(data) <= at:
             return None
         profile = data[at]
-        if profile not in PROFILES:
-            known = ", ".join(map(str, PROFILES))
+        # How many profiles a model has is for who has the model to see.
+        if profile not in PROFILES if method == Method.CM else not profile:
+            known = ", ".join(map(str, PROFILES)) if method == Method.CM else "those from 1"
             raise Unsupported(f"{where}: profile {profile}, this lmcodec knows {known}; {_NEWER}")
         if len(data) <= at + 1:
             return None

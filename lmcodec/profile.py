@@ -121,7 +121,7 @@ class Profile:
     @property
     def table_nbytes(self) -> int:
         """Bytes of the slot table at its largest."""
-        return 1 << self.spec["numbers"]["table_log2"]
+        return 1 << self.spec["numbers"].get("table_log2", 22)  # the kernel's default
 
 
 def build(spec: dict[str, Any]) -> Profile:
@@ -150,8 +150,14 @@ def pack(spec: dict[str, Any], learned: np.ndarray, count_limit: int = 255) -> b
     """The file of a profile that begins with `learned` (n_learned,) uint32, as BlockCoder.learned gives it.
 
     Probabilities are kept to 16 bits, counts up to `count_limit`, weights to 12 bits behind the point.
+
+    Raises:
+      ValueError: the learned state is another profile's.
     """
-    n_map = build(spec).kernel.weights_at
+    kernel = build(spec).kernel
+    if learned.shape != (kernel.n_learned,):
+        raise ValueError(f"learned state of shape {learned.shape}, the profile's is ({kernel.n_learned},)")
+    n_map = kernel.weights_at
     maps, weights = learned[:n_map], learned[n_map:].view(np.int32)
     p16 = np.clip((maps >> 10) + 32 >> 6, 1, 65535).astype("<u2")
     count = np.minimum(maps & 1023, min(count_limit, 255)).astype(np.uint8)
@@ -222,7 +228,10 @@ def _parse_at(data: bytes, start: int, where: str) -> tuple[Profile, int]:
         high = np.frombuffer(body, np.int8, n_learned - n_map, 2 * n_map + n_learned).astype(np.int32)
         learned = np.empty(n_learned, np.uint32)
         learned[:n_map] = p16 << 16 | count
-        learned[n_map:] = ((high << 8 | low) << 4).view(np.uint32)
+        values = (high << 8 | low) << 4
+        n_weight = profile.kernel.cells_at - n_map
+        values[n_weight:] = np.minimum(values[n_weight:], 65535)  # 2^16 stands for the largest cell there is
+        learned[n_map:] = values.view(np.uint32)
         profile.kernel.set_learned(learned)
     except (ValueError, lzma.LZMAError, struct.error) as error:
         raise Corrupt(f"{where}: not a profile of this version ({error}); reinstall lmcodec") from None

@@ -27,8 +27,9 @@ from hypothesis import strategies as st
 import lmcodec
 from lmcodec import codec, engine, frame
 from lmcodec.codec import Compressor, Decompressor, compress, decompress, frame_info, scan
-from lmcodec.errors import BadMagic, Corrupt, LimitExceeded, LmcodecError, Truncated, Unsupported
+from lmcodec.errors import BadMagic, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Truncated
 from lmcodec.frame import Block, FrameHeader, Method
+from lmcodec.lm import store
 
 KIB = 1024
 TEXT = b"".join(b"%d bottles of beer on the wall\n" % i for i in range(400))  # 12 KB
@@ -50,6 +51,8 @@ def _deflate() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "Engine", DeflateEngine)
         patch.setattr(engine, "memory_nbytes", corruption.deflate_memory_nbytes)
+        patch.setattr(store, "SHIPPED", {})
+        patch.delenv(store.MODEL_VARIABLE, raising=False)
         yield
 
 
@@ -300,7 +303,7 @@ def test_other_arguments() -> None:
     for make in (Decompressor, lambda **how: decompress(compress(b""), **how)):
         for name in ("max_output", "memory_limit", "threads"):
             with pytest.raises(ValueError, match=f"{name} must be at least"):
-                make(**{name: -1})
+                make(**{name: -1})  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mode must be"):
         Compressor().compress(b"", 3)
     with pytest.raises(ValueError, match="mode must be"):
@@ -615,11 +618,13 @@ def test_messages_say_where() -> None:
 
 def test_frames_that_need_a_model_are_refused_by_its_name() -> None:
     end = Block(Method.END, last=True).pack()
+    needs = Block(Method.LM_CM, 10, 5, 1, 1, 1, last=True).pack(b"0123456789", b"01234")
     for model, name in ((7, "model 7"), (bytes(range(8)), "model 0001020304050607")):
-        packed = FrameHeader(model_id=model).pack() + end
-        with pytest.raises(Unsupported, match=name):
-            decompress(packed)
-        assert frame_info(packed).model_id == model
+        header = FrameHeader(model_id=model).pack()
+        with pytest.raises(ModelNotFound, match=f"^block 1 at offset {len(header)}: needs {name}"):
+            decompress(header + needs)
+        assert frame_info(header + needs).model_id == model
+        assert decompress(header + end) == b""  # none of its blocks needs it
 
 
 @pytest.mark.parametrize(
@@ -718,7 +723,7 @@ class Slow:
 engine.Engine, engine.memory_nbytes = Slow, lambda *_: 0
 threading.Timer(0.3, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
 try:
-    codec.compress(bytes(10_000), block_size=1024, threads=THREADS)
+    codec.compress(bytes(10_000), 2, block_size=1024, threads=THREADS)
 except KeyboardInterrupt:
     print("interrupted")
 if STEPS == 1:
@@ -748,7 +753,7 @@ engine.Engine, engine.memory_nbytes = corruption.DeflateEngine, corruption.defla
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
 
 chunk = bytes(range(256)) * 4096
-with file.LMFile(sys.argv[2], "w", threads=2, block_size=1 << 20) as out:
+with file.LMFile(sys.argv[2], "w", level=2, threads=2, block_size=1 << 20) as out:
     out.write(chunk)
     start = peak()
     for _ in range(700): out.write(chunk)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,11 +12,12 @@ pytest.importorskip("torch")
 
 import torch
 
-from lmcodec.errors import ConfigError, Unsupported
-from lmcodec.lm import reference
+from lmcodec.errors import ConfigError, ModelNotFound, Unsupported
+from lmcodec.lm import reference, weights
 from lmcodec.lm.config import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.export import LOGIT_STEP, integer_model
+from lmcodec.train.loop import load_export
 from lmcodec.train.net import Net, WeightRounding, round_weight
 
 VOCABULARY = Vocabulary(sorted([bytes([b]) for b in range(256)] + [b"%d" % i for i in range(10, 54)]))
@@ -123,3 +125,21 @@ def test_a_scale_out_of_range_is_refused() -> None:
         net.w_head.mul_(1e4)
     with pytest.raises(ConfigError, match=r"w_head.*too large"):
         integer_model(net, VOCABULARY)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS.values(), ids=ROUNDINGS)
+def test_training_goes_on_from_an_integer_model(rounding: WeightRounding, tmp_path: Path) -> None:
+    net = make_net(rounding)
+    model = integer_model(net, VOCABULARY, {"step": 7})
+    path = tmp_path / "a.lmm"
+    path.write_bytes(weights.pack(model))
+    restored, document = load_export(path, VOCABULARY)
+    assert document["step"] == 7
+    for name, p in net.named_parameters():
+        expected = round_weight(p.detach(), name, rounding, torch.float32) if p.dim() == 2 else p.detach()
+        # Multipliers have 16 bits, less where a row's scale is smaller; a bias is a multiple of a sum's unit.
+        assert torch.allclose(
+            restored.get_parameter(name), expected, rtol=0.01, atol=1e-4 if p.dim() == 2 else 1e-2
+        ), name
+    with pytest.raises(ModelNotFound, match="over vocabulary"):
+        load_export(path, Vocabulary.load())

@@ -24,6 +24,7 @@ from lmcodec import codec, engine
 from lmcodec.codec import Compressor, compress, decompress, frame_info
 from lmcodec.errors import BadMagic, Corrupt, LimitExceeded, LmcodecError, Truncated
 from lmcodec.file import LMFile
+from lmcodec.lm import store
 
 KIB = 1024
 TEXT = b"".join(b"%d bottles of beer on the wall\n" % i for i in range(400))  # 12 KB
@@ -35,6 +36,8 @@ def _deflate() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(engine, "Engine", DeflateEngine)
         patch.setattr(engine, "memory_nbytes", corruption.deflate_memory_nbytes)
+        patch.setattr(store, "SHIPPED", {})
+        patch.delenv(store.MODEL_VARIABLE, raising=False)
         yield
 
 

@@ -26,6 +26,7 @@ from lmcodec.cli import safe_file
 from lmcodec.cli.operate import Settings
 from lmcodec.cli.progress import BlockEnds, Progress, printable, size_text, time_text
 from lmcodec.errors import Corrupt
+from lmcodec.lm import store
 
 posix = pytest.mark.skipif(os.name != "posix", reason="POSIX files")
 TEXT = b"".join(b"line %d of a text that is compressed\n" % i for i in range(3000))
@@ -55,6 +56,7 @@ def quick_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     vars(engine).update(Engine=QuickEngine, memory_nbytes=lambda profile, block_nbytes, *_: 48 << 20)
     monkeypatch.setitem(sys.modules, "lmcodec.engine", engine)
     monkeypatch.setattr(lmcodec, "engine", engine, raising=False)
+    monkeypatch.setattr(store, "SHIPPED", {})
 
 
 @dataclass
@@ -81,7 +83,7 @@ def lmz(
 ) -> Iterator[Front]:
     """Calls a front in `tmp_path`, standard input from bytes; checks what holds for every call."""
     monkeypatch.chdir(tmp_path)
-    for name in ("LMCODEC_LEVEL", "LMCODEC_THREADS"):
+    for name in ("LMCODEC_LEVEL", "LMCODEC_THREADS", store.MODEL_VARIABLE):
         monkeypatch.delenv(name, raising=False)
     saved = os.dup(0)
 

@@ -30,8 +30,9 @@ ERASE = b"\r\x1b[K"
 
 
 def environment() -> dict[str, str]:
-    """Ours, less what changes the command or how Python writes."""
-    return {k: v for k, v in os.environ.items() if not k.startswith(("LMCODEC_", "PYTHONUNBUFFERED"))}
+    """Ours, less what changes the command or how Python writes; a level without a language model."""
+    ours = {k: v for k, v in os.environ.items() if not k.startswith(("LMCODEC_", "PYTHONUNBUFFERED"))}
+    return ours | {"LMCODEC_LEVEL": "2"}
 
 
 def lmz(folder: Path, *arguments: str, stdout: Any = PIPE) -> subprocess.CompletedProcess[bytes]:

@@ -14,8 +14,10 @@ from lmcodec.cli.progress import printable
 from lmcodec.codec import FrameInfo, scan
 from lmcodec.errors import LmcodecError
 from lmcodec.frame import PROFILES, Block, Method
+from lmcodec.lm import store
 
-_COLUMNS = ("Frames", "Blocks", "Compressed", "Original", "Ratio", "bpb", "Methods", "File")
+_COLUMNS = ("Frames", "Blocks", "Compressed", "Original", "Ratio", "bpb", "Methods", "Model", "File")
+_MODEL = _COLUMNS.index("Model")
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,17 @@ def list_file(name: str) -> Listed:
         return Listed(name, file.seek(0, io.SEEK_END), frames)
 
 
-def as_table(files: Sequence[Listed]) -> str:
-    """A line for every file, and one for all of several."""
+def as_table(files: Sequence[Listed], verbose: bool = False) -> str:
+    """A line for every file, and one for all of several; `verbose` adds the models."""
     rows = [_row(printable(file.name), [file]) for file in files]
     if len(files) > 1:
         rows.append(_row(f"{len(files)} files", files))
     if not rows:
         return ""
     table = [_COLUMNS, *rows]
-    width = [max(len(row[i]) for row in table) for i in range(len(_COLUMNS))]
+    if not verbose:
+        table = [(*row[:_MODEL], *row[_MODEL + 1 :]) for row in table]
+    width = [max(map(len, column)) for column in zip(*table, strict=True)]
     text_from = _COLUMNS.index("Methods")  # figures are aligned to the right
 
     def line(row: Sequence[str]) -> str:
@@ -75,6 +79,7 @@ def as_table(files: Sequence[Listed]) -> str:
 def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
     compressed, original = sum(f.nbytes for f in files), sum(f.original_nbytes for f in files)
     blocks = [block for file in files for block in file.blocks]
+    models = [_model(frame.model_id) for file in files for frame in file.frames if frame.model_id]
     return (
         str(sum(len(file.frames) for file in files)),
         str(len(blocks)),
@@ -83,14 +88,25 @@ def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
         f"{compressed / original:.3f}" if original else "-",
         f"{8 * compressed / original:.3f}" if original else "-",
         ",".join(name for name, _ in Counter(map(_method, blocks)).most_common()) or "-",
+        ",".join(dict.fromkeys(models)) or "-",
         name,
     )
 
 
 def _method(block: Block) -> str:
-    """`stored`, or the method and its profile: `cm:strong`."""
+    """`stored`, or the method and its profile: `cm:strong`, `lm+cm:1`, whose profiles are the model's."""
     name = block.method.name.lower().replace("_", "+")
-    return f"{name}:{PROFILES[block.profile]}" if block.profile else name
+    if not block.profile:
+        return name
+    return f"{name}:{PROFILES[block.profile] if block.method == Method.CM else block.profile}"
+
+
+def _model(model_id: int | bytes) -> str:
+    """A shipped model's name and number, or the id."""
+    if isinstance(model_id, bytes):
+        return model_id.hex()
+    known = store.SHIPPED.get(model_id) or store.RETIRED.get(model_id)
+    return f"{known.name}({model_id})" if known else str(model_id)
 
 
 def as_json(files: Sequence[Listed]) -> str:

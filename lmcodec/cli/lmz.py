@@ -81,9 +81,21 @@ _FILES = [
     ),
 ]
 _LEVELS = [
-    _flag("-1", "--fast", "level", value=1, help="Fastest level."),
+    _flag("-1", "--fast", "level", value=1, help="Fastest level, as -2 without a language model."),
     *(_flag(f"-{n}", "level", value=n, help=f"Level {n}.", hidden=True) for n in range(2, 9)),
-    _flag("-9", "--best", "level", value=9, help=f"Smallest output.  [-1 to -9; default: -{DEFAULT_LEVEL}]"),
+    _flag(
+        "-9",
+        "--best",
+        "level",
+        value=9,
+        help="Smallest output. -3 to -9 use a language model where it helps, from -6 on the largest one"
+        f" shipped.  [default: -{DEFAULT_LEVEL}]",
+    ),
+]
+_MODEL = [
+    click.Option(
+        ["--model"], metavar="NAME|FILE", help="Language model: a shipped one's name, or a model file."
+    )
 ]
 _ENCODING = [
     click.Option(
@@ -112,8 +124,8 @@ _PROGRESS = [_flag("--no-progress", help="No progress, on a terminal either.")]
 _OPERANDS = [click.Argument(["files"], nargs=-1, type=click.Path(allow_dash=True, readable=False))]
 _CONTEXT = {"help_option_names": ["-h", "--help"]}
 _EPILOG = (
-    "LMCODEC_LEVEL and LMCODEC_THREADS in the environment set defaults. The exit status is 0 if all went"
-    " well, 1 after an error, 2 after a warning."
+    "LMCODEC_LEVEL, LMCODEC_THREADS and LMCODEC_MODEL in the environment set defaults. The exit status is"
+    " 0 if all went well, 1 after an error, 2 after a warning."
 )
 
 
@@ -171,8 +183,9 @@ def _command(
 
 def front(program: str, mode: str, help: str, **defaults: Any) -> click.Command:
     """A command with all options, as `program`, that does `mode` unless told otherwise."""
-    groups = (_MODES, _STDOUT, _OUTPUT, _FILES, _LEVELS, _ENCODING, _DECODING, _THREADS, _LISTING, _MESSAGES)
-    params = [*_OPERANDS, *(option for group in groups for option in group), *_PROGRESS]
+    coding = (_LEVELS, _MODEL, _ENCODING, _DECODING, _THREADS)
+    groups = (_MODES, _STDOUT, _OUTPUT, _FILES, *coding, _LISTING, _MESSAGES, _PROGRESS)
+    params = [*_OPERANDS, *(option for group in groups for option in group)]
     version = click.version_option(__version__, "-V", "--version", message=f"{program} %(version)s")
     return version(_command(program, mode, help, params, **defaults))
 
@@ -186,19 +199,19 @@ def subcommands() -> list[click.Command]:
             "compress",
             "compress",
             "Compress FILES, each to FILE.lmz; standard input if there are none.",
-            [*written, *_LEVELS, *_ENCODING, *_THREADS, *end],
+            [*written, *_LEVELS, *_MODEL, *_ENCODING, *_THREADS, *end],
         ),
         _command(
             "decompress",
             "decompress",
             "Decompress FILES; standard input if there are none.",
-            [*written, *_DECODING, *_THREADS, *end],
+            [*written, *_MODEL, *_DECODING, *_THREADS, *end],
         ),
         _command(
             "test",
             "test",
             "Decompress FILES to nowhere and report errors.",
-            [*_OPERANDS, *_FILES, *_DECODING, *_THREADS, *end],
+            [*_OPERANDS, *_FILES, *_MODEL, *_DECODING, *_THREADS, *end],
         ),
         _command(
             "list",

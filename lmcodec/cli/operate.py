@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import signal
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ from lmcodec.cli.safe_file import (
     reserve_standard_descriptors,
     supervise,
 )
-from lmcodec.errors import ConfigError, LimitExceeded, LmcodecError, one_line
+from lmcodec.errors import ConfigError, LimitExceeded, LmcodecError, ModelNotFound, one_line
 
 if TYPE_CHECKING:
     from lmcodec.cli.listing import Listed
@@ -49,6 +50,7 @@ class Settings:
     suffix: str = SUFFIX
     verify: bool = False
     level: int = 6
+    model: str | None = None  # a shipped model's name, or a file
     threads: int | None = None
     block_nbytes: int | None = None
     solid: bool = False
@@ -74,13 +76,22 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
             raise ConfigError(f"-o names one output for {len(operands)} inputs (-c joins them)")
         if settings.to_stdout or settings.recursive or settings.mode in ("test", "list"):
             raise ConfigError("-o does not go together with -c, -r, -t or -l")
+    if settings.model is not None and settings.mode == "compress" and settings.level < 3:
+        raise ConfigError(
+            f"--model does not go together with -{settings.level}, which uses no language model"
+        )
     reserve_standard_descriptors()
     # Who writes into a pipe may share the terminal with another program (tar -v, less): no progress unasked.
     writes_stdout = settings.to_stdout or (operands == ("-",) and settings.output is None)
     quiet = settings.mode == "list" or (settings.mode != "test" and writes_stdout and settings.verbosity < 1)
     console = Console(settings.program, settings.verbosity, progress=settings.progress and not quiet)
     work = _Work(settings, console)
-    status = supervise(lambda: work.run(operands), console.draw, console.erase)
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, *_: console.warning(None, str(message))
+    try:
+        status = supervise(lambda: work.run(operands), console.draw, console.erase)
+    finally:
+        warnings.showwarning = show
     if work.stdout_closed and hasattr(signal, "SIGPIPE"):
         die_by(signal.SIGPIPE)
     return status
@@ -121,6 +132,8 @@ class _Work:
             message = error.strerror or str(error)
         except LimitExceeded as error:
             message = str(error).replace("max_output", "--max-output").replace("memory_limit", "--memlimit")
+        except ModelNotFound as error:
+            message = str(error).replace("model=", "--model")
         except LmcodecError as error:
             message = one_line(error)
         except Exception as error:  # our bug; the other files are still served
@@ -228,11 +241,15 @@ class _Work:
         if settings.verify:
             from lmcodec.cli.verify import Verifier
 
-            verifier = Verifier(settings.threads)
+            verifier = Verifier(settings.threads, settings.model)
         # What was written to a file is read back; what went into a pipe is decoded as it goes.
         reads_back = isinstance(target, Target) and target.can_rewind
         compressor = Compressor(
-            settings.level, block_size=settings.block_nbytes, threads=settings.threads, solid=settings.solid
+            settings.level,
+            block_size=settings.block_nbytes,
+            threads=settings.threads,
+            solid=settings.solid,
+            model=settings.model,
         )
 
         def write(piece: bytes) -> None:
@@ -284,6 +301,7 @@ class _Work:
             max_output=settings.max_output,
             memory_limit=settings.memory_limit,
             threads=settings.threads,
+            model=settings.model,
         )
         yield from iter(lambda: reader.read(_OUTPUT_NBYTES), b"")
 
@@ -297,5 +315,6 @@ class _Work:
     def _print_list(self) -> None:
         from lmcodec.cli.listing import as_json, as_table
 
-        text = as_json(self.listed) if self.settings.json else as_table(self.listed)
+        verbose = self.settings.verbosity > 0
+        text = as_json(self.listed) if self.settings.json else as_table(self.listed, verbose)
         Stdout().write(text.encode("utf-8", "backslashreplace"))

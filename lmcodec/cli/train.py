@@ -92,18 +92,24 @@ def vocab(out: Path, size: int, sample_mb: int, seed: int, corpora: Path | None)
 @train.command()
 @click.argument("spec", type=click.Path(path_type=Path))
 @click.argument("out", type=click.Path(path_type=Path))
+@click.option(
+    "--model", help="Name or file of the language model beside it, if the profile has one (lm = 1)."
+)
 @click.option("--seed", type=int, default=11, show_default=True, help="Of the choice of documents.")
 @click.option(
     "--corpora", type=click.Path(path_type=Path), help="Folder with train/ (default: LMCODEC_CORPORA)."
 )
-def profile(spec: Path, out: Path, seed: int, corpora: Path | None) -> None:
+def profile(spec: Path, out: Path, model: str | None, seed: int, corpora: Path | None) -> None:
     """Learn what a profile of the context mixer begins with, and write its file to OUT.
 
-    SPEC is a TOML file such as lmcodec/train/configs/profile-fast.toml.
+    SPEC is a TOML file such as lmcodec/train/configs/profile-fast.toml. A profile for blocks with a language
+    model (profile-lm-fast.toml) is learned with its --model, and goes into that model's file: lmcodec model
+    export --mixer.
     """
     from hashlib import sha256
 
     from lmcodec.errors import ConfigError
+    from lmcodec.lm import store
     from lmcodec.profile import build, pack
     from lmcodec.train.config import read_toml
     from lmcodec.train.prior import learn, sample
@@ -113,8 +119,43 @@ def profile(spec: Path, out: Path, seed: int, corpora: Path | None) -> None:
         build(wanted)
     except (KeyError, TypeError, ValueError) as error:
         raise ConfigError(f"{spec}: not a profile ({error})") from None
+    if bool(wanted["numbers"].get("lm")) != (model is not None):
+        raise ConfigError(
+            f"{spec}: its number lm is {wanted['numbers'].get('lm', 0)}: "
+            + ("--model is not for it" if model else "name the language model with --model")
+        )
+    loaded = store.load(store.find(model)) if model else None
     pieces = sample(corpora, seed)
     click.echo(f"{len(pieces)} pieces of text, {sum(map(len, pieces)):,} bytes")
-    data = pack(wanted, learn(wanted, pieces))
+    data = pack(wanted, learn(wanted, pieces, loaded))
     out.write_bytes(data)
     click.echo(f"{out}: {len(data):,} bytes, SHA-256 {sha256(data).hexdigest()}")
+
+
+@train.command()
+@click.argument(
+    "files", nargs=-1, required=True, type=click.Path(exists=True, dir_okay=False, path_type=Path)
+)
+@click.option("--windows", type=click.IntRange(1), default=100, show_default=True, help="Of each file.")
+@click.option("--seed", type=int, default=1, show_default=True)
+@click.option(
+    "--corpora", type=click.Path(path_type=Path), help="Folder with train/ (default: LMCODEC_CORPORA)."
+)
+@click.pass_context
+def overlap(
+    ctx: click.Context, files: tuple[Path, ...], windows: int, seed: int, corpora: Path | None
+) -> None:
+    """Look for text of FILES in the training corpora.
+
+    Random windows of 200 bytes of each file are searched for, byte for byte. Exits with 1 if one is there: a
+    model trained on the corpora must not be measured on that file.
+    """
+    from lmcodec.train.overlap import find_overlap
+
+    counts, found = find_overlap({str(path): path.read_bytes() for path in files}, corpora, windows, seed)
+    for name, n in counts.items():
+        by = found.get(name, {})
+        where = ", ".join(f"{k} in {category}" for category, k in by.items())
+        click.echo(f"{name}: {n} windows, " + (where or "none in the training text"))
+    if found:
+        ctx.exit(1)

@@ -227,6 +227,9 @@ void ContextMixer::begin_block(std::uint32_t nbytes) {
     if (fresh_ || n_stream > 1) stream.text.move_to(stream.begin);
     if (n_stream > 1)
       for (Match& match : stream.match) match = Match();
+    // The block before may have been left inside a byte.
+    stream.c0 = 1;
+    stream.n_bit = 0;
     stream.prepared = false;
     stream.nibble = 0;
   }
@@ -305,7 +308,7 @@ void ContextMixer::set_rows(Stream& stream) {
   const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
   const std::uint8_t c1 = static_cast<std::uint8_t>(tail), c2 = static_cast<std::uint8_t>(tail >> 8);
   const std::uint8_t c3 = static_cast<std::uint8_t>(tail >> 16);
-  std::uint32_t base[kSelectorCount];
+  std::uint32_t base[kSelectorCount] = {};  // 0 for those of the language model, which predict() works out
   const auto cls = [](std::uint8_t c) { return static_cast<std::uint32_t>(TextState::byte_class(c)); };
   const auto capped = [](int value, int most) { return static_cast<std::uint32_t>(std::min(value, most)); };
   base[kSelectZero] = base[kSelectOrder0] = base[kSelectKnown] = 0;
@@ -433,7 +436,8 @@ std::uint32_t ContextMixer::predict_end(int s, std::int32_t stretch, std::uint32
   at.tail = static_cast<std::uint32_t>(stream.text.tail());
   // The text that the match model predicts, from the token's first byte on: where does its longest token end?
   const std::uint32_t length = static_cast<std::uint32_t>(n_byte);
-  if (match.active && match.length >= length && history_.held_before(match.pointer) >= length) {
+  if (match.active && match.length >= length && history_.kept(match.pointer) &&
+      history_.held_before(match.pointer) >= length) {
     at.next_byte = 1 + history_.at(match.pointer);
     at.match_bucket = 1 + length_bucket(match.length) / 2;
     at.match_ends =

@@ -235,6 +235,7 @@ NB_MODULE(_kernel, m) {
       .def_prop_ro("n_learned", [](const ProfileData& self) { return self.learned.size(); })
       .def_prop_ro("n_input", [](const ProfileData& self) { return self.profile.n_input(); })
       .def_prop_ro("weights_at", [](const ProfileData& self) { return self.profile.weights_at(); })
+      .def_prop_ro("cells_at", [](const ProfileData& self) { return self.profile.cells_at(); })
       .def("set_learned",
            [](ProfileData& self, Words values) {
              if (values.size() != self.learned.size()) throw nb::value_error("not as many values as the profile learns");

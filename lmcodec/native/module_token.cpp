@@ -24,6 +24,8 @@ using Log2 = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::devi
 using Tokens = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
+constexpr const char* kOtherTokens = "the tokens do not spell the streams";
+
 void require(bool holds, const char* what) {
   if (!holds) throw nb::value_error(what);
 }
@@ -67,7 +69,11 @@ class Coder {
       throw nb::value_error(("this machine has no " + isa).c_str());
   }
 
-  void reset() { coder_->reset(); }
+  void reset() {
+    coder_->reset();
+    out_ = Output();
+    payload_ = Bytes();
+  }
 
   void begin_encode(Bytes data, Tokens tokens) {
     const std::uint32_t nbytes = checked(data.size());
@@ -77,16 +83,19 @@ class Coder {
     for (std::uint64_t s = 1; s <= n_stream_; ++s) {
       const std::size_t border = static_cast<std::size_t>(s * nbytes / n_stream_);
       for (; at < border && t < tokens.size(); ++t) {
-        require(tokens.data()[t] < coding_.trie.n_token(), "a token is not in the vocabulary");
-        at += coding_.trie.nbytes(tokens.data()[t]);
+        const std::uint32_t token = tokens.data()[t];
+        require(token < coding_.trie.n_token(), "a token is not in the vocabulary");
+        require(coding_.trie.nbytes(token) <= border - at && coding_.trie.spells(token, data.data() + at), kOtherTokens);
+        at += coding_.trie.nbytes(token);
       }
-      require(at == border, "the tokens are not those of the streams");
+      require(at == border, kOtherTokens);
     }
     require(t == tokens.size(), "there are more tokens than the streams have");
     coder_->begin_encode(data.data(), nbytes, tokens.data(), tokens.size());
   }
 
   std::size_t encode(Output bits, Probabilities p16) {
+    require(coder_->encoding(), "no block is being encoded");
     nb::gil_scoped_release release;
     return coder_->encode(bits.data(), p16.data(), std::min(bits.size(), p16.size()));
   }
@@ -100,6 +109,7 @@ class Coder {
   }
 
   bool decode(std::size_t n) {
+    require(coder_->decoding(), "no block is being decoded");
     nb::gil_scoped_release release;
     return coder_->decode(n);
   }
@@ -111,7 +121,7 @@ class Coder {
   }
   void push(int bit) {
     require(!done(), "no decision is open");
-    coder_->push(bit & 1);
+    require(coder_->push(bit & 1), "the block that is encoded has another bit here");
   }
 
   nb::object learned() const {
@@ -123,6 +133,7 @@ class Coder {
  private:
   std::uint32_t checked(std::size_t nbytes) const {
     require(nbytes >= n_stream_ && nbytes <= 1u << 24, "a block has one byte a stream to 16 MiB");
+    require(coder_->may_begin(), "the block before has not ended: reset first");
     return static_cast<std::uint32_t>(nbytes);
   }
 

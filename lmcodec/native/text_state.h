@@ -21,8 +21,8 @@ class History {
   std::uint32_t reserve(std::uint32_t n);
   std::uint8_t at(std::uint32_t position) const { return bytes_[position & mask_]; }
   void put(std::uint32_t position, std::uint8_t byte) { bytes_[position & mask_] = byte; }
-  // Whether position lies in the part that is kept.
-  bool kept(std::uint32_t position) const { return end_ - position <= held(); }
+  // Whether position lies in the part that is kept or reserved, which ends before end_.
+  bool kept(std::uint32_t position) const { return end_ - position - 1 < held(); }
   // How many bytes from position on are reserved; it is kept.
   std::uint32_t kept_after(std::uint32_t position) const { return end_ - position; }
   // How many bytes before position are kept.

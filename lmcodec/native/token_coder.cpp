@@ -1,6 +1,8 @@
 #include "token_coder.h"
 
 #include <algorithm>
+#include <cstddef>
+#include <utility>
 
 namespace lmcodec {
 namespace {
@@ -66,58 +68,80 @@ class TokenBlockCoder::Live : public TokenModel {
 
 class TokenBlockCoder::Recorded : public TokenModel {
  public:
-  explicit Recorded(std::size_t n_stream) : stretches_(n_stream), next_(n_stream) {}
-
-  // bytes and tokens of every stream: [begin[s], begin[s + 1]).
-  void record(const TokenCoding& coding, const std::uint8_t* bytes, const std::vector<std::size_t>& begin,
-              const std::uint16_t* tokens, const std::vector<std::size_t>& begin_token,
-              const std::vector<std::uint32_t>& first, const std::vector<std::uint8_t>& length, bool continues) {
-    const std::size_t n_stream = next_.size();
-    Session session(coding.network, static_cast<int>(n_stream));
-    std::size_t longest = 0;
-    std::vector<std::size_t> position(n_stream);
-    for (std::size_t s = 0; s < n_stream; ++s) {
-      session.reset(static_cast<int>(s), continues || s > 0);
-      longest = std::max(longest, begin_token[s + 1] - begin_token[s]);
-      position[s] = begin[s];
-    }
-    constexpr std::size_t kSteps = 256;
-    std::vector<std::uint32_t> inputs;
-    for (std::size_t t0 = 0; t0 < longest; t0 += kSteps) {
-      const std::size_t n = std::min(kSteps, longest - t0);
-      inputs.assign(n * n_stream, 0u);  // of streams that are over
-      for (std::size_t s = 0; s < n_stream; ++s)
-        for (std::size_t t = t0; t < t0 + n && begin_token[s] + t < begin_token[s + 1]; ++t)
-          inputs[(t - t0) * n_stream + s] = t ? tokens[begin_token[s] + t - 1] : first[s];
-      session.run(inputs.data(), n, [&](std::size_t from, int rows) {
-        for (int row = 0; row < rows; ++row) {
-          const std::size_t at = from + static_cast<std::size_t>(row), t = t0 + at / n_stream, s = at % n_stream;
-          const std::size_t token = begin_token[s] + t;
-          if (token >= begin_token[s + 1]) continue;
-          const std::uint32_t nbytes = length[token];
-          for_each_decision(coding.trie, bytes + position[s], nbytes, token + 1 == begin_token[s + 1],
-                            [&](const Sides& sides) {
-                              const auto span = [&](std::uint32_t low, std::uint32_t high) {
-                                return session.span(row, static_cast<int>(low), static_cast<int>(high));
-                              };
-                              stretches_[s].push_back(static_cast<std::int16_t>(coding.stretch(
-                                  span(sides.one_low, sides.one_high), span(sides.zero_low, sides.zero_high))));
-                            });
-          position[s] += nbytes;
-        }
-      });
+  // bytes, ends: as TokenLockstep's, kept by reference. Bytes and tokens of stream s are those from begin[s] and
+  // begin_token[s] on, up to the next stream's. first: the token before each stream's.
+  Recorded(const TokenCoding& coding, const std::uint8_t* bytes, std::vector<std::size_t> begin,
+           std::vector<std::uint16_t> tokens, std::vector<std::size_t> begin_token, std::vector<std::uint32_t> first,
+           bool continues)
+      : coding_(coding), n_stream_(first.size()), session_(coding.network, static_cast<int>(n_stream_)), bytes_(bytes),
+        position_(std::move(begin)), tokens_(std::move(tokens)), begin_token_(std::move(begin_token)),
+        first_(std::move(first)), step_(n_stream_), stretches_(n_stream_), next_(n_stream_) {
+    for (std::size_t s = 0; s < n_stream_; ++s) {
+      session_.reset(static_cast<int>(s), continues || s > 0);
+      longest_ = std::max(longest_, begin_token_[s + 1] - begin_token_[s]);
     }
   }
 
-  void step(const int*, const std::uint32_t*, int) override {}
+  // A stream takes as many steps as it has tokens.
+  void step(const int* streams, const std::uint32_t*, int n) override {
+    bool more = false;
+    for (int k = 0; k < n; ++k) more |= step_[static_cast<std::size_t>(streams[k])]++ == recorded_;
+    if (more) record();
+  }
+
   std::int32_t stretch(int s, const Sides&) override {
     const std::size_t i = static_cast<std::size_t>(s);
     return stretches_[i][next_[i]++];
   }
 
  private:
-  std::vector<std::vector<std::int16_t>> stretches_;
+  // Answers the decisions of some steps more. Only these are kept: a whole block's would take 13 bytes a byte.
+  void record() {
+    constexpr std::size_t kRows = 256;  // positions that a session takes through its layers at once
+    const std::size_t from = recorded_, n = std::min(std::max<std::size_t>(1, kRows / n_stream_), longest_ - from);
+    inputs_.assign(n * n_stream_, 0u);  // of streams that are over
+    for (std::size_t s = 0; s < n_stream_; ++s) {
+      stretches_[s].erase(stretches_[s].begin(), stretches_[s].begin() + static_cast<std::ptrdiff_t>(next_[s]));
+      next_[s] = 0;
+      for (std::size_t t = from; t < from + n && begin_token_[s] + t < begin_token_[s + 1]; ++t)
+        inputs_[(t - from) * n_stream_ + s] = t ? tokens_[begin_token_[s] + t - 1] : first_[s];
+    }
+    session_.run(inputs_.data(), n, [&](std::size_t first_row, int n_row) {
+      for (int row = 0; row < n_row; ++row) {
+        const std::size_t at = first_row + static_cast<std::size_t>(row), s = at % n_stream_;
+        const std::size_t token = begin_token_[s] + from + at / n_stream_;
+        if (token < begin_token_[s + 1]) answer(row, s, token);
+      }
+    });
+    recorded_ += n;
+  }
+
+  void answer(int row, std::size_t s, std::size_t token) {
+    const auto span = [&](std::uint32_t low, std::uint32_t high) {
+      return session_.span(row, static_cast<int>(low), static_cast<int>(high));
+    };
+    const std::uint32_t nbytes = coding_.trie.nbytes(tokens_[token]);
+    for_each_decision(coding_.trie, bytes_ + position_[s], nbytes, token + 1 == begin_token_[s + 1],
+                      [&](const Sides& sides) {
+                        stretches_[s].push_back(static_cast<std::int16_t>(coding_.stretch(
+                            span(sides.one_low, sides.one_high), span(sides.zero_low, sides.zero_high))));
+                      });
+    position_[s] += nbytes;
+  }
+
+  const TokenCoding& coding_;
+  const std::size_t n_stream_;
+  Session session_;
+  const std::uint8_t* const bytes_;
+  std::vector<std::size_t> position_;  // of the first byte whose decisions are not recorded
+  const std::vector<std::uint16_t> tokens_;
+  const std::vector<std::size_t> begin_token_;
+  const std::vector<std::uint32_t> first_;
+  std::vector<std::size_t> step_;                     // steps that each stream has begun
+  std::vector<std::vector<std::int16_t>> stretches_;  // of each stream's recorded decisions, from next_ on to come
   std::vector<std::size_t> next_;
+  std::vector<std::uint32_t> inputs_;
+  std::size_t longest_ = 0, recorded_ = 0;  // steps: of the stream with most tokens, recorded
 };
 
 TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, const Profile& profile,
@@ -128,10 +152,25 @@ TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, const Profile& profi
 TokenBlockCoder::~TokenBlockCoder() = default;
 
 void TokenBlockCoder::begin_block(std::uint32_t nbytes) {
-  lockstep_.stop();  // an allocation that fails leaves no block under way
-  continues_ = !forget_;
-  if (forget_) mixer_.reset(nbytes, n_stream_);
+  const bool continues = !forget_;
+  reset();  // until the block is under way: an allocation may fail
+  continues_ = continues;
+  if (!continues) mixer_.reset(nbytes, n_stream_);
+}
+
+void TokenBlockCoder::begin_lockstep(std::unique_ptr<TokenModel> model, std::uint8_t* bytes, std::uint32_t nbytes,
+                                     const std::uint8_t* ends, Direction direction) {
+  model_ = std::move(model);
+  lockstep_.begin(*model_, first_tokens().data(), bytes, nbytes, ends);
+  direction_ = direction;
   forget_ = false;
+}
+
+void TokenBlockCoder::reset() {
+  lockstep_.stop();
+  model_.reset();
+  direction_ = Direction::kNone;
+  forget_ = true;
 }
 
 std::vector<std::uint32_t> TokenBlockCoder::first_tokens() const {
@@ -148,23 +187,20 @@ void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbyt
   ends_.assign(nbytes, 0);
   const std::uint64_t n_stream = static_cast<std::uint64_t>(n_stream_);
   std::vector<std::size_t> begin, begin_token;
-  std::vector<std::uint8_t> length(n_token);
   std::size_t t = 0, at = 0;
   for (std::uint64_t s = 0; s <= n_stream; ++s) {
     const std::size_t border = static_cast<std::size_t>(s * nbytes / n_stream);
     for (; at < border; ++t) {
-      length[t] = coding_.trie.nbytes(tokens[t]);
-      at += length[t];
+      at += coding_.trie.nbytes(tokens[t]);
       ends_[at - 1] = 1;
     }
     begin.push_back(border);
     begin_token.push_back(t);
   }
-  const std::vector<std::uint32_t> first = first_tokens();
-  auto recorded = std::make_unique<Recorded>(static_cast<std::size_t>(n_stream));
-  recorded->record(coding_, bytes_.data(), begin, tokens, begin_token, first, length, continues_);
-  model_ = std::move(recorded);
-  lockstep_.begin(*model_, first.data(), bytes_.data(), nbytes, ends_.data());
+  begin_lockstep(std::make_unique<Recorded>(coding_, bytes_.data(), std::move(begin),
+                                            std::vector<std::uint16_t>(tokens, tokens + n_token),
+                                            std::move(begin_token), first_tokens(), continues_),
+                 bytes_.data(), nbytes, ends_.data(), Direction::kEncode);
 }
 
 std::size_t TokenBlockCoder::encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room) {
@@ -182,13 +218,20 @@ void TokenBlockCoder::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, co
                                    std::size_t n) {
   begin_block(nbytes);
   decoder_ = RangeDecoder(payload, n);
-  model_ = std::make_unique<Live>(coding_, n_stream_, n_group_, continues_);
-  lockstep_.begin(*model_, first_tokens().data(), bytes, nbytes, nullptr);
+  begin_lockstep(std::make_unique<Live>(coding_, n_stream_, n_group_, continues_), bytes, nbytes, nullptr,
+                 Direction::kDecode);
 }
 
 bool TokenBlockCoder::decode(std::size_t n) {
-  for (; n && !lockstep_.done() && !decoder_.corrupt(); --n) lockstep_.push(decoder_.decode(lockstep_.p()));
-  return !decoder_.corrupt() && !lockstep_.corrupt();
+  const auto corrupt = [this] { return decoder_.corrupt() || lockstep_.corrupt(); };
+  for (; n && !lockstep_.done() && !corrupt(); --n) lockstep_.push(decoder_.decode(lockstep_.p()));
+  return !corrupt();
+}
+
+bool TokenBlockCoder::push(int bit) {
+  if (encoding() && bit != lockstep_.truth()) return false;
+  lockstep_.push(bit);
+  return true;
 }
 
 }  // namespace lmcodec

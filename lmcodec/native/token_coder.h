@@ -28,10 +28,13 @@ class TokenBlockCoder {
 
   ContextMixer& mixer() { return mixer_; }
 
-  // The next block is independent of those before.
-  void reset() { forget_ = true; }
-  // Encoding. The network runs over the whole block at once; tokens: those of all streams one after another, whose
-  // strings are the block's bytes. Bytes and tokens are copied.
+  // Ends the block at hand; the next one is independent of those before.
+  void reset();
+  // Whether a block may begin: the one before has ended, or was forgotten.
+  bool may_begin() const { return forget_ || lockstep_.done(); }
+  // Encoding. The network runs over many positions at once; tokens: those of all streams one after another, whose
+  // strings are the block's bytes. Bytes and tokens are copied. Where this or the next throws, the coder is as after a
+  // reset.
   void begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint16_t* tokens, std::size_t n_token);
   // Up to `room` decisions and their probabilities; returns how many, 0 at the end.
   std::size_t encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room);
@@ -40,15 +43,21 @@ class TokenBlockCoder {
   // Up to n decisions more; false if no encoder can have written the payload.
   bool decode(std::size_t n);
   bool done() const { return lockstep_.done(); }
+  bool encoding() const { return direction_ == Direction::kEncode; }
+  bool decoding() const { return direction_ == Direction::kDecode; }
   // One decision at a time, for a coder outside the kernel.
   std::uint32_t p() const { return lockstep_.p(); }
-  void push(int bit) { lockstep_.push(bit); }
+  // False, and nothing is done, if the block that is encoded has another bit there.
+  bool push(int bit);
 
  private:
   class Live;      // steps the network as tokens become known
-  class Recorded;  // has run it over the block
+  class Recorded;  // runs it over tokens that are known
+  enum class Direction { kNone, kEncode, kDecode };
 
   void begin_block(std::uint32_t nbytes);
+  void begin_lockstep(std::unique_ptr<TokenModel> model, std::uint8_t* bytes, std::uint32_t nbytes,
+                      const std::uint8_t* ends, Direction direction);
   std::vector<std::uint32_t> first_tokens() const;
 
   const TokenCoding& coding_;
@@ -58,6 +67,7 @@ class TokenBlockCoder {
   std::unique_ptr<TokenModel> model_;
   std::vector<std::uint8_t> bytes_, ends_;
   RangeDecoder decoder_{nullptr, 0};
+  Direction direction_ = Direction::kNone;
   bool forget_ = true;
   bool continues_ = false;  // the block at hand goes on where another ended
 };

@@ -8,12 +8,16 @@ namespace {
 constexpr std::int32_t kStretchLimit = 3071;
 constexpr std::int64_t kLn2 = 45426;  // ln 2 * 2^16
 
-int bit_length(std::uint64_t x) {
+int bit_length(std::uint64_t x) {  // x > 0
 #if defined(__GNUC__) || defined(__clang__)
   return 64 - __builtin_clzll(x);
 #else
-  int n = 0;
-  for (; x; x >>= 1) ++n;
+  int n = 1;
+  for (int k = 32; k; k >>= 1)
+    if (x >> k) {
+      x >>= k;
+      n += k;
+    }
   return n;
 #endif
 }
@@ -27,7 +31,7 @@ std::int64_t TokenStretch::log2(std::uint64_t sum) const {
 }
 
 std::int32_t TokenStretch::operator()(std::uint64_t one, std::uint64_t zero) const {
-  const std::int64_t odds = (log2(one) - log2(zero)) * kLn2;  // below 2^38
+  const std::int64_t odds = (log2(one) - log2(zero)) * kLn2;  // sums of 1 to 2^40: below 2^38
   const std::int64_t stretch = (odds + (1 << 23)) >> 24;
   return static_cast<std::int32_t>(std::clamp<std::int64_t>(stretch, -kStretchLimit, kStretchLimit));
 }
@@ -48,7 +52,7 @@ void TokenLockstep::begin(TokenModel& model, const std::uint32_t* first, std::ui
   for (std::uint64_t s = 0; s < n_stream; ++s) {
     Stream& stream = streams_[s];
     stream = Stream();
-    stream.begin = stream.position = static_cast<std::uint32_t>(s * nbytes / n_stream);
+    stream.position = static_cast<std::uint32_t>(s * nbytes / n_stream);
     stream.end = static_cast<std::uint32_t>((s + 1) * nbytes / n_stream);
     stream.token = first[s];
   }
@@ -120,7 +124,6 @@ bool TokenLockstep::go_on(int s) {
     const bool may_go_on = trie_.high(stream.node) - trie_.low(stream.node) > (is_token ? 1u : 0u);
     if (stream.position == stream.end || (is_token && !may_go_on)) {
       if (!is_token) corrupt_ = true;
-      stream.token_before = stream.token;
       stream.token = trie_.low(stream.node);
       return false;
     }
@@ -169,7 +172,6 @@ void TokenLockstep::end_round() {
     if (stream.at_end) {
       mixer_.update_end(s, bit);
       if (bit) {
-        stream.token_before = stream.token;
         stream.token = trie_.low(stream.node);
         open = false;
       } else {

@@ -30,7 +30,7 @@ class TokenModel {
 class TokenStretch {
  public:
   explicit TokenStretch(const std::int32_t* log2_table) : table_(log2_table, log2_table + 1024) {}
-  std::int32_t operator()(std::uint64_t one, std::uint64_t zero) const;
+  std::int32_t operator()(std::uint64_t one, std::uint64_t zero) const;  // both at least 1
 
  private:
   std::int64_t log2(std::uint64_t sum) const;
@@ -62,9 +62,9 @@ class TokenLockstep {
 
  private:
   struct Stream {
-    std::uint32_t begin = 0, end = 0, position = 0;
+    std::uint32_t end = 0, position = 0;
     std::uint32_t node = 0;              // of the trie: the token so far
-    std::uint32_t token = 0, token_before = 0;  // the last two complete ones
+    std::uint32_t token = 0;             // the last complete one
     int n_byte = 0;                      // of the token so far
     std::uint32_t from = 0, to = 0;      // children that the bits of the byte so far leave, as entries
     std::uint32_t middle = 0;            // of them, the first behind a 1

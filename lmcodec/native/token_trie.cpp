@@ -29,6 +29,16 @@ TokenTrie::TokenTrie(const std::uint8_t* strings, const std::uint32_t* offsets, 
   }
 }
 
+bool TokenTrie::spells(std::uint32_t token, const std::uint8_t* bytes) const {
+  std::uint32_t node = 0;
+  for (const std::uint8_t* end = bytes + nbytes(token); bytes != end; ++bytes) {
+    const std::uint32_t last = last_child(node), entry = split(first_child(node), last, *bytes);
+    if (entry == last || child_byte_[entry] != *bytes) return false;
+    node = child_[entry];
+  }
+  return nodes_[node].is_token && nodes_[node].low == token;
+}
+
 int TokenTrie::longest(const History& history, std::uint32_t position, std::uint32_t most) const {
   std::uint32_t node = 0;
   int best = 0;

@@ -37,6 +37,8 @@ class TokenTrie {
   }
   std::size_t n_token() const { return length_.size(); }
   std::uint8_t nbytes(std::uint32_t token) const { return length_[token]; }
+  // Whether bytes[0 .. nbytes(token)) are the token's string.
+  bool spells(std::uint32_t token, const std::uint8_t* bytes) const;
   // Bytes of the longest token that `history` holds at `position`, `most` bytes at most; 0 for none.
   int longest(const History& history, std::uint32_t position, std::uint32_t most) const;
 

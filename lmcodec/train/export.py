@@ -42,33 +42,62 @@ def integer_model(
         raise ConfigError(
             "the network was trained without rounding; train its last part with quantise.*_from"
         )
-    r, layers = net.config.recurrent, []
+    steps, layers = _steps(net.config.recurrent), []
     for i, module in enumerate(net.layers):
         assert isinstance(module, Layer)
-        steps = torch.full((3 * r,), floating.GATE_STEP)
-        steps[r : 2 * r] = floating.INPUT_STEP
-        name = f"layers.{i}"
+        mlp = net.config.mlp > 0
         layers.append(
             integer.Layer(
-                into=_linear(net, f"{name}.w_in", floating.NORM_STEP, steps, module.b_in),
-                out=_linear(net, f"{name}.w_out", floating.OUTPUT_STEP, STREAM_STEP),
-                up=_linear(net, f"{name}.w_up", floating.NORM_STEP, floating.HIDDEN_STEP, module.b_up)
-                if net.config.mlp
-                else None,
-                down=_linear(net, f"{name}.w_down", HIDDEN_OUTPUT_STEP, STREAM_STEP)
-                if net.config.mlp
-                else None,
+                into=_linear(net, f"layers.{i}.w_in", *steps["in"], module.b_in),
+                out=_linear(net, f"layers.{i}.w_out", *steps["out"]),
+                up=_linear(net, f"layers.{i}.w_up", *steps["up"], module.b_up) if mlp else None,
+                down=_linear(net, f"layers.{i}.w_down", *steps["down"]) if mlp else None,
             )
         )
     return integer.IntegerModel(
         config=net.config,
         vocabulary=vocabulary,
-        embed=_linear(net, "embed", 1.0, STREAM_STEP, least_shift=0),
+        embed=_linear(net, "embed", *steps["embed"], least_shift=0),
         layers=tuple(layers),
-        head=_linear(net, "w_head", floating.NORM_STEP, LOGIT_STEP, net.b_head),
-        start=np.zeros((2, net.config.n_layer, r), np.int32),
+        head=_linear(net, "w_head", *steps["head"], net.b_head),
+        start=np.zeros((2, net.config.n_layer, net.config.recurrent), np.int32),
         card=card or {},
     )
+
+
+def float_network(model: integer.IntegerModel) -> Net:
+    """The network that `model` is the integer model of, its weights rounded: for training to go on from."""
+    net = Net(model.config, allocate=False)
+    steps = _steps(model.config.recurrent)
+    with torch.no_grad():
+        for name, linear in model.tensors().items():
+            layer, _, part = name.rpartition(".")
+            step_in, step_out = steps[part]
+            prefix = f"{layer}." if layer else ""
+            target = net.get_parameter(part if part == "embed" else f"{prefix}w_{part}")
+            factor = torch.from_numpy(linear.multiplier.astype(np.float64)) / 2.0**linear.shift
+            scale = (factor * step_out / step_in).unsqueeze(1)  # (N, 1)
+            target.copy_(torch.from_numpy(linear.weight).double() * scale)
+            if linear.bias is not None:
+                bias = torch.from_numpy(linear.bias).double() * scale.squeeze(1) * step_in
+                net.get_parameter(f"{prefix}b_{part}").copy_(bias)
+    net.quantise(True, floating.WeightRounding(integer.WEIGHT_MAX))
+    net.eval()
+    return net
+
+
+def _steps(recurrent: int) -> dict[str, tuple[float, float | Tensor]]:
+    """Steps of what enters each kind of product and of what leaves it."""
+    gates = torch.full((3 * recurrent,), floating.GATE_STEP, dtype=torch.float64)
+    gates[recurrent : 2 * recurrent] = floating.INPUT_STEP
+    return {
+        "embed": (1.0, STREAM_STEP),
+        "in": (floating.NORM_STEP, gates),
+        "out": (floating.OUTPUT_STEP, STREAM_STEP),
+        "up": (floating.NORM_STEP, floating.HIDDEN_STEP),
+        "down": (HIDDEN_OUTPUT_STEP, STREAM_STEP),
+        "head": (floating.NORM_STEP, LOGIT_STEP),
+    }
 
 
 def _linear(

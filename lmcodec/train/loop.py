@@ -31,11 +31,13 @@ except ImportError:  # Windows: no lock
     fcntl = None  # type: ignore[assignment]
 
 from lmcodec.errors import ConfigError, Corrupt, ModelNotFound
+from lmcodec.lm import weights
 from lmcodec.lm.config import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train import checkpoint, shards
 from lmcodec.train.config import TrainConfig
 from lmcodec.train.curve import draw
+from lmcodec.train.export import float_network
 from lmcodec.train.grow import grow
 from lmcodec.train.loss import NATS_TO_BITS, cross_entropy, nats_of
 from lmcodec.train.net import WEIGHT_MAX, Net, State, WeightRounding
@@ -505,12 +507,14 @@ class Trainer:
 
 
 def load_export(folder: Path, vocabulary: Vocabulary) -> tuple[Net, dict[str, Any]]:
-    """The network of a weights-only export, and what the export says of itself.
+    """The network of a weights-only export or of a model file, and what it says of itself.
 
     Raises:
         ModelNotFound: there is none, or it was trained over another vocabulary.
         Corrupt: its tensors do not fit its shape.
     """
+    if folder.is_file():
+        return _load_integer(folder, vocabulary)
     tensors, document = checkpoint.load(folder)
     if document.get("vocab_id") != vocabulary.vocab_id:
         raise ModelNotFound(
@@ -529,6 +533,16 @@ def load_export(folder: Path, vocabulary: Vocabulary) -> tuple[Net, dict[str, An
         raise Corrupt(f"{folder}: export does not fit its shape: {str(error).splitlines()[0]}") from None
     net.eval()
     return net, document
+
+
+def _load_integer(path: Path, vocabulary: Vocabulary) -> tuple[Net, dict[str, Any]]:
+    model = weights.load(path).model
+    if model.vocabulary != vocabulary:
+        raise ModelNotFound(
+            f"{path}: model over vocabulary {model.vocabulary.vocab_id}, expected {vocabulary.vocab_id}"
+        )
+    document = {"name": path.stem, "step": 0, "trained_nbytes": 0, **model.card}
+    return float_network(model), document
 
 
 def _rounding_of(document: dict[str, Any]) -> WeightRounding:

@@ -1,0 +1,298 @@
+"""Where models are: those shipped with the package, by name and number, and model files.
+
+A model is loaded once a process and proves itself before it is used. Nothing is ever downloaded, and nothing
+but `weights` reads a file. Importing this module imports neither NumPy nor the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import warnings
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from lmcodec.errors import Corrupt, LmcodecError, ModelNotFound, Unsupported
+
+if TYPE_CHECKING:
+    from lmcodec import _kernel
+    from lmcodec.lm.config import NetConfig
+    from lmcodec.lm.model import IntegerModel
+    from lmcodec.lm.vocab import Vocabulary
+    from lmcodec.profile import Profile
+
+FilePath = str | os.PathLike[str]
+
+MODEL_VARIABLE = "LMCODEC_MODEL"
+_KEPT = 4  # models that stay loaded
+
+
+class Shipped(NamedTuple):
+    """A model in the package: its name, its file in lmcodec/models and its id (16 hexadecimal digits)."""
+
+    name: str
+    file: str
+    model_id: str
+
+
+class Retired(NamedTuple):
+    """A model that was shipped: its name, the last version of lmcodec that had it and its id."""
+
+    name: str
+    version: str
+    model_id: str
+
+
+# A number, 1 to 127, means one model for ever. Before version 1.0 a model may be replaced: its successor gets
+# a number of its own, and it goes to RETIRED.
+SHIPPED: dict[int, Shipped] = {}
+RETIRED: dict[int, Retired] = {}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model that was found, not read yet.
+
+    Attributes:
+        path: of its file.
+        number: of a shipped one, None for others.
+        model_id: of a shipped one, None for others: the file says it.
+    """
+
+    path: Path
+    number: int | None = None
+    model_id: str | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A model as loaded: the network laid out for this machine, its vocabulary and its profiles.
+
+    Attributes:
+        path: of its file.
+        number: of a shipped one, None for others.
+        model_id: 16 hexadecimal digits.
+        config: the network's shape.
+        vocabulary: what it predicts.
+        isa: the instruction set that its products use.
+        coding: the network and the trie of its vocabulary, in the kernel.
+        profiles: of the context models beside it; a block of method lm+cm names the first of them 1.
+        nbytes: that it takes in memory, at most, while it is loaded too.
+    """
+
+    path: Path
+    number: int | None
+    model_id: str
+    config: NetConfig
+    vocabulary: Vocabulary
+    isa: str
+    coding: _kernel.TokenCoding = field(repr=False)
+    profiles: tuple[Profile, ...] = field(repr=False)
+    nbytes: int
+
+    @property
+    def frame_id(self) -> int | bytes:
+        """What a frame's header calls it."""
+        return bytes.fromhex(self.model_id) if self.number is None else self.number
+
+    def profile(self, number: int) -> Profile:
+        """The profile that blocks name by `number`.
+
+        Raises:
+            Unsupported: there is none.
+        """
+        if not self.profiles:
+            raise Unsupported(
+                f"{self.path}: model {self.model_id} holds no profile of the context models beside it: it "
+                "can be measured, not used to compress (lmcodec model export --mixer)"
+            )
+        if not 1 <= number <= len(self.profiles):
+            raise Unsupported(
+                f"profile {number} is unknown to model {self.model_id}, which has 1 to {len(self.profiles)}"
+            )
+        return self.profiles[number - 1]
+
+
+def default(name_or_path: FilePath | None = None, names: tuple[str, ...] = ()) -> Source | None:
+    """The model to compress with.
+
+    Args:
+        name_or_path: what the caller asks for; if None, what LMCODEC_MODEL names.
+        names: shipped models, the first that is there is taken if neither says anything.
+
+    Raises:
+        ModelNotFound: what was asked for is not there.
+    """
+    asked = name_or_path if name_or_path is not None else os.environ.get(MODEL_VARIABLE)
+    if asked:
+        return find(asked)
+    numbers = {shipped.name: number for number, shipped in SHIPPED.items()}
+    return next((_shipped(numbers[name]) for name in names if name in numbers), None)
+
+
+def find(name_or_path: FilePath) -> Source:
+    """The model of that name, or in that file.
+
+    Raises:
+        ModelNotFound: there is neither.
+    """
+    asked = os.fspath(name_or_path)
+    for number, shipped in SHIPPED.items():
+        if asked == shipped.name:
+            return _shipped(number)
+    path = Path(asked)
+    if path.is_file():
+        return Source(path)
+    names = ", ".join(shipped.name for shipped in SHIPPED.values()) or "none"
+    if path.exists():
+        raise ModelNotFound(f"{asked}: not a model file; the shipped models are: {names}")
+    raise ModelNotFound(f"{asked}: neither a shipped model ({names}) nor a model file")
+
+
+def for_frame(model_id: int | bytes, given: FilePath | None = None) -> Model:
+    """The model that a frame's header names.
+
+    Args:
+        model_id: a shipped model's number, or 8 bytes.
+        given: the model to take if it is not a shipped one; by default what LMCODEC_MODEL names.
+
+    Raises:
+        ModelNotFound: it is neither shipped nor given.
+        LmcodecError: its file is damaged.
+    """
+    wanted = None if isinstance(model_id, int) else model_id.hex()
+    if isinstance(model_id, int):
+        if model_id in SHIPPED:
+            return load(_shipped(model_id))
+        if model_id in RETIRED:
+            wanted = RETIRED[model_id].model_id
+    else:
+        for number, shipped in SHIPPED.items():
+            if shipped.model_id == wanted:
+                return load(_shipped(number))
+    asked = given if given is not None else os.environ.get(MODEL_VARIABLE)
+    offered = ""
+    if asked:
+        source = find(asked)
+        model = load(source)
+        if model.model_id == wanted:
+            return model
+        offered = f" (the one given, {os.fspath(asked)}, is {model.model_id})"
+    raise ModelNotFound(f"needs {_advice(model_id)}{offered}")
+
+
+def _advice(model_id: int | bytes) -> str:
+    """Which model is missing, and what to do."""
+    from lmcodec import __version__
+
+    if not isinstance(model_id, int):
+        return (
+            f"model {model_id.hex()}, which is none of those shipped with lmcodec {__version__}; name its "
+            f"file (model=, or {MODEL_VARIABLE} in the environment)"
+        )
+    if model_id in RETIRED:
+        name, version, wanted = RETIRED[model_id]
+        return (
+            f"model {model_id}, {name!r} of lmcodec {version} (id {wanted}), which lmcodec {__version__} has "
+            f"replaced; decompress with lmcodec {version}"
+        )
+    return f"model {model_id}, which lmcodec {__version__} does not have; a newer lmcodec may"
+
+
+def _shipped(number: int) -> Source:
+    from lmcodec import models
+
+    shipped = SHIPPED[number]
+    return Source(Path(models.__file__).parent / shipped.file, number, shipped.model_id)
+
+
+_lock = threading.Lock()
+_loaded: dict[tuple[object, ...], Model] = {}
+
+
+def load(source: Source) -> Model:
+    """The model, from memory if it was loaded before and its file has not changed. Thread-safe.
+
+    Raises:
+        ModelNotFound: its file cannot be read.
+        Corrupt: it is damaged, not the one that was shipped, or no instruction set of this machine gives its
+            known answer.
+        LmcodecError: as `weights.parse`.
+    """
+    try:
+        status = source.path.stat()
+    except OSError as error:
+        raise ModelNotFound(f"{source.path}: cannot be read: {error.strerror}") from None
+    key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA")
+    with _lock:
+        model = _loaded.pop(key, None)
+        if model is None:
+            while len(_loaded) >= _KEPT:
+                del _loaded[next(iter(_loaded))]
+            model = _load(source)
+        _loaded[key] = model  # the most recent last
+        return model
+
+
+def _load(source: Source) -> Model:
+    import numpy as np
+
+    from lmcodec import _kernel
+    from lmcodec.lm import tables, weights
+    from lmcodec.profile import parse_all
+
+    file = weights.load(source.path)
+    integer = file.model
+    if source.model_id is not None and integer.model_id != source.model_id:
+        raise Corrupt(
+            f"{source.path}: is model {integer.model_id}, model {source.number} of this version is "
+            f"{source.model_id}; reinstall lmcodec"
+        )
+    profiles = tuple(parse_all(integer.mixer, f"{source.path}: mixer"))
+    if any(profile.spec["numbers"].get("lm") != 1 for profile in profiles):
+        raise Corrupt(f"{source.path}: mixer: a profile is for blocks without a language model")
+    network, isa = _proved(integer, file.known)
+    vocabulary = integer.vocabulary
+    offsets = np.zeros(len(vocabulary) + 1, np.uint32)
+    np.cumsum(vocabulary.nbytes, out=offsets[1:])
+    strings = b"".join(vocabulary.strings)
+    coding = _kernel.TokenCoding(network, np.frombuffer(strings, np.uint8), offsets, tables.log2())
+    nbytes = (
+        2 * integer.n_weight + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in profiles)
+    )
+    return Model(
+        source.path,
+        source.number,
+        integer.model_id,
+        integer.config,
+        vocabulary,
+        isa,
+        coding,
+        profiles,
+        nbytes,
+    )
+
+
+_NODE_NBYTES = 32  # of a vocabulary's tries, for each byte of its strings
+
+
+def _proved(model: IntegerModel, known: str) -> tuple[_kernel.Network, str]:
+    """The network in the best instruction set that gives the known answer, and its name."""
+    from lmcodec import _kernel
+    from lmcodec.lm.native import NativeNetwork, chosen_isa
+
+    chosen = chosen_isa()
+    failure: LmcodecError | None = None
+    for isa in [chosen, *(other for other in _kernel.network_isas() if other != chosen)]:
+        network = NativeNetwork(model, isa)
+        try:
+            network.self_test(known)
+        except Corrupt as error:
+            failure = error
+            continue
+        if failure is not None:
+            warnings.warn(f"{failure}; {isa} is used instead", RuntimeWarning, stacklevel=2)
+        return network.kernel, isa
+    assert failure is not None
+    raise failure

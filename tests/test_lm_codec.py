@@ -1,0 +1,721 @@
+"""Blocks with a language model: round trips, choice per block, models by name, number and file, damage."""
+
+from __future__ import annotations
+
+import random
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import make_vocabulary
+from corruption import check_corrupt, in_pieces
+from integer_models import random_model
+
+import lmcodec
+from lmcodec import _kernel, codec, engine, frame, profile
+from lmcodec.cli.main import main
+from lmcodec.codec import Compressor, Decompressor, compress, decompress, frame_info, lm_streams
+from lmcodec.engine import LmEngine, lm_memory_nbytes
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
+from lmcodec.frame import Block, FrameHeader, Method
+from lmcodec.lm import native, store, weights
+from lmcodec.lm.model import IntegerModel
+from lmcodec.lm.store import Model, Retired, Shipped
+from lmcodec.lm.vocab import Vocabulary
+
+KIB = 1024
+SHIPPED, RETIRED = dict(store.SHIPPED), dict(store.RETIRED)
+WORDS = ["the", "of", "and", "walrus", "überzählig", "наука", "文字", "ocean", "beer"]
+TEXT = " ".join(random.Random(3).choices(WORDS, k=600)).encode()
+NOISE = random.Random(5).randbytes(3000)
+
+# Few contexts; every input, selector and map that a language model adds.
+SPECS: list[dict[str, Any]] = [
+    {
+        "contexts": [["order2"], ["word", "order1"]],
+        "selectors": ["order0", "match", "lm", "lm_match", "token"],
+        "maps": ["lm", "lm_match", "order1"],
+        "matches": [4],
+        "numbers": {"lm": 1, "table_log2": 14, "match_log2": 10, "n_direct": 1, "weight_rate": 10},
+    },
+    {
+        "contexts": [["order3"]],
+        "selectors": ["zero", "token"],
+        "maps": [],
+        "matches": [5, 3],
+        "numbers": {"lm": 1, "table_log2": 12, "match_log2": 10, "n_direct": 2},
+    },
+]
+
+
+def vocabulary(size: int = 300) -> Vocabulary:
+    """Strings of up to 12 bytes, some of which end inside a character or go on only through no token."""
+    extra = [w.encode() for w in WORDS] + [(" " + w).encode() for w in WORDS]
+    extra += [w.encode()[:3] for w in WORDS[4:]] + [b"\xff\xfe", b"\0\0\0\0", b"th", b"an", b"lrus"]
+    filled = make_vocabulary(extra)
+    extra += [bytes([97 + i, 98]) for i in range(26)][: size - len(filled)]
+    return make_vocabulary(extra)
+
+
+def tiny_model(seed: int = 7) -> IntegerModel:
+    words = vocabulary()
+    made = random_model(seed, vocab_size=len(words), dim=24, n_layer=1, recurrent=19, mlp=20)
+    return replace(made, vocabulary=words, mixer=b"")
+
+
+def with_profiles(model: IntegerModel) -> IntegerModel:
+    """The model with profiles that learned on TEXT."""
+    network = native.NativeNetwork(model)
+    strings = b"".join(model.vocabulary.strings)
+    offsets = np.concatenate([[0], np.cumsum(model.vocabulary.nbytes, dtype=np.uint32)]).astype(np.uint32)
+    from lmcodec.lm import tables
+
+    coding = _kernel.TokenCoding(network.kernel, np.frombuffer(strings, np.uint8), offsets, tables.log2())
+    packed = []
+    for spec in SPECS:
+        coder = _kernel.TokenCoder(coding, profile.build(spec).kernel)
+        coder.begin_encode(np.frombuffer(TEXT, np.uint8), model.vocabulary.segment(TEXT))
+        bits, p16 = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.uint16)
+        while coder.encode(bits, p16):
+            pass
+        packed.append(profile.pack(spec, coder.learned))
+    return replace(model, mixer=b"".join(packed))
+
+
+@pytest.fixture(scope="session")
+def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("models") / "tiny.lmm"
+    path.write_bytes(weights.pack(with_profiles(tiny_model())))
+    return path
+
+
+@pytest.fixture(scope="session")
+def model(model_file: Path) -> Model:
+    return store.load(store.find(model_file))
+
+
+@pytest.fixture(autouse=True)
+def _nothing_shipped(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SHIPPED", {})
+    monkeypatch.setattr(store, "RETIRED", {})
+    for name in (store.MODEL_VARIABLE, "LMCODEC_ISA", "LMCODEC_CODER"):
+        monkeypatch.delenv(name, raising=False)
+
+
+class NeverSmaller(engine.Engine):
+    """Method cm that never wins: what lm+cm cannot make smaller is stored."""
+
+    def encode(self, data: bytes | memoryview) -> bytes:
+        return bytes(data)
+
+
+@pytest.fixture
+def _no_cm(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "Engine", NeverSmaller)
+
+
+# Engines
+
+INPUTS: dict[str, bytes] = {
+    "one byte": b"a",
+    "text": TEXT[:1500],
+    "zeros": bytes(700),
+    "bytes": bytes(range(256)) * 2,
+    "noise": NOISE[:400],
+    "not UTF-8": b"\xff\xfe\xf0\x9f\x98" * 60 + b"\xc3",
+    "wide characters": "文字überzählig".encode() * 30,
+}
+SHAPES = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (8, 2), (128, 1), (128, 2)]
+
+
+def check_roundtrip(model: Model, number: int, streams: int, groups: int, *blocks: bytes) -> list[bytes]:
+    """Blocks, each continuing the one before, come back from either decoder; returns the payloads."""
+    encoder = LmEngine(model, number, streams, groups)
+    payloads = [encoder.encode(block) for block in blocks]
+    for coder in ("", "constriction"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("LMCODEC_CODER", coder)
+            decoder = LmEngine(model, number, streams, groups)
+            for block, payload in zip(blocks, payloads, strict=True):
+                assert decoder.decode(payload, len(block)) == block
+    return payloads
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("number", [1, 2])
+def test_roundtrip_of_engines(model: Model, number: int, shape: tuple[int, int]) -> None:
+    for data in INPUTS.values():
+        if len(data) >= shape[0]:
+            check_roundtrip(model, number, *shape, data, data[: len(data) // 2 + shape[0]])
+
+
+def test_streams_cut_characters_and_tokens(model: Model) -> None:
+    """A border in every place of a text of characters of one to three bytes."""
+    for cut in range(20):
+        check_roundtrip(model, 1, 2, 1, "überzählig文字наука"[cut // 2 :].encode() + b"walrus" * cut)
+
+
+def test_reset_forgets_everything(model: Model) -> None:
+    coder = LmEngine(model, 1, 3)
+    first = coder.encode(TEXT)
+    assert coder.encode(TEXT) != first
+    coder.reset()
+    assert coder.encode(TEXT) == first
+
+
+@pytest.mark.parametrize(("n_zero", "groups"), [(17, 1), (16, 2), (24, 2)])
+def test_a_match_that_runs_past_the_block_leaves_no_trace(model: Model, n_zero: int, groups: int) -> None:
+    """A stream may run ahead of another one that its match reads, up to where no byte of the block is.
+
+    The first stream's zeros match the second's, and go on to match what that has not written yet.
+    """
+    first = b"xyz" + bytes(497)
+    second = bytes(n_zero) + bytes(random.Random(1).choices(range(0x80, 0x90), k=500 - n_zero))
+    used = LmEngine(model, 1, 2, groups)
+    used.encode(b"\xfd" * 4096)  # lies where the next block ends
+    used.reset()
+    assert used.encode(first + second) == LmEngine(model, 1, 2, groups).encode(first + second)
+
+
+def test_the_network_counts(model: Model) -> None:
+    """Another network gives another payload: what it says reaches the coder."""
+    other = tiny_model(8)
+    network = native.NativeNetwork(other).kernel
+    strings = b"".join(other.vocabulary.strings)
+    offsets = np.concatenate([[0], np.cumsum(other.vocabulary.nbytes)]).astype(np.uint32)
+    from lmcodec.lm import tables
+
+    coding = _kernel.TokenCoding(network, np.frombuffer(strings, np.uint8), offsets, tables.log2())
+    changed = replace(model, coding=coding)
+    assert LmEngine(changed).encode(TEXT) != LmEngine(model).encode(TEXT)
+
+
+def test_every_instruction_set_writes_the_same(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    written = set()
+    for isa in _kernel.network_isas():
+        monkeypatch.setenv("LMCODEC_ISA", isa)
+        loaded = store.load(store.find(model_file))
+        assert loaded.isa == isa
+        written.add(LmEngine(loaded, 1, 8, 2).encode(TEXT + NOISE[:500]))
+    assert len(written) == 1
+
+
+def test_impossible_payloads_are_corrupt_or_something_else(model: Model) -> None:
+    """Random words: never a crash, never more bytes; a stream that ends inside a token is corrupt."""
+    outcomes = set()
+    for seed in range(60):
+        payload = random.Random(seed).randbytes(40)
+        try:
+            outcomes.add(len(LmEngine(model, 1, 1 + seed % 3).decode(payload, 50)))
+        except Corrupt:
+            outcomes.add(-1)
+    assert outcomes <= {50, -1}
+    assert 50 in outcomes
+
+
+def test_what_engines_refuse(model: Model) -> None:
+    for streams, groups in ((0, 1), (129, 1), (1, 2), (2, 3)):
+        with pytest.raises(ValueError):
+            LmEngine(model, 1, streams, groups)
+    for number in (0, 3):
+        with pytest.raises(Unsupported, match=f"profile {number} is unknown to model .* has 1 to 2"):
+            LmEngine(model, number)
+    with pytest.raises(ValueError):
+        LmEngine(model, profile.load(1))
+    with pytest.raises(ValueError):
+        engine.Engine(model.profile(1))
+
+
+# Frames
+
+
+@pytest.mark.usefixtures("_no_cm")
+@pytest.mark.parametrize("level", [3, 6, 9])
+def test_roundtrip_of_frames(model_file: Path, level: int, tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [
+        {},
+        {"block_size": KIB},
+        {"block_size": KIB, "solid": True, "streams": 8, "groups": 2},
+    ]
+    for data in (b"", *INPUTS.values(), TEXT):
+        for how in ways:
+            packed = compress(data, level, model=model_file, **how)
+            assert decompress(packed, model=model_file, threads=2) == data
+            assert compress(data, level, model=model_file, **how, threads=1) == packed
+            info = frame_info(packed)
+            assert info.nbytes == len(packed)
+            uses = [block.method == Method.LM_CM for block in info.blocks or ()]
+            if len(uses) == 1:
+                assert (info.model_id is not None) == uses[0]
+    streamed = Compressor(level, model=model_file, block_size=KIB, content_size=len(TEXT), threads=1)
+    pieces = [streamed.compress(TEXT[at : at + 700]) for at in range(0, len(TEXT), 700)]
+    packed = compress(TEXT, level, model=model_file, block_size=KIB)
+    assert b"".join(pieces) + streamed.flush() == packed
+    decoder = Decompressor(model=model_file)
+    assert decoder.decompress(packed + b"after") == TEXT
+    assert decoder.unused_data == b"after"
+    with lmcodec.open(tmp_path / "x", "wb", level=level, model=model_file, block_size=KIB) as file:
+        file.write(TEXT)
+    with lmcodec.open(tmp_path / "x", model=model_file) as file:
+        assert file.read(100) == TEXT[:100]
+        for at in (3000, 50, len(TEXT) - 9):
+            file.seek(at)
+            assert file.read(200) == TEXT[at : at + 200]
+
+
+@pytest.mark.usefixtures("_no_cm")
+def test_solid_blocks_continue_with_what_the_first_chose(model_file: Path) -> None:
+    info = frame_info(compress(TEXT, model=model_file, block_size=KIB, solid=True))
+    blocks = info.blocks or ()
+    assert [b.continues for b in blocks] == [False] + [True] * (len(blocks) - 1)
+    assert {b.coder for b in blocks} == {(Method.LM_CM, 2, 1, 1)}
+    apart = compress(TEXT, model=model_file, block_size=KIB)
+    assert sum(b.payload_nbytes for b in blocks) < sum(
+        b.payload_nbytes for b in frame_info(apart).blocks or ()
+    )
+    # Noise is stored, which ends the chain.
+    mixed = frame_info(
+        compress(TEXT[:KIB] + NOISE[:KIB] + TEXT[:KIB], model=model_file, block_size=KIB, solid=True)
+    )
+    assert [b.method for b in mixed.blocks or ()] == [Method.LM_CM, Method.STORED, Method.LM_CM]
+    assert not any(b.continues for b in mixed.blocks or ())
+
+
+def test_solid_blocks_try_no_other_method(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cm, lm = Fixed(0.5), Fixed(0.4)
+    monkeypatch.setattr(engine, "Engine", cm)
+    monkeypatch.setattr(engine, "LmEngine", lm)
+    compress(bytes(3 * KIB), model=model_file, block_size=KIB, solid=True)
+    assert (cm.coded, lm.coded) == ([KIB], [KIB] * 3)
+
+
+@pytest.mark.usefixtures("_no_cm")
+def test_frames_name_their_model(model_file: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = compress(TEXT, model=model_file)
+    assert frame_info(packed).model_id == bytes.fromhex(model.model_id)
+    monkeypatch.setenv(store.MODEL_VARIABLE, str(model_file))
+    assert compress(TEXT) == packed
+    assert decompress(packed) == TEXT
+    assert compress(TEXT, 2) == compress(TEXT, 2, model=None)
+    monkeypatch.delenv(store.MODEL_VARIABLE)
+    monkeypatch.setattr(store, "SHIPPED", {5: Shipped("small", str(model_file), model.model_id)})
+    for level, number in ((2, None), (3, 5), (6, 5), (9, 5)):
+        assert frame_info(compress(TEXT, level)).model_id == number
+    numbered = compress(TEXT)
+    assert len(numbered) == len(packed) - 8
+    assert decompress(numbered) == decompress(packed) == TEXT
+    assert compress(TEXT, model="small") == numbered
+    # The level's first choice, where both are there.
+    store.SHIPPED[6] = Shipped("base", str(model_file), model.model_id)
+    assert [frame_info(compress(TEXT, level)).model_id for level in (3, 5, 6, 9)] == [5, 5, 6, 6]
+
+
+def test_levels_choose_profiles_and_streams(model: Model) -> None:
+    compressor = Compressor(3, model=model.path)
+    assert [c.profile for c in compressor._key(100)] == [2, 1]
+    assert [c.profile for c in Compressor(6, model=model.path)._key(100)] == [2, 2]
+    cm, lm = Compressor(6, model=model.path, streams=100, groups=2)._key(50)
+    assert (cm.streams, cm.groups, lm.streams, lm.groups) == (4, 2, 50, 2)
+    sizes = [1, 64 * KIB, 64 * KIB + 1, 128 * KIB, 300 * KIB, 512 * KIB, 16 << 20]
+    assert [lm_streams(n) for n in sizes] == [1, 1, 2, 4, 8, 16, 16]
+
+
+@pytest.mark.parametrize(
+    ("how", "text"),
+    [
+        ({"level": 2}, "level 2 uses no language model"),
+        ({"streams": 129}, "streams must be 1 to 128, not 129"),
+        ({"groups": 2}, "groups must be at most streams"),
+    ],
+)
+def test_arguments_out_of_range(model_file: Path, how: dict[str, Any], text: str) -> None:
+    with pytest.raises(ValueError, match=text):
+        compress(TEXT, model=model_file, **how)
+    with pytest.raises(ValueError, match="streams must be 1 to 4"):
+        compress(TEXT, streams=5)
+
+
+# Choice
+
+
+def test_never_larger_than_without_the_model(model_file: Path) -> None:
+    methods = set()
+    samples = (*INPUTS.values(), TEXT, TEXT + NOISE, *(TEXT[:n] for n in range(2, 60, 9)))
+    for data in samples:
+        packed, plain = compress(data, model=model_file), compress(data, 2)
+        assert len(packed) <= len(plain)
+        (block,) = frame_info(packed).blocks or ()
+        methods.add(block.method)
+        if block.method != Method.LM_CM:
+            assert packed == plain
+            assert decompress(packed) == data  # needs no model
+    assert methods == {Method.STORED, Method.CM, Method.LM_CM}
+
+
+class Fixed:
+    """An engine whose payloads have a share of the original's size; counts what it coded."""
+
+    coded: list[int]
+
+    def __init__(self, share: float) -> None:
+        self._share = share
+        self.coded = []
+
+    def __call__(self, *_: Any) -> Fixed:
+        return self
+
+    def reset(self) -> None: ...
+
+    def encode(self, data: bytes) -> bytes:
+        self.coded.append(len(data))
+        return b"x" * int(len(data) * self._share)
+
+
+def test_large_blocks_are_decided_on_samples(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(codec, "TRIAL_NBYTES", 4000)
+    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 100)
+    sample = codec.SAMPLES * 100
+    for lm_share, winner in ((0.4, Method.LM_CM), (0.49, Method.CM), (0.6, Method.CM)):
+        for nbytes in (4000, 4001):
+            cm, lm = Fixed(0.5), Fixed(lm_share)
+            monkeypatch.setattr(engine, "Engine", cm)
+            monkeypatch.setattr(engine, "LmEngine", lm)
+            (block,) = frame_info(compress(bytes(nbytes), model=model_file)).blocks or ()
+            if nbytes == 4000:  # both in whole, the smaller kept
+                assert (cm.coded, lm.coded) == ([4000], [4000])
+                assert block.method == (Method.LM_CM if lm_share < 0.5 else Method.CM)
+                assert block.payload_nbytes == int(4000 * min(0.5, lm_share))
+            else:
+                assert block.method == winner
+                assert (cm.coded, lm.coded) == (
+                    ([sample], [sample, 4001]) if winner == Method.LM_CM else ([sample, 4001], [sample])
+                )
+
+
+def test_samples_are_from_start_middle_and_end(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
+    seen = []
+
+    class Noted(Fixed):
+        def encode(self, data: bytes) -> bytes:
+            seen.append(data)
+            return super().encode(data)
+
+    monkeypatch.setattr(engine, "Engine", Noted(0.5))
+    monkeypatch.setattr(engine, "LmEngine", Noted(0.4))
+    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 3)
+    key = Compressor(model=model.path)._key(11)
+    assert codec._better_on_samples(b"abc_def_ghi", key) == key[1]
+    assert seen == [b"abcdefghi"] * 2
+
+
+# Which model
+
+
+def test_missing_and_wrong_models(
+    model_file: Path, model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Engine", NeverSmaller)
+    packed = compress(TEXT, model=model_file)
+    other = tmp_path / "other.lmm"
+    other.write_bytes(weights.pack(with_profiles(tiny_model(9))))
+    other_id = store.load(store.find(other)).model_id
+    with pytest.raises(
+        ModelNotFound, match=f"^block 1 at offset 15: needs model {model.model_id}, which is none"
+    ):
+        decompress(packed)
+    with pytest.raises(
+        ModelNotFound, match=rf"needs model {model.model_id}.*\(the one given, .*{other_id}\)"
+    ):
+        decompress(packed, model=other)
+    monkeypatch.setenv(store.MODEL_VARIABLE, str(other))
+    with pytest.raises(ModelNotFound, match=other_id):
+        decompress(packed)
+    assert decompress(packed, model=model_file) == TEXT
+    assert frame_info(compress(TEXT)).model_id == bytes.fromhex(other_id)
+    calls: list[Callable[[], Any]] = [
+        lambda: compress(TEXT, model="none.lmm"),
+        lambda: Compressor(model="none.lmm"),
+        lambda: decompress(packed, model="none.lmm"),
+    ]
+    for call in calls:
+        with pytest.raises(ModelNotFound, match=r"none\.lmm: neither a shipped model \(none\) nor"):
+            call()
+    with pytest.raises(ModelNotFound, match="not a model file"):
+        compress(TEXT, model=tmp_path)
+
+
+@pytest.mark.usefixtures("_no_cm")
+def test_numbers_of_models(model_file: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(store, "SHIPPED", {5: Shipped("small", str(model_file), model.model_id)})
+    packed = compress(TEXT)
+    monkeypatch.setattr(store, "SHIPPED", {})
+    with pytest.raises(
+        ModelNotFound, match=r"needs model 5, which lmcodec .* does not have; a newer lmcodec may"
+    ):
+        decompress(packed)
+    monkeypatch.setattr(store, "RETIRED", {5: Retired("small", "0.0.9", model.model_id)})
+    with pytest.raises(
+        ModelNotFound, match=r"needs model 5, 'small' of lmcodec 0\.0\.9 .*has replaced; decompress"
+    ):
+        decompress(packed)
+    assert decompress(packed, model=model_file) == TEXT  # its file will do
+    monkeypatch.setattr(store, "SHIPPED", {5: Shipped("small", str(model_file), "0" * 16)})
+    with pytest.raises(Corrupt, match=f"is model {model.model_id}, model 5 of this version is 0000"):
+        decompress(packed)
+
+
+def test_what_is_shipped() -> None:
+    """A number means one model for ever, and the files are the ones that belong to the numbers."""
+    numbers, ids = [*SHIPPED, *RETIRED], [s.model_id for s in SHIPPED.values()]
+    ids += [retired.model_id for retired in RETIRED.values()]
+    assert all(1 <= number <= 127 for number in numbers)
+    assert len(set(numbers)) == len(set(ids)) == len(numbers)
+    assert len({shipped.name for shipped in SHIPPED.values()}) == len(SHIPPED)
+    for shipped in SHIPPED.values():
+        header = weights.read_header(Path(profile.__file__).parent / "models" / shipped.file)
+        assert header.model_id == shipped.model_id
+
+
+def test_damaged_model_files(model_file: Path, tmp_path: Path) -> None:
+    data = model_file.read_bytes()
+    path = tmp_path / "m.lmm"
+    rng = random.Random(1)
+    for _ in range(20):
+        damaged = bytearray(data)
+        damaged[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(LmcodecError, match=r"m\.lmm: "):
+            compress(TEXT, model=path)
+    path.write_bytes(data)
+    assert decompress(compress(TEXT, model=path), model=path) == TEXT
+
+
+def test_models_without_profiles_only_measure(tmp_path: Path) -> None:
+    path = tmp_path / "bare.lmm"
+    path.write_bytes(weights.pack(tiny_model()))
+    with pytest.raises(Unsupported, match="holds no profile of the context models"):
+        compress(TEXT, model=path)
+    path.write_bytes(weights.pack(replace(tiny_model(), mixer=b"LMZP")))
+    with pytest.raises(Corrupt, match=r"bare\.lmm: mixer: not a profile"):
+        compress(TEXT, model=path)
+    packed = (Path(profile.__file__).parent / "models" / "profile-1.lmp").read_bytes()
+    path.write_bytes(weights.pack(replace(tiny_model(), mixer=packed)))
+    with pytest.raises(Corrupt, match="for blocks without a language model"):
+        compress(TEXT, model=path)
+
+
+@pytest.fixture
+def wrong(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """Instruction sets that compute wrongly; models are loaded afresh."""
+    broken: set[str] = set()
+
+    class Wrong(native.NativeNetwork):
+        def self_test(self, known: str) -> None:
+            super().self_test("0" * 64 if self.isa in broken else known)
+
+    monkeypatch.setattr(native, "NativeNetwork", Wrong)
+    monkeypatch.setattr(store, "_loaded", {})
+    return broken
+
+
+def test_an_executor_that_fails_its_test_is_not_used(model_file: Path, wrong: set[str]) -> None:
+    first, *others = _kernel.network_isas()
+    wrong.add(first)
+    if others:
+        with pytest.warns(RuntimeWarning, match=rf"\({first}\) answers .*; {others[0]} is used instead"):
+            assert store.load(store.find(model_file)).isa == others[0]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # once
+            assert store.load(store.find(model_file)).isa == others[0]
+    wrong.update(others)
+    store._loaded.clear()
+    with pytest.raises(Corrupt, match="fails its self-test"):
+        store.load(store.find(model_file))
+
+
+def test_models_are_loaded_once_unless_their_file_changes(
+    model_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store, "_loaded", {})
+    path = tmp_path / "m.lmm"
+    path.write_bytes(model_file.read_bytes())
+    first = store.load(store.find(path))
+    assert store.load(store.find(path)) is first
+    path.write_bytes(weights.pack(with_profiles(tiny_model(11))))
+    assert store.load(store.find(path)).model_id != first.model_id
+    for i in range(2 * store._KEPT):
+        copy = tmp_path / f"{i}.lmm"
+        copy.write_bytes(path.read_bytes())
+        kept = store.load(store.find(copy))
+        assert store.load(store.find(path)) is store.load(store.find(path))  # in use, it stays
+    assert store.load(store.find(copy)) is kept
+    assert len(store._loaded) <= store._KEPT
+
+
+# Limits, damage
+
+
+@pytest.mark.usefixtures("_no_cm")
+def test_memory_limit(model_file: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    packed = compress(TEXT, model=model_file, streams=8)
+    need = lm_memory_nbytes(model, 2, len(TEXT), 8)
+    assert decompress(packed, model=model_file, memory_limit=need) == TEXT
+    monkeypatch.setattr(engine, "LmEngine", None)  # nothing is allocated
+    with pytest.raises(LimitExceeded, match=f"takes {need} bytes of memory"):
+        decompress(packed, model=model_file, memory_limit=need - 1)
+
+
+@pytest.mark.usefixtures("_no_cm")
+def test_damage_is_never_silent(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(store.MODEL_VARIABLE, str(model_file))
+    data = b"the walrus and the walrus of the ocean"
+    packed = compress(data, 3)
+    assert [b.method for b in frame_info(packed).blocks or ()] == [Method.LM_CM]
+    check_corrupt((packed, data))
+
+
+@pytest.mark.usefixtures("_no_cm")
+def test_damage_of_several_blocks_is_never_silent(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(store.MODEL_VARIABLE, str(model_file))
+    packed = compress(TEXT, 6, block_size=KIB, solid=True, streams=3, groups=2)
+    rng = random.Random(2)
+    for _ in range(150):
+        damaged = bytearray(packed)
+        damaged[rng.randrange(len(packed))] ^= 1 << rng.randrange(8)
+        with pytest.raises(LmcodecError) as raised:
+            decompress(damaged, max_output=1 << 20, threads=1)
+        assert "\n" not in str(raised.value)
+    for cut in rng.sample(range(len(packed)), 60):
+        with pytest.raises(LmcodecError):
+            in_pieces(packed[:cut], piece=99)
+
+
+def test_headers_that_are_refused(model_file: Path, model: Model) -> None:
+    header = FrameHeader(model_id=bytes.fromhex(model.model_id)).pack()
+
+    def check(error: type[LmcodecError], text: str, *fields: Any, named: bool = True) -> None:
+        block = replace(Block(*fields), last=True).pack(b"0123456789", b"01234")
+        with pytest.raises(error, match=text):
+            decompress((header if named else FrameHeader().pack()) + block, model=model_file)
+
+    check(Unsupported, "profile 3 is unknown to model", Method.LM_CM, 10, 5, 3, 1, 1)
+    check(Unsupported, "profile 0", Method.LM_CM, 10, 5, 0, 1, 1)
+    check(Unsupported, "method lm is unknown", Method.LM, 10, 5, 1, 1, 1)
+    check(Corrupt, "1 streams in 2 groups", Method.LM_CM, 10, 5, 1, 1, 2)
+    check(Corrupt, "original size 10, expected 11", Method.LM_CM, 10, 5, 1, 11, 1)
+    check(Corrupt, "names none", Method.LM_CM, 10, 5, 1, 1, 1, named=False)
+    assert frame.parse_block(Block(Method.LM_CM, 200, 5, 200, 128, 2).head() + bytes(4), "", has_model=True)
+
+
+# Command line
+
+
+def run(*arguments: Any) -> int:
+    """Exit status of `lmcodec`."""
+    with pytest.raises(SystemExit) as exit:
+        main([str(a) for a in arguments])
+    return int(exit.value.code or 0)
+
+
+@pytest.mark.usefixtures("_no_cm")
+def test_commands_take_a_model(
+    model_file: Path, model: Model, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path, packed = tmp_path / "text", tmp_path / "text.lmz"
+    path.write_bytes(TEXT)
+    assert run("compress", "--verify", "--model", model_file, path) == 0
+    assert packed.read_bytes() == compress(TEXT, model=model_file)
+    assert run("list", "-v", packed) == 0
+    out = capfd.readouterr().out
+    assert "lm+cm:2" in out
+    assert model.model_id in out
+    assert run("list", packed) == 0
+    assert model.model_id not in capfd.readouterr().out
+    assert run("test", packed) == 1
+    (line,) = capfd.readouterr().err.splitlines()
+    assert f"needs model {model.model_id}" in line
+    assert "--model" in line
+    assert run("test", "--model", model_file, packed) == 0
+    assert run("decompress", "-c", "--model", model_file, packed) == 0
+    assert capfd.readouterr().out.encode() == TEXT
+    assert run("compress", "-2", "-c", "--model", model_file, path) == 1
+    assert "--model does not go together with -2" in capfd.readouterr().err
+
+
+def test_commands_on_models(
+    model_file: Path,
+    model: Model,
+    tmp_path: Path,
+    capfd: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert run("model", "list") == 0
+    assert "no model is shipped" in capfd.readouterr().out
+    monkeypatch.setattr(store, "SHIPPED", {5: Shipped("small", str(model_file), model.model_id)})
+    assert run("model", "list") == 0
+    assert ["5", "small", model.model_id] == capfd.readouterr().out.splitlines()[1].split()[:3]
+    assert run("model", "show", "small") == 0
+    out = capfd.readouterr().out
+    for part in (f"{model.model_id}, number 5", "300 tokens, width 24", "layers.0.in", "head"):
+        assert part in out
+    assert run("model", "verify", model_file) == 0
+    lines = capfd.readouterr().out.splitlines()
+    assert all("sound" in line for line in lines)
+    assert {f"kernel, {isa}: sound" for isa in _kernel.network_isas()} < set(lines)
+    lying = tmp_path / "lying.lmm"
+    lying.write_bytes(weights.pack(tiny_model(), known="0" * 64))
+    assert run("model", "verify", lying) == 1
+    out, err = capfd.readouterr()
+    assert "definition: FAILED" in out
+    assert "profiles: FAILED" in out
+    assert err.startswith("lmcodec: ")
+    for arguments in (["show", "none"], ["verify", tmp_path / "none"], ["show", Path(__file__)]):
+        assert run("model", *arguments) == 1
+        assert len(capfd.readouterr().err.splitlines()) == 1
+
+
+def test_export(tmp_path: Path, model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    from lmcodec.lm.config import NetConfig
+    from lmcodec.train import checkpoint
+    from lmcodec.train.net import Net
+
+    words = vocabulary()
+    (tmp_path / "v.lmv").write_bytes(words.pack())
+    shape = NetConfig(len(words), 16, 1, 16, 16)
+    document = {
+        "model": {name: getattr(shape, name) for name in NetConfig.__dataclass_fields__},
+        "vocab_id": words.vocab_id,
+        "name": "toy",
+        "step": 3,
+        "rounded_activations": True,
+        "weight_levels": 63,
+    }
+    checkpoint.save(tmp_path / "run" / "export", dict(Net(shape).named_parameters()), document)
+    checkpoint.save(tmp_path / "run" / "checkpoint", {}, {"step": 3})
+    out = tmp_path / "toy.lmm"
+    common = ["-o", out, "--vocab", tmp_path / "v.lmv"]
+    assert (
+        run("model", "export", tmp_path / "run", *common, "--card", "x=[1]", "--mixer-from", model_file) == 0
+    )
+    made = weights.load(out)
+    assert made.header.card == {"name": "toy", "step": 3, "x": [1]}
+    assert made.model.mixer == weights.load(model_file).model.mixer
+    before = out.read_bytes()
+    assert decompress(compress(TEXT, model=out), model=out) == TEXT
+    capfd.readouterr()
+    for arguments, part in (
+        ([tmp_path / "run" / "checkpoint", *common], "the state of a run"),
+        ([tmp_path, *common], "no checkpoint there"),
+        ([tmp_path / "run", *common, "--card", "x"], "expected KEY=VALUE"),
+        ([tmp_path / "run", *common, "--mixer", model_file], "--mixer: not a profile"),
+    ):
+        assert run("model", "export", *arguments) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert part in line
+    assert out.read_bytes() == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["run", "toy.lmm", "v.lmv"]
