@@ -58,7 +58,7 @@ MAX_STREAMS = {Method.CM: 4, Method.LM_CM: 128}
 # Streams of a block with a language model: they cost a little size and make decoding faster. One for blocks
 # up to the first number, then one for as many bytes as the second says, a power of two, the third at most.
 LM_ONE_STREAM_NBYTES = 64 << 10
-LM_STREAM_NBYTES = 32 << 10
+LM_STREAM_NBYTES = 64 << 10
 LM_STREAMS = 16
 
 # A block of up to TRIAL_NBYTES is coded by both methods; of a larger one SAMPLES pieces, together, are.

@@ -27,13 +27,10 @@ from integer_models import (
 
 import lmcodec
 from lmcodec.errors import ConfigError, Unsupported
-from lmcodec.lm import reference
+from lmcodec.lm import reference, store, weights
 from lmcodec.lm.config import MAX_FAN_IN
 from lmcodec.lm.model import IntegerModel, Linear
 from lmcodec.lm.torch_backend import TorchNetwork, TorchState, _TorchLinear
-from lmcodec.lm.vocab import Vocabulary
-
-EXPORT = Path(lmcodec.__file__).parent / "train" / "exports" / "small"
 
 # Device and kind of product.
 BACKENDS = [
@@ -339,13 +336,7 @@ def test_devices_without_int8_products(error: Exception, monkeypatch: pytest.Mon
 
 
 def load_small() -> IntegerModel:
-    if not EXPORT.is_dir():
-        pytest.skip("the export of `small` is not in this tree")
-    from lmcodec.train.export import integer_model
-    from lmcodec.train.loop import load_export
-
-    vocabulary = Vocabulary.load()
-    return integer_model(load_export(EXPORT, vocabulary)[0], vocabulary)
+    return weights.load(store.find("small").path).model
 
 
 @pytest.mark.parametrize("n_position", [8, pytest.param(60, marks=pytest.mark.slow)])

@@ -46,7 +46,9 @@ class Retired(NamedTuple):
 
 # A number, 1 to 127, means one model for ever. Before version 1.0 a model may be replaced: its successor gets
 # a number of its own, and it goes to RETIRED.
-SHIPPED: dict[int, Shipped] = {}
+SHIPPED: dict[int, Shipped] = {
+    1: Shipped("small", "small.lmm", "f4c70f6296846784"),
+}
 RETIRED: dict[int, Retired] = {}
 
 
