@@ -548,7 +548,7 @@ class Compressor(_Reusable):
         """Write the header of a frame that has one block or several, unless it is there."""
         if self._walk is None:
             content_size = self._content_size if several else None
-            model_id = self._model.frame_id if self._model and needs_model else None
+            model_id = self._model.frame_id if needs_model and self._model else None
             self._walk = FrameWalk(FrameHeader(content_size, model_id, has_index=several))
             self._out.append(self._walk.header.pack())
         return self._walk

@@ -170,7 +170,7 @@ def memory_nbytes(profile: int, block_nbytes: int, streams: int = 1, chained: bo
 _LM_FIXED_NBYTES = 14 << 20  # direct counters, counters of token ends, maps, weights, buffers
 _LM_TOKEN_NBYTES = 1 << 10  # of the vocabulary: 128 rows of frequencies and their sums
 _LM_STREAM_NBYTES = 640 << 10  # a stream's view of the text, its states and frequencies
-_LM_ENCODE_NBYTES = 36  # a byte of the block: the network's answers, 2 bytes a decision; tokens
+_LM_ENCODE_NBYTES = 6  # a byte of the block: tokens, where they end, a copy
 
 
 def lm_memory_nbytes(
@@ -185,16 +185,21 @@ def lm_memory_nbytes(
 
     Args:
       chained: the engine keeps what blocks before left (`continues`).
-      encoding: the network's answers for the whole block are kept.
+      encoding: the block's tokens are kept.
 
     Raises:
       Unsupported: the model has no such profile.
     """
     chosen = model.profile(profile)
-    # A match table has the least power of two of entries that is not less than the block.
-    log2 = min((block_nbytes - 1).bit_length(), chosen.spec["numbers"].get("match_log2", 18))
-    match_nbytes = len(chosen.spec["matches"]) * (4 << max(log2, 10))
-    tables = chosen.table_nbytes + match_nbytes * (streams + 1 if streams > 1 else 1)
+
+    def match_nbytes(nbytes: int) -> int:
+        # A match table has the least power of two of entries that is not less than the text's bytes.
+        log2 = min((nbytes - 1).bit_length(), chosen.spec["numbers"].get("match_log2", 18))
+        return len(chosen.spec["matches"]) * (4 << max(log2, 10))
+
+    tables = chosen.table_nbytes + match_nbytes(block_nbytes)
+    if streams > 1:
+        tables += streams * match_nbytes(-(-block_nbytes // streams))
     extra = _LM_FIXED_NBYTES + _LM_TOKEN_NBYTES * len(model.vocabulary) + _LM_STREAM_NBYTES * streams
     extra += _CHAIN_NBYTES if chained else 0
     each = 4 + (_LM_ENCODE_NBYTES if encoding else 0)

@@ -1,10 +1,11 @@
-"""A decoder written from FORMAT.md alone: slow, of Python's integers, sharing no code with the package.
+"""A decoder written from FORMAT.md alone: slow, of Python's integers.
 
-    python tests/format_reference.py FRAME > ORIGINAL
+    python tests/format_reference.py FRAME [MODEL] > ORIGINAL
 
 It shows that the page says everything; test_format.py holds the package to it. Headings are FORMAT.md's. Of
-the package it reads only the profiles' files. It does not know language models, nor chains longer than the
-history.
+the package it takes the profiles' files and, for language models, `lm/reference.py`, which is section 6 as a
+program, and what reads model files. It does not know shipped models by their numbers, nor chains longer than
+the history.
 """
 
 from __future__ import annotations
@@ -20,6 +21,12 @@ from decimal import ROUND_HALF_EVEN, Decimal, localcontext
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
+
+from lmcodec.lm import reference as network
+from lmcodec.lm import weights
+from lmcodec.lm.model import IntegerModel
 
 MODELS = Path(__file__).parents[1] / "lmcodec" / "models"
 MASK32 = 2**32 - 1
@@ -609,24 +616,52 @@ class Profile:
     weights: list[int]  # Q16: rows of the first layer, selector by selector; rows of the second
 
     def number(self, name: str) -> int:
-        return int(self.spec["numbers"][name])
+        return int(self.spec["numbers"].get(name, DEFAULTS[name]))
 
     @property
     def n_input(self) -> int:
         n = 2 * len(self.spec["contexts"]) + 2 * self.number("n_direct") + 2 * len(self.spec["matches"]) + 1
+        n += 2 * self.number("lm")
         return (n + 15) // 16 * 16
+
+
+DEFAULTS = {
+    "final_selector": 1,
+    "table_log2": 22,
+    "match_log2": 18,
+    "map_limit": 255,
+    "n_direct": 2,
+    "direct_limit": 255,
+    "weight_rate": 6,
+    "final_rate": 2,
+    "apm_rate": 6,
+    "apm_weight": 8,
+    "lm": 0,
+}
 
 
 @cache
 def profile(number: int) -> Profile:
     path = MODELS / f"profile-{number}.lmp"
     require(path.is_file(), f"unsupported: profile {number}")
-    data = path.read_bytes()
-    assert data[:5] == b"LMZP\x01"
-    n_text, n_packed = struct.unpack_from("<II", data, 5)
-    assert len(data) == 13 + n_text + n_packed
-    spec = json.loads(data[13 : 13 + n_text])
-    body = lzma.decompress(data[13 + n_text :])
+    (only,) = read_profiles(path.read_bytes())
+    return only
+
+
+def read_profiles(data: bytes) -> list[Profile]:
+    """Of profile files, one after another."""
+    profiles = []
+    while data:
+        assert data[:5] == b"LMZP\x01"
+        n_text, n_packed = struct.unpack_from("<II", data, 5)
+        end = 13 + n_text + n_packed
+        profiles.append(_read_profile(json.loads(data[13 : 13 + n_text]), data[13 + n_text : end]))
+        data = data[end:]
+    return profiles
+
+
+def _read_profile(spec: dict[str, Any], packed: bytes) -> Profile:
+    body = lzma.decompress(packed)
     n_map = 256 * len(spec["contexts"]) + 1024 * len(spec["matches"])
     n_weight = (len(body) - 3 * n_map) // 2
     p = struct.unpack_from(f"<{n_map}H", body)
@@ -658,8 +693,11 @@ SELECTOR_ROWS = {
     "above": 256,
     "hash_word": 16384,
     "hash3": 16384,
+    "lm": 192,
+    "lm_match": 216,
+    "token": 128,
 }
-FINAL_SELECTORS = {1: "order0"}
+FINAL_SELECTORS = {0: "zero", 1: "order0"}
 WEIGHT_MAX = 2**19 - 1
 CELLS = [squash(256 * (j - 12)) for j in range(25)]
 
@@ -742,6 +780,14 @@ class Stream:
         self.cells: list[tuple[list[int], int]] = []  # (cells, index) of the final maps to train
 
 
+def train(row: list[int], inputs: list[tuple[int, int]], p: int, y: int, rate: int) -> None:
+    """Weights, towards the bit that p was the probability of."""
+    e = (65536 * y - p) * rate >> 4
+    for i, x in inputs:
+        w = row[i] + (x * e + 32768 >> 16)
+        row[i] = w if -WEIGHT_MAX <= w <= WEIGHT_MAX else WEIGHT_MAX if w > 0 else -WEIGHT_MAX
+
+
 class Coder(Protocol):
     def decode(self, p: int) -> int:
         """The next bit, 1 with probability p / 65536."""
@@ -758,6 +804,8 @@ class ContextMixer:
         n_context = len(spec["contexts"])
         self.table = SlotTable(power_of_two(2**12, 24 * n_context * nbytes, 2 ** number("table_log2")))
         self.match_size = power_of_two(2**10, nbytes, 2 ** number("match_log2"))
+        own_nbytes = -(-nbytes // n_stream) if number("lm") else nbytes
+        self.own_match_size = power_of_two(2**10, own_nbytes, 2 ** number("match_log2"))
         self.match_tables: list[dict[int, int]] = [{} for _ in spec["matches"]]
         counters = [Counter(p, n) for p, n in profile.maps]
         self.maps = [counters[256 * i : 256 * (i + 1)] for i in range(n_context)]
@@ -772,12 +820,16 @@ class ContextMixer:
             at += SELECTOR_ROWS[name] * profile.n_input
         self.final_selector = FINAL_SELECTORS[number("final_selector")]
         self.final = self._matrix(at, SELECTOR_ROWS[self.final_selector], 16)
-        assert at + SELECTOR_ROWS[self.final_selector] * 16 == len(profile.weights)
+        self.weights_end = at + SELECTOR_ROWS[self.final_selector] * 16  # what is left is of language models
         self.final_maps = [defaultdict[int, list[int]](CELLS.copy) for _ in spec["maps"]]
         self.direct = [defaultdict[int, list[Counter]](direct_line) for _ in range(number("n_direct"))]
         self.known = [i for i, names in enumerate(spec["contexts"]) if len(names) == 1 and names[0] in ORDERS]
         self.streams = [Stream(spec) for _ in range(n_stream)]
         self.history = bytearray()
+        self.begin()
+
+    def begin(self) -> None:
+        assert self.weights_end == len(self.profile.weights)
 
     def _matrix(self, at: int, n_row: int, n: int) -> list[list[int]]:
         return [self.profile.weights[at + n * row : at + n * (row + 1)] for row in range(n_row)]
@@ -797,10 +849,12 @@ class ContextMixer:
 
     # Lookup
 
+    def find_matches(self, stream: Stream) -> None:
+        for match, table in zip(stream.matches, self.match_tables, strict=True):
+            self._find(stream, match, table)
+
     def lookup(self, stream: Stream) -> None:
-        if stream.n_bit == 0:
-            for match, table in zip(stream.matches, self.match_tables, strict=True):
-                self._find(stream, match, table)
+        if not stream.hashes:
             match = stream.matches[0]
             values = stream.text.features()
             values["match_byte"] = (
@@ -810,7 +864,7 @@ class ContextMixer:
                 context_hash(i, [values[name] for name in names])
                 for i, names in enumerate(self.spec["contexts"])
             ]
-        c0 = stream.c0 if stream.n_bit else 0
+        c0 = stream.c0 >> stream.n_bit - 4 if stream.n_bit >= 4 else 0
         stream.slots = []
         filled = []  # whether the slot's first node was not empty, before the next context's lookup
         for h in stream.hashes:
@@ -827,10 +881,12 @@ class ContextMixer:
     def _find(self, stream: Stream, match: Match, table: dict[int, int]) -> None:
         m = min(match.shortest, 8)
         v = stream.text.order(m) << 64 - 8 * m
-        index = ((v * GOLDEN64 & MASK64) >> 40) % self.match_size
-        tables = [match.table, table] if len(self.streams) > 1 else [table]
+        place = (v * GOLDEN64 & MASK64) >> 40
+        tables = [(table, place % self.match_size)]
+        if len(self.streams) > 1:
+            tables.insert(0, (match.table, place % self.own_match_size))
         if match.at is None or match.length < match.shortest:
-            for candidates in tables:
+            for candidates, index in tables:
                 at = candidates.get(index, 0)
                 length = 0
                 while (
@@ -841,8 +897,10 @@ class ContextMixer:
                 if length >= match.shortest and at != stream.at:
                     match.at, match.length, match.misses = at, length, 0
                     break
-        for candidates in tables:
+        for candidates, index in tables:
             candidates[index] = stream.at
+        if match.at is not None and match.at >= len(self.history):
+            match.at = None
         if match.at is not None:
             match.predicted = self.history[match.at]
 
@@ -868,14 +926,14 @@ class ContextMixer:
             stream.match_used.append((counter, bit))
             stretched, linear = self._pair(counter.p)
             x += (stretched, linear) if bit else (-stretched, -linear)
-        x.append(256)
+        x += [*self.lm_inputs(stream), 256]
         stream.inputs = [(i, value) for i, value in enumerate(x) if value]
         stream.rows = [
-            layer[self._row(stream, name)]
+            layer[self.row(stream, name)]
             for layer, name in zip(self.layers, self.spec["selectors"], strict=True)
         ]
         stream.d = [clip(sum([row[i] * v >> 8 for i, v in stream.inputs]) >> 8) for row in stream.rows]
-        stream.final_row = self.final[self._row(stream, self.final_selector)]
+        stream.final_row = self.final[self.row(stream, self.final_selector)]
         d = clip(sum(w * v >> 8 for w, v in zip(stream.final_row, stream.d, strict=False)) >> 8)
         stream.p_final = p = squash(d)
         stream.cells = []
@@ -886,12 +944,15 @@ class ContextMixer:
         f = v - 256 * j
         total = 0
         for rows, name in zip(self.final_maps, self.spec["maps"], strict=True):
-            cells = rows[self._row(stream, name)]
+            cells = rows[self.row(stream, name)]
             total += cells[j] * (256 - f) + cells[j + 1] * f >> 8
             stream.cells.append((cells, j + (f >= 128)))
         weight = self.profile.number("apm_weight")
         p = p * (16 - weight) + total // len(self.final_maps) * weight >> 4
         return min(max(p, 1), 65535)
+
+    def lm_inputs(self, stream: Stream) -> tuple[int, ...]:
+        return ()
 
     @staticmethod
     def _node(stream: Stream) -> int:
@@ -903,7 +964,7 @@ class ContextMixer:
     def _pair(p: int) -> tuple[int, int]:
         return STRETCH[p >> 10], p - 2**21 >> 11
 
-    def _row(self, stream: Stream, selector: str) -> int:
+    def row(self, stream: Stream, selector: str) -> int:
         text, match, bit = stream.text, stream.matches[0], stream.n_bit
         c1, class1 = text.byte(1), CLASS[text.byte(1)]
         matches = stream.match_used[0] is not None
@@ -941,8 +1002,8 @@ class ContextMixer:
     def update(self, stream: Stream, y: int) -> None:
         number = self.profile.number
         for row, d in zip(stream.rows, stream.d, strict=True):
-            self._train(row, stream.inputs, squash(d), y, number("weight_rate"))
-        self._train(stream.final_row, list(enumerate(stream.d)), stream.p_final, y, number("final_rate"))
+            train(row, stream.inputs, squash(d), y, number("weight_rate"))
+        train(stream.final_row, list(enumerate(stream.d)), stream.p_final, y, number("final_rate"))
         rate = number("apm_rate")
         goal = 65535 + 2**rate - 1 if y else 0
         for cells, j in stream.cells:
@@ -962,13 +1023,6 @@ class ContextMixer:
         stream.c0 = stream.c0 << 1 | y
         stream.n_bit += 1
 
-    @staticmethod
-    def _train(row: list[int], inputs: list[tuple[int, int]], p: int, y: int, rate: int) -> None:
-        e = (65536 * y - p) * rate >> 4
-        for i, x in inputs:
-            w = row[i] + (x * e + 32768 >> 16)
-            row[i] = w if -WEIGHT_MAX <= w <= WEIGHT_MAX else WEIGHT_MAX if w > 0 else -WEIGHT_MAX
-
     def end_byte(self, stream: Stream) -> None:
         c = stream.c0 & 255
         self.history[stream.at] = c
@@ -976,7 +1030,7 @@ class ContextMixer:
         stream.text.end_byte(c)
         for match in stream.matches:
             match.end_byte(c)
-        stream.c0, stream.n_bit = 1, 0
+        stream.c0, stream.n_bit, stream.hashes = 1, 0, []
 
     # 3. Streams, groups and the order of decisions
 
@@ -990,6 +1044,8 @@ class ContextMixer:
                 for bit in range(8):
                     if bit % 4 == 0:
                         for stream in streams:
+                            if bit == 0:
+                                self.find_matches(stream)
                             self.lookup(stream)
                     p = [self.predict(stream) for stream in streams]
                     bits = [coder.decode(p_of_1) for p_of_1 in p]
@@ -998,6 +1054,262 @@ class ContextMixer:
                 for stream in streams:
                     self.end_byte(stream)
         return bytes(self.history[-nbytes:])
+
+
+# 8. Blocks with a language model
+
+
+class TokenStream(Stream):
+    """A stream, its network, and the token that it is in."""
+
+    def __init__(self, spec: dict[str, Any]) -> None:
+        super().__init__(spec)
+        self.before = 0  # the last complete token
+        self.state: network.State | None = None
+        self.cum = np.zeros(1, np.uint64)  # sums of the frequencies below each token
+        # The token so far.
+        self.u = b""
+        self.within: list[int] = []  # range(u)
+        self.left: list[int] = []  # of it, those longer than u that the bits of the byte allow
+        # The open decision.
+        self.at_end = False
+        self.one: list[int] = []  # its sides, never empty
+        self.zero: list[int] = []
+        self.stretch = 0  # L
+        self.nibble = -1  # that was looked up
+        self.question: Question | None = None
+
+
+class TokenMixer(ContextMixer):
+    """Section 8: what section 5 has, a network and its vocabulary."""
+
+    def __init__(self, model: IntegerModel, profile: Profile, nbytes: int, n_stream: int) -> None:
+        self.model = model
+        self.strings = model.vocabulary.strings
+        super().__init__(profile, nbytes, n_stream)
+
+    def begin(self) -> None:
+        weights, at = self.profile.weights, self.weights_end
+        self.token_end = TokenEnd(weights[at : at + TokenEnd.N_WEIGHT])
+        at += TokenEnd.N_WEIGHT
+        for rows, name in zip(self.final_maps, self.spec["maps"], strict=True):
+            if SELECTOR_ROWS[name] > 1024:
+                continue
+            for row in range(SELECTOR_ROWS[name]):
+                rows[row] = [min(w, 65535) for w in weights[at : at + 25]]
+                at += 25
+        assert at == len(weights)
+        self.token_streams = [TokenStream(self.spec) for _ in self.streams]
+        self.streams = list[Stream](self.token_streams)
+        self.is_first = True
+
+    # 8.1 Streams and token steps
+
+    def decode(self, coder: Coder, nbytes: int, n_group: int) -> bytes:
+        self.begin_block(nbytes)
+        for s, stream in enumerate(self.token_streams):
+            cut = s > 0 or not self.is_first
+            stream.state = network.start(self.model, np.array([cut]))
+            stream.before = len(self.strings) + cut
+        self.is_first = False
+        n_first = -(-len(self.streams) // n_group)
+        groups = [self.token_streams[:n_first], self.token_streams[n_first:]]
+        while any(stream.at < stream.end for stream in self.streams):
+            for group in groups:
+                self._token_step([stream for stream in group if stream.at < stream.end], coder)
+        return bytes(self.history[-nbytes:])
+
+    def _token_step(self, streams: list[TokenStream], coder: Coder) -> None:
+        for stream in streams:
+            assert stream.state is not None
+            logits = network.step(self.model, np.array([stream.before]), stream.state)
+            stream.cum = network.cumulate(network.frequencies(logits))[0]
+        for stream in streams:
+            stream.u, stream.within = b"", list(range(len(self.strings)))
+            self._begin_byte(stream)
+        is_open = [stream for stream in streams if self._go_on(stream)]
+        while is_open:
+            for stream in is_open:
+                if not stream.at_end and stream.nibble != stream.n_bit // 4:
+                    self.lookup(stream)
+                    stream.nibble = stream.n_bit // 4
+            p = [self._predict(stream) for stream in is_open]
+            bits = [coder.decode(p_of_1) for p_of_1 in p]
+            is_open = [stream for stream, y in zip(is_open, bits, strict=True) if self._take(stream, y)]
+
+    # 8.2 Bytes
+
+    def _begin_byte(self, stream: TokenStream) -> None:
+        self.find_matches(stream)
+        stream.left = [t for t in stream.within if len(self.strings[t]) > len(stream.u)]
+        stream.nibble = -1
+
+    def _go_on(self, stream: TokenStream) -> bool:
+        """To the next open decision; false at the end of the token."""
+        while True:
+            while stream.n_bit < 8:
+                at, shift = len(stream.u), 7 - stream.n_bit
+                stream.one = [t for t in stream.left if self.strings[t][at] >> shift & 1]
+                stream.zero = [t for t in stream.left if not self.strings[t][at] >> shift & 1]
+                if stream.one and stream.zero:
+                    return True
+                stream.c0 = stream.c0 << 1 | (not stream.zero)
+                stream.n_bit += 1
+            stream.u += bytes([stream.c0 & 255])
+            stream.within = stream.left
+            self.end_byte(stream)
+            is_token = self.strings[stream.within[0]] == stream.u
+            if stream.at == stream.end:
+                require(is_token, "corrupt: a stream ends inside a token")
+                return self._end_token(stream)
+            if is_token and len(stream.within) == 1:
+                return self._end_token(stream)
+            if is_token:
+                stream.at_end = True
+                stream.one, stream.zero = stream.within[:1], stream.within[1:]
+                return True
+            self._begin_byte(stream)
+
+    @staticmethod
+    def _end_token(stream: TokenStream) -> bool:
+        stream.before = stream.within[0]
+        return False
+
+    def _predict(self, stream: TokenStream) -> int:
+        stream.stretch = self._stretch(stream)
+        if not stream.at_end:
+            return self.predict(stream)
+        stream.question = self.token_end.ask(stream, self.history, self.strings)
+        return stream.question.p
+
+    def _take(self, stream: TokenStream, y: int) -> bool:
+        """True if another decision is open."""
+        if not stream.at_end:
+            self.update(stream, y)
+            stream.left = stream.one if y else stream.zero
+            return self._go_on(stream)
+        assert stream.question is not None
+        self.token_end.update(stream.question, y)
+        stream.at_end = False
+        if y:
+            return self._end_token(stream)
+        self._begin_byte(stream)
+        return self._go_on(stream)
+
+    # 8.3 The language model's stretch
+
+    @staticmethod
+    def _stretch(stream: TokenStream) -> int:
+        def total(tokens: list[int]) -> np.ndarray:
+            assert tokens == list(range(tokens[0], tokens[-1] + 1))
+            return stream.cum[tokens[-1] + 1] - stream.cum[tokens[0]]
+
+        return int(network.stretch(np.array(total(stream.one)), np.array(total(stream.zero))))
+
+    # 8.4 A bit
+
+    def lm_inputs(self, stream: Stream) -> tuple[int, ...]:
+        assert isinstance(stream, TokenStream)
+        return lm_pair(stream.stretch)
+
+    def row(self, stream: Stream, selector: str) -> int:
+        assert isinstance(stream, TokenStream)
+        step, k = stream.stretch + 3072 >> 8, stream.n_bit
+        if selector == "lm":
+            return 8 * step + k
+        if selector == "token":
+            return 8 * min(len(stream.u), 15) + k
+        if selector == "lm_match":
+            used = stream.match_used[0]
+            return 9 * step + (1 + 4 * used[1] + bucket(stream.matches[0].length) // 4 if used else 0)
+        return super().row(stream, selector)
+
+
+def lm_pair(stretched: int) -> tuple[int, int]:
+    """The inputs that L gives."""
+    return stretched, squash(stretched) * 64 - 2**21 >> 11
+
+
+# 8.5 The end of a token
+
+
+@dataclass
+class Question:
+    """Whether a token ends: what was predicted and from what."""
+
+    counters: list[Counter]  # of tables 0 to 3
+    of_match: Counter | None  # of table 4
+    ends: int
+    inputs: list[tuple[int, int]]
+    rows: list[list[int]]
+    d: list[int]
+    final_row: list[int]
+    p_final: int
+
+    @property
+    def p(self) -> int:
+        return min(max(self.p_final, 1), 65535)
+
+
+class TokenEnd:
+    """Counters and mixer."""
+
+    ROWS = 24, 24, 16
+    N_WEIGHT = (24 + 24 + 16 + 24) * 16
+
+    def __init__(self, weights: list[int]) -> None:
+        rows = [weights[16 * i : 16 * (i + 1)] for i in range(24 + 24 + 16 + 24)]
+        self.layers = [rows[:24], rows[24:48], rows[48:64]]
+        self.final = rows[64:]
+        self.tables = [defaultdict[int, Counter](Counter) for _ in range(4)]
+        self.of_matches = [Counter(3 * 2**20) for _ in range(16)]
+
+    def ask(self, stream: TokenStream, history: bytearray, strings: tuple[bytes, ...]) -> Question:
+        u, before, n, stretched = stream.within[0], stream.before, len(stream.u), stream.stretch
+        match = stream.matches[0]
+        at = match.at
+        counts = at is not None and match.length >= n and at < len(history) and at >= n
+        length = after = ends = 0
+        if counts:
+            assert at is not None
+            length, after = 1 + bucket(match.length) // 2, 1 + history[at]
+            text = bytes(history[at - n :])
+            ends = int(max(len(s) for s in strings if text.startswith(s)) == n)
+        index = [
+            u % 2**16,
+            self._hash(u << 16 | before),
+            self._hash(u << 16 | after),
+            self._hash((u << 32 | stream.text.order(4)) + 1),
+        ]
+        counters = [table[i] for table, i in zip(self.tables, index, strict=True)]
+        of_match = self.of_matches[length]
+        sign = 0 if not counts else 1 if ends else -1
+        x = list(lm_pair(stretched))
+        for counter, factor in (*((c, 1) for c in counters), (of_match, sign)):
+            x += [factor * STRETCH[counter.p >> 10], factor * (counter.p - 2**21 >> 11)]
+        x.append(256)
+        inputs = list(enumerate(x))
+        chosen = 2 * length + ends if counts else 0
+        numbers = [stretched + 3072 >> 8, chosen, min(n, 15)]
+        rows = [layer[i] for layer, i in zip(self.layers, numbers, strict=True)]
+        d = [clip(sum(row[i] * v >> 8 for i, v in inputs) >> 8) for row in rows]
+        final_row = self.final[chosen]
+        p = squash(clip(sum(final_row[i] * v >> 8 for i, v in enumerate(d)) >> 8))
+        return Question(counters, of_match if counts else None, ends, inputs, rows, d, final_row, p)
+
+    @staticmethod
+    def _hash(x: int) -> int:
+        return (x * GOLDEN64 & MASK64) >> 48
+
+    @staticmethod
+    def update(asked: Question, y: int) -> None:
+        for row, d in zip(asked.rows, asked.d, strict=True):
+            train(row, asked.inputs, squash(d), y, 3)
+        train(asked.final_row, list(enumerate(asked.d)), asked.p_final, y, 2)
+        for counter in asked.counters:
+            counter.train(y, 255)
+        if asked.of_match:
+            asked.of_match.train(int(y == asked.ends), 1023)
 
 
 # 4. Payload: the range coder
@@ -1037,16 +1349,16 @@ class RangeDecoder:
 # 2. Frame
 
 CONTENT_SIZE, MODEL, INDEX = 16, 32, 64  # flags
-END, STORED, CM = 0, 1, 2  # methods
+END, STORED, CM, LM_CM = 0, 1, 2, 3  # methods
 
 
-def decode_frame(reader: Reader) -> bytes:
+def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
     start = reader.at
     require(reader.take(4) == b"\xb5LMZ", "not a frame")
     flags = reader.byte()
     require(flags & 15 == 1, "unsupported version")
     model = reader.byte() if flags & MODEL else 1
-    reader.take(8 if model == 255 else 0)
+    model_id = reader.take(8 if model == 255 else 0)
     content_size = reader.varint() if flags & CONTENT_SIZE else None
     header = reader.data[start : reader.at]
     require(reader.byte() == crc8(header), "corrupt: crc8 of the frame header")
@@ -1061,18 +1373,19 @@ def decode_frame(reader: Reader) -> bytes:
         first = reader.byte()
         method, last, continues = first & 7, first & 8, first & 16
         require(not first & 0xE0, "unsupported: reserved bits of a block")
-        require(method in (END, STORED, CM), f"unsupported method {method}")
+        require(method in (END, STORED, CM, LM_CM), f"unsupported method {method}")
+        require(method != LM_CM or bool(flags & MODEL), "corrupt: no model")
         number = n_stream = n_group = nbytes = payload_nbytes = 0
-        if method == CM:
+        if method in (CM, LM_CM):
             number, shape = reader.byte(), reader.byte()
             n_stream, n_group = (shape & 127) + 1, (shape >> 7) + 1
-            require(n_group <= n_stream <= 4, "corrupt: streams")
+            require(n_group <= n_stream <= (4 if method == CM else 128), "corrupt: streams")
         if method != END:
             nbytes = payload_nbytes = reader.varint() + 1
             require(n_stream <= nbytes <= 2**24, "corrupt: size")
         else:
             require(bool(last) and not continues, "corrupt: end block")
-        if method == CM:
+        if method in (CM, LM_CM):
             payload_nbytes = reader.varint()
             require(payload_nbytes < nbytes, "corrupt: payload size")
         block_header = reader.data[start : reader.at]
@@ -1080,11 +1393,16 @@ def decode_frame(reader: Reader) -> bytes:
         payload = reader.take(payload_nbytes)
         shape_now = (method, number, n_stream, n_group)
         if continues:
-            require(method == CM and shape_now == before, "corrupt: continues nothing")
+            require(method in (CM, LM_CM) and shape_now == before, "corrupt: continues nothing")
         original = payload
-        if method == CM:
-            if not continues:
+        if method in (CM, LM_CM):
+            if not continues and method == CM:
                 mixer = ContextMixer(profile(number), nbytes, n_stream)
+            elif not continues:
+                require(model_id in models, f"model {model}:{model_id.hex()} is missing")
+                profiles = read_profiles(models[model_id].mixer)
+                require(1 <= number <= len(profiles), f"unsupported: profile {number} of the model")
+                mixer = TokenMixer(models[model_id], profiles[number - 1], nbytes, n_stream)
             assert mixer is not None
             original = mixer.decode(RangeDecoder(payload), nbytes, n_group)
         require(check == zlib.crc32(original + block_header + payload), "corrupt: check of a block")
@@ -1105,14 +1423,19 @@ def decode_frame(reader: Reader) -> bytes:
     return out
 
 
-def decode(data: bytes) -> bytes:
-    """The contents of the frames in data."""
+def decode(data: bytes, model_files: list[bytes] | None = None) -> bytes:
+    """The contents of the frames in data, which may name the models in these files."""
+    models = {}
+    for file in model_files or []:
+        model = weights.parse(file).model
+        models[bytes.fromhex(model.model_id)] = model
     reader = Reader(data)
-    out = decode_frame(reader)
+    out = decode_frame(reader, models)
     while reader.at < len(data):
-        out += decode_frame(reader)
+        out += decode_frame(reader, models)
     return out
 
 
 if __name__ == "__main__":
-    sys.stdout.buffer.write(decode(Path(sys.argv[1]).read_bytes()))
+    _frame, *_models = [Path(path).read_bytes() for path in sys.argv[1:]]
+    sys.stdout.buffer.write(decode(_frame, _models))

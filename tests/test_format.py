@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import random
 import runpy
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import format_reference as reference
 import numpy as np
 import pytest
+from conftest import WORDS, make_vocabulary
+from integer_models import random_model
 
 import lmcodec
-from lmcodec import _kernel, profile
+from lmcodec import _kernel, engine, profile
+from lmcodec.frame import Method
+from lmcodec.lm import store, weights
+from lmcodec.lm.model import IntegerModel
 
 TESTS = Path(__file__).parent
 GOLDEN = runpy.run_path(str(TESTS / "golden" / "make.py"))["CASES"]
@@ -227,6 +234,148 @@ def test_known_is_seen_before_the_next_lookup() -> None:
         "numbers": {**_NUMBERS, "table_log2": 12},
     }
     check_probabilities(profile.build(spec), [INPUTS["python"].encode()], 1, 1)
+
+
+# Blocks with a language model (section 8).
+
+LM_TEXT = " ".join(
+    random.Random(1).choices(
+        [w.decode() for w in WORDS] + ["überzählig", "walrus,", "文字", "walruwal\n"], k=110
+    )
+).encode()
+LM_INPUTS = {
+    "words": LM_TEXT,
+    "html": INPUTS["html"].encode(),
+    "noise": random.Random(2).randbytes(200) * 2,
+    "runs": b"xyz" + bytes(250) + b"\xff" * 300 + bytes(50) + b"walrus" * 40,
+    # Tokens of every length up to 20, and bits to decide within long ones.
+    "ladder": b" ".join(b"-" * (7 * i % 41) + b"x" * (i % 3) for i in range(24)),
+    # With two streams, the first one's match runs up to the block's end.
+    "ahead": b"xyz" + bytes(497 + 17) + bytes(random.Random(1).choices(range(0x80, 0x90), k=483)),
+    "counts": b"a" * 900,
+}
+LM_SHAPES = [(1, 1), (2, 1), (2, 2), (3, 2), (8, 1), (40, 2)]
+LM_QUICK = [("words", (1, 1)), ("runs", (3, 2)), ("ladder", (8, 1)), ("ahead", (2, 1))]
+
+
+def lm_spec(part: int) -> dict[str, Any]:
+    """Every selector that a language model adds, and some that match models and lookups have a part in."""
+    return {
+        "contexts": [["order1"], ["order2"], ["order3", "column"], ["word"], ["match_byte"], ["above_next"]],
+        "selectors": [["order0", "known", "lm", "token"], ["match", "lm_match", "match_byte", "token"]][part],
+        "maps": [["lm", "lm_match", "order1"], ["token"]][part],
+        "matches": [[5, 2], [3]][part],
+        # The rest as a profile has it that does not say.
+        "numbers": {"lm": 1, "table_log2": 13, "match_log2": 10, "weight_rate": 14},
+    }
+
+
+@cache
+def lm_model() -> IntegerModel:
+    """Of random weights; its profiles begin with what they learned on a text."""
+    extra = [w.encode() for w in ("walrus", "überzählig", "文字", "zählig")] + [
+        b"\0" * 4,
+        b"\xff" * 20,
+    ]
+    extra += [b"-" * n for n in range(12, 21)] + [b"-" * n + b"x" for n in (13, 17)]
+    words = make_vocabulary([w for w in WORDS if len(w) > 1] + [b" " + w for w in WORDS] + extra)
+    made = random_model(21, len(words), dim=24, n_layer=2, recurrent=17, mlp=20)
+    return replace(made, vocabulary=words, mixer=b"")
+
+
+@cache
+def lm_file() -> bytes:
+    """Its file, with both profiles."""
+    plain = b"".join(profile.pack(s, profile_start(s)) for s in map(lm_spec, range(2)))
+    return weights.pack(replace(lm_model(), mixer=plain))
+
+
+def profile_start(spec: dict[str, Any]) -> np.ndarray:
+    """Values far from neutral, so that none can take another's place."""
+    kernel = profile.build(spec).kernel
+    rng = np.random.default_rng(5)
+    n_map, n_cell = kernel.weights_at, kernel.cells_at
+    learned = np.empty(kernel.n_learned, np.uint32)
+    learned[:n_map] = rng.integers(1, 65536, n_map) << 16 | rng.integers(0, 255, n_map)
+    learned[: 256 * len(spec["contexts"]) : 256] = 1 << 31
+    learned[n_map:n_cell].view(np.int32)[:] = rng.integers(-(1 << 13), 1 << 15, n_cell - n_map)
+    learned[n_cell:] = rng.integers(0, 65536, len(learned) - n_cell)
+    return learned
+
+
+@pytest.fixture(scope="module")
+def lm_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("model") / "tiny.lmm"
+    path.write_bytes(lm_file())
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [
+        (name, shape) if (name, shape) in LM_QUICK else slow(name, shape)
+        for name in LM_INPUTS
+        for shape in LM_SHAPES
+    ],
+)
+@pytest.mark.parametrize("number", [1, 2])
+def test_token_decisions(lm_path: Path, number: int, name: str, shape: tuple[int, int]) -> None:
+    """The reference predicts what the kernel predicts, along a chain of two blocks."""
+    n_stream, n_group = shape
+    loaded = store.load(store.find(lm_path))
+    kernel = _kernel.TokenCoder(loaded.coding, loaded.profile(number).kernel, n_stream, n_group)
+    (start,) = reference.read_profiles(lm_profile_file(number))
+    text = LM_INPUTS[name]
+    middle = 0 if name == "ahead" else len(text) // 3
+    blocks = [text[middle:], text[:middle]] if middle else [text]
+    mixer = reference.TokenMixer(lm_model(), start, len(blocks[0]), n_stream)
+    for block in blocks:
+        borders = [s * len(block) // n_stream for s in range(n_stream + 1)]
+        tokens = [loaded.vocabulary.segment(block[a:b]) for a, b in pairwise(borders)]
+        kernel.begin_encode(np.frombuffer(block, np.uint8), np.concatenate(tokens))
+        bits, p16 = np.empty(9 * len(block), np.uint8), np.empty(9 * len(block), np.uint16)
+        n = kernel.encode(bits, p16)
+        assert kernel.done
+        assert mixer.decode(Replay(bits[:n], p16[:n]), len(block), n_group) == block
+
+
+def lm_profile_file(number: int) -> bytes:
+    spec = lm_spec(number - 1)
+    return profile.pack(spec, profile_start(spec))
+
+
+class NeverSmaller(engine.Engine):
+    """Method cm that never wins against another one."""
+
+    def encode(self, data: bytes | memoryview) -> bytes:
+        return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "options"),
+    [
+        ("words", 6, {}),
+        ("runs", 3, {"streams": 3, "groups": 2}),
+        ("runs", 9, {"block_size": 1024, "solid": True, "streams": 2}),
+        slow("words", 3, {"block_size": 1024, "solid": True, "streams": 8, "groups": 2}),
+        slow("html", 6, {"streams": 128}),
+        slow("html", 9, {"block_size": 1024}),
+    ],
+)
+def test_lm_frames(
+    name: str, level: int, options: dict[str, Any], lm_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Frames that name their model decode with its file, and with no other."""
+    monkeypatch.setattr(engine, "Engine", NeverSmaller)
+    original = LM_INPUTS[name]
+    original *= -(-1300 // len(original)) if "block_size" in options else 1
+    frame = lmcodec.compress(original, level, model=lm_path, **options)
+    info = lmcodec.frame_info(frame)
+    assert info.blocks is not None
+    assert {block.method for block in info.blocks} == {Method.LM_CM}
+    assert reference.decode(frame, [lm_file()]) == original
+    with pytest.raises(reference.FormatError, match="missing"):
+        reference.decode(frame)
 
 
 def test_what_runs_every_time_is_there() -> None:

@@ -321,7 +321,7 @@ def test_levels_choose_profiles_and_streams(model: Model) -> None:
     cm, lm = Compressor(6, model=model.path, streams=100, groups=2)._key(50)
     assert (cm.streams, cm.groups, lm.streams, lm.groups) == (4, 2, 50, 2)
     sizes = [1, 64 * KIB, 64 * KIB + 1, 128 * KIB, 300 * KIB, 512 * KIB, 16 << 20]
-    assert [lm_streams(n) for n in sizes] == [1, 1, 2, 4, 8, 16, 16]
+    assert [lm_streams(n) for n in sizes] == [1, 1, 1, 2, 4, 8, 16]
 
 
 @pytest.mark.parametrize(

@@ -188,9 +188,14 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
   std::memset(table_, 0, size);
   table_nbytes_ = size;
   line_mask_ = static_cast<std::uint32_t>(size / 64 - 1);
-  int match_log2 = 10;
-  while (match_log2 < profile_.match_log2 && (1u << match_log2) < nbytes) ++match_log2;
-  match_mask_ = (1u << match_log2) - 1;
+  const auto match_places = [this](std::uint32_t n) {
+    int log2 = 10;
+    while (log2 < profile_.match_log2 && (1u << log2) < n) ++log2;
+    return std::size_t{1} << log2;
+  };
+  match_mask_ = static_cast<std::uint32_t>(match_places(nbytes) - 1);
+  // A stream's own table: with a language model there may be many streams, and it is as large as they need it.
+  const std::uint32_t own_nbytes = profile_.lm ? (nbytes - 1) / static_cast<std::uint32_t>(n_stream) + 1 : nbytes;
   for (auto& t : match_tables_) t.assign(std::size_t{match_mask_} + 1, 0);
   history_.clear();
   streams_.clear();
@@ -211,7 +216,7 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
     std::fill(std::begin(stream.layer), std::end(stream.layer), 0);
     if (n_stream > 1)
       for (int m = 0; m < profile_.n_match; ++m)
-        stream.own_match[m].assign(std::size_t{match_mask_} + 1, 0);
+        stream.own_match[m].assign(match_places(own_nbytes), 0);
   }
   fresh_ = true;
 }
@@ -278,7 +283,8 @@ void ContextMixer::find_match(Stream& stream, int m) {
   const std::uint32_t hash = static_cast<std::uint32_t>((kept * 0x9E3779B97F4A7C15ull) >> 40);
   std::vector<std::uint32_t>& shared = match_tables_[static_cast<std::size_t>(m)];
   std::uint32_t* const places[2] = {
-      stream.own_match[m].empty() ? nullptr : &stream.own_match[m][hash & match_mask_], &shared[hash & match_mask_]};
+      stream.own_match[m].empty() ? nullptr : &stream.own_match[m][hash & (stream.own_match[m].size() - 1)],
+      &shared[hash & match_mask_]};
   if (!match.active || match.length < minimum) {
     for (std::uint32_t* place : places) {
       if (!place) continue;

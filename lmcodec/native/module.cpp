@@ -56,6 +56,8 @@ using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::
 
 using lmcodec::ProfileData;
 
+constexpr std::size_t kLearnedMax = std::size_t{1} << 22;  // of a profile that a model file brings along
+
 int checked(const std::string& name, int value, int low, int high) {
   if (value < low || value > high) throw nb::value_error((name + " is out of range").c_str());
   return value;
@@ -106,6 +108,7 @@ std::unique_ptr<ProfileData> make_profile(const std::vector<std::vector<int>>& c
   if (!p.lm && (std::any_of(p.selectors, p.selectors + p.n_selector, needs_lm) ||
                 std::any_of(p.apms, p.apms + p.n_apm, needs_lm)))
     throw nb::value_error("a selector needs a language model: lm must be 1");
+  if (p.lm && p.n_learned() > kLearnedMax) throw nb::value_error("a profile of a model has too many weights");
   if (p.n_input() > 256) throw nb::value_error("a mixer has at most 256 inputs");
   data->learned = p.neutral();
   return data;
@@ -214,6 +217,8 @@ class BlockCoder {
 }  // namespace
 
 NB_MODULE(_kernel, m) {
+  // Caches and daemon threads may hold objects until the interpreter has ended: nothing to tell a user of.
+  nb::set_leak_warnings(false);
   m.doc() = "lmcodec's native kernel: integers only, the GIL released while it works.";
   nb::class_<lmcodec::Segmenter>(m, "Segmenter", "Longest-match segmentation; lmcodec.lm.vocab defines it.")
       .def("__init__",
