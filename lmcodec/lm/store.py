@@ -48,6 +48,7 @@ class Retired(NamedTuple):
 # a number of its own, and it goes to RETIRED.
 SHIPPED: dict[int, Shipped] = {
     1: Shipped("small", "small.lmm", "f4c70f6296846784"),
+    2: Shipped("base", "base.lmm", "7b62a11ffc96a64b"),
 }
 RETIRED: dict[int, Retired] = {}
 
