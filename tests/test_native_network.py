@@ -13,6 +13,7 @@ from unittest import mock
 
 import numpy as np
 import pytest
+from integer_models import GOLDEN, golden_expected, golden_hashes, golden_input
 from test_kernel_builds import BUILDS, NATIVE
 
 from lmcodec import _kernel
@@ -406,3 +407,16 @@ def test_builds_without_python(build: str, tmp_path: Path) -> None:
         (tmp_path / "tokens").write_bytes(head.tobytes() + tokens.astype(np.uint32).tobytes())
         for isa in isas:
             assert run("run", tmp_path / "model", tmp_path / "tokens", isa) == expected, isa
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", GOLDEN)
+def test_golden_hashes(name: str, isa: str) -> None:
+    model, tokens, cut = golden_input(name)
+    expected = golden_expected(name)
+    network = NativeNetwork(model, isa)
+    network.self_test(expected["known_answer"])
+    session = network.start(cut)
+    freq = np.empty((*tokens.shape, model.config.vocab_size), np.uint32)
+    session.run(tokens, freq=freq)
+    assert golden_hashes(model, freq, session.state, expected["known_answer"]) == expected
