@@ -4,6 +4,8 @@
 //       codes a chain of blocks; writes u32 p << 1 | bit for every decision
 //   token_driver decode MODEL VOCABULARY PROFILE NETWORK_ISA MIXING_ISA STREAMS GROUPS [PAYLOAD NBYTES]...
 //       decodes a chain; writes a byte 1 and the original, or a byte 0 where a payload is corrupt and the chain ends
+//   token_driver isas
+//       writes the names of the network's instruction sets, then of the mixer's, a line each
 //   token_driver abandon PROFILE
 //       leaves a block of method cm inside a byte and begins another
 //
@@ -109,6 +111,15 @@ void abandon(const char* path) {
 int main(int argc, char** argv) {
   if (argc == 3 && !std::strcmp(argv[1], "abandon")) {
     abandon(argv[2]);
+    return 0;
+  }
+  if (argc == 2 && !std::strcmp(argv[1], "isas")) {
+    int n;
+    const lmcodec::NetworkKernels* networks = lmcodec::network_kernels(&n);
+    for (int i = 0; i < n; ++i) std::printf("%s ", networks[i].isa);
+    const lmcodec::MixingKernels* mixers = lmcodec::mixing_kernels(&n);
+    std::printf("\n");
+    for (int i = 0; i < n; ++i) std::printf("%s ", mixers[i].isa);
     return 0;
   }
   if (argc < 9) fail("too few arguments");
