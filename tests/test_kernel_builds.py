@@ -54,7 +54,7 @@ class Driver:
     def __call__(self, *arguments: str | int) -> bytes:
         environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
         runner = os.environ.get("LMCODEC_TEST_RUNNER", "").split()
-        command = [*runner, self._binary, *map(str, arguments)]
+        command = [*runner, str(self._binary), *map(str, arguments)]
         run = subprocess.run(command, capture_output=True, env=environment)
         assert run.returncode == 0, run.stderr.decode(errors="replace")
         return run.stdout
