@@ -7,6 +7,8 @@ encoding collects decisions and codes them in bulk, decoding runs in the kernel.
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -52,12 +54,7 @@ class Engine:
         """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
         block = np.frombuffer(data, np.uint8)
         self._coder.begin(len(block))
-        bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
-        p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
-        encoder = coder.Encoder()
-        while n := self._coder.encode(block, bits, p16):
-            encoder.encode(bits[:n], p16[:n])
-        return encoder.finish()
+        return _payload(partial(self._coder.encode, block))
 
     def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
         """The `nbytes` bytes that `encode` made `payload` of.
@@ -118,12 +115,7 @@ class LmEngine:
         segment = self._vocabulary.segment
         tokens = [segment(block[a:b]) for a, b in pairwise(borders)]
         self._coder.begin_encode(block, np.concatenate(tokens))
-        bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
-        p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
-        encoder = coder.Encoder()
-        while n := self._coder.encode(bits, p16):
-            encoder.encode(bits[:n], p16[:n])
-        return encoder.finish()
+        return _payload(self._coder.encode)
 
     def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
         """The `nbytes` bytes that `encode` made `payload` of.
@@ -142,6 +134,16 @@ class LmEngine:
             if not self._coder.decode(_DECISIONS_PER_CALL):
                 raise Corrupt(coder.NO_WORDS)
         return out
+
+
+def _payload(decisions: Callable[[np.ndarray, np.ndarray], int]) -> bytes:
+    """Codes decisions: `decisions` fills bits and their p16 and returns how many, 0 at the block's end."""
+    bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
+    p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
+    encoder = coder.Encoder()
+    while n := decisions(bits, p16):
+        encoder.encode(bits[:n], p16[:n])
+    return encoder.finish()
 
 
 def _mixing_isa() -> str:

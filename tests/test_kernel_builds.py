@@ -39,8 +39,8 @@ BUILDS = {
 }
 
 
-class Driver:
-    """A build of the driver, and the files it reads."""
+class Build:
+    """A build of a driver, and the files it reads."""
 
     def __init__(self, binary: Path, folder: Path) -> None:
         self._binary, self._folder, self._n_file = binary, folder, 0
@@ -58,6 +58,10 @@ class Driver:
         run = subprocess.run(command, capture_output=True, env=environment)
         assert run.returncode == 0, run.stderr.decode(errors="replace")
         return run.stdout
+
+
+class Driver(Build):
+    """A build of native_driver.cpp."""
 
     def profile(self, spec: dict[str, Any]) -> str:
         lists = [

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import WORDS, make_vocabulary
 from integer_models import random_model
-from test_kernel_builds import BUILDS, NATIVE, SOURCES
+from test_kernel_builds import BUILDS, NATIVE, SOURCES, Build
 from test_native_network import model_bytes
 
 from lmcodec import _kernel, coder, profile
@@ -444,28 +444,15 @@ def test_vocabularies_that_are_refused() -> None:
 # Other builds
 
 
-class Driver:
+class Driver(Build):
     """A build of token_driver.cpp, and the files it reads."""
 
     def __init__(self, binary: Path, folder: Path, names: list[str]) -> None:
-        self._binary, self._folder, self._names, self._n_file = binary, folder, names, 0
+        super().__init__(binary, folder)
+        self._names = names
         # Of the machine that runs the build, which LMCODEC_TEST_RUNNER may emulate.
         networks, mixers = self("isas").decode().split("\n")
         self.network_isas, self.mixing_isas = networks.split(), mixers.split()
-
-    def file(self, content: bytes) -> str:
-        self._n_file += 1
-        path = self._folder / str(self._n_file)
-        path.write_bytes(content)
-        return str(path)
-
-    def __call__(self, *arguments: str | int) -> bytes:
-        runner = os.environ.get("LMCODEC_TEST_RUNNER", "").split()
-        command = [*runner, str(self._binary), *map(str, arguments)]
-        environment = {**os.environ, "ASAN_OPTIONS": "detect_leaks=0"}
-        done = subprocess.run(command, capture_output=True, env=environment)
-        assert done.returncode == 0, done.stderr.decode(errors="replace")
-        return done.stdout
 
     def profile(self, chosen: profile.Profile, learned: np.ndarray | None = None) -> str:
         spec = chosen.spec

@@ -136,14 +136,11 @@ def _integer_model(folder: Path, vocab: Path | None, card: dict[str, Any], mixer
     except ImportError:
         raise ConfigError("export needs torch: pip install 'lmcodec[torch]'") from None
     from lmcodec.lm.vocab import Vocabulary
-    from lmcodec.train.checkpoint import load
     from lmcodec.train.export import integer_model
     from lmcodec.train.loop import load_export
 
     if (folder / "export" / "manifest.json").is_file():
         folder = folder / "export"
-    if "rounded_activations" not in load(folder)[1]:
-        raise ConfigError(f"{folder}: the state of a run, not its weights; name {folder.parent / 'export'}")
     vocabulary = Vocabulary.load(vocab)
     net, document = load_export(folder, vocabulary)
     known = {key: document[key] for key in ("name", "step", "trained_nbytes") if key in document}

@@ -239,8 +239,6 @@ def load(source: Source) -> Model:
 
 
 def _load(source: Source) -> Model:
-    import numpy as np
-
     from lmcodec import _kernel
     from lmcodec.lm import tables, weights
     from lmcodec.profile import parse_all
@@ -257,10 +255,8 @@ def _load(source: Source) -> Model:
         raise Corrupt(f"{source.path}: mixer: a profile is for blocks without a language model")
     network, isa = _proved(integer, file.known)
     vocabulary = integer.vocabulary
-    offsets = np.zeros(len(vocabulary) + 1, np.uint32)
-    np.cumsum(vocabulary.nbytes, out=offsets[1:])
-    strings = b"".join(vocabulary.strings)
-    coding = _kernel.TokenCoding(network, np.frombuffer(strings, np.uint8), offsets, tables.log2())
+    strings, offsets = vocabulary.flat()
+    coding = _kernel.TokenCoding(network, strings, offsets, tables.log2())
     nbytes = (
         2 * integer.n_weight + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in profiles)
     )

@@ -83,6 +83,12 @@ class Vocabulary:
         """The token of each byte string."""
         return {s: token for token, s in enumerate(self.strings)}
 
+    def flat(self) -> tuple[np.ndarray, np.ndarray]:
+        """What the kernel takes: (n,) uint8 strings, one after another, and (V + 1,) uint32 where each begins."""
+        offsets = np.zeros(len(self) + 1, dtype=np.uint32)
+        np.cumsum(self.nbytes, out=offsets[1:])
+        return np.frombuffer(b"".join(self.strings), dtype=np.uint8), offsets
+
     def segment(self, data: Buffer) -> np.ndarray:
         """Tokens of `data` by longest match, computed by the kernel.
 
@@ -96,9 +102,7 @@ class Vocabulary:
         if self._segmenter is None:
             from lmcodec._kernel import Segmenter
 
-            offsets = np.zeros(len(self) + 1, dtype=np.uint32)
-            np.cumsum(self.nbytes, out=offsets[1:])
-            self._segmenter = Segmenter(np.frombuffer(b"".join(self.strings), dtype=np.uint8), offsets)
+            self._segmenter = Segmenter(*self.flat())
         out = np.empty(len(buffer), dtype=np.uint16)
         return out[: self._segmenter.segment(buffer, out)].copy()
 

@@ -511,11 +511,14 @@ def load_export(folder: Path, vocabulary: Vocabulary) -> tuple[Net, dict[str, An
 
     Raises:
         ModelNotFound: there is none, or it was trained over another vocabulary.
+        ConfigError: it is a run's checkpoint.
         Corrupt: its tensors do not fit its shape.
     """
     if folder.is_file():
         return _load_integer(folder, vocabulary)
     tensors, document = checkpoint.load(folder)
+    if "rounded_activations" not in document:
+        raise ConfigError(f"{folder}: the state of a run, not its weights; name {folder.parent / 'export'}")
     if document.get("vocab_id") != vocabulary.vocab_id:
         raise ModelNotFound(
             f"{folder}: export over vocabulary {document.get('vocab_id')}, expected {vocabulary.vocab_id}"
