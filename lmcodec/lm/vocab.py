@@ -84,7 +84,7 @@ class Vocabulary:
         return {s: token for token, s in enumerate(self.strings)}
 
     def flat(self) -> tuple[np.ndarray, np.ndarray]:
-        """What the kernel takes: (n,) uint8 strings, one after another, and (V + 1,) uint32 where each begins."""
+        """For the kernel: (n,) uint8 strings, one after another; (V + 1,) uint32, where each begins."""
         offsets = np.zeros(len(self) + 1, dtype=np.uint32)
         np.cumsum(self.nbytes, out=offsets[1:])
         return np.frombuffer(b"".join(self.strings), dtype=np.uint8), offsets
