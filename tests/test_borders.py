@@ -6,7 +6,8 @@ Over frames, and over blocks that are coded with the language model whether or n
 from __future__ import annotations
 
 import runpy
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from pathlib import Path
 
 import pytest
@@ -55,9 +56,9 @@ def inside_character(data: bytes, at: int) -> bool:
 
 def check_blocks(data: bytes, *shape: int) -> None:
     """A block comes back under every profile with a language model and without."""
-    makes = [lambda n=n: LmEngine(model(), n, *shape) for n in (1, 2)]
+    makes: list[Callable[[], Engine | LmEngine]] = [partial(LmEngine, model(), n, *shape) for n in (1, 2)]
     if shape[0] <= 4:
-        makes += [lambda: Engine(1, *shape)]  # type: ignore[list-item]
+        makes.append(partial(Engine, 1, *shape))
     for make in makes:
         payload = make().encode(data)
         assert make().decode(payload, len(data)) == data
