@@ -140,5 +140,5 @@ def test_100_megabytes_of_one_symbol() -> None:
     """At the default level; equal blocks are coded once (test_repeats.py)."""
     data = b"a" * 100_000_000
     packed = lmcodec.compress(data)
-    assert len(packed) < 2000
+    assert len(packed) < 5000
     assert lmcodec.decompress(packed) == data
