@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, wraps
 from operator import index as as_int
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
 
@@ -165,12 +165,28 @@ class _Coder(NamedTuple):
 _Key = tuple[_Coder, ...]
 
 
+_Encoded = tuple[Block, bytes]  # and what its header and its payload are, packed
+
+# A block that is the same as the one before it is not coded again if its payload is so much smaller than
+# itself: where bytes repeat that long, blocks may.
+REPEAT_SHARE = 64
+
+
 class _Seat:
-    """Engines of the coders in `key`; each is made in the thread that first uses it."""
+    """Engines of the coders in `key`; each is made in the thread that first uses it.
+
+    A block that continues no other is coded the same wherever it is. Where one comes again right after
+    itself, the engines are in the state that coding it leaves already, for one that continues it.
+
+    Attributes:
+        encoded: what the last block was encoded from, and the result; None if it is not kept.
+    """
 
     def __init__(self, key: _Key) -> None:
         self.key = key
         self._engines: dict[_Coder, Engine | LmEngine] = {}
+        self.encoded: tuple[tuple[object, ...], _Encoded] | None = None
+        self._decoded: tuple[tuple[object, ...], bytes] | None = None
 
     def engine(self, coder: _Coder, continues: bool) -> Engine | LmEngine:
         engine = self._engines.get(coder)
@@ -179,6 +195,21 @@ class _Seat:
         elif not continues:
             engine.reset()
         return engine
+
+    def decode(self, coder: _Coder, continues: bool, payload: bytes, nbytes: int) -> bytes | bytearray:
+        """The original of a payload.
+
+        Raises:
+            Corrupt
+        """
+        source = coder, nbytes, payload
+        if not continues and self._decoded is not None and self._decoded[0] == source:
+            return self._decoded[1]
+        self._decoded = None
+        original = self.engine(coder, continues).decode(payload, nbytes)
+        if not continues and len(payload) * REPEAT_SHARE <= nbytes:
+            self._decoded = source, bytes(original)
+        return original
 
 
 class _Job:
@@ -335,6 +366,29 @@ class _Pipeline:
         self._ahead = 1
 
 
+def _unless_repeated(encode: Callable[..., _Encoded]) -> Callable[..., _Encoded]:
+    """`encode`, whose last argument is the seat, but for a block that is the same as the one before."""
+
+    @wraps(encode)
+    def encode_or_repeat(
+        data: bytes, key: _Key, model_nbytes: int, last: bool, continues: bool, *more: Any
+    ) -> _Encoded:
+        seat: _Seat = more[-1]
+        source = data, key, model_nbytes
+        if not continues and seat.encoded is not None and seat.encoded[0] == source:
+            block, packed = seat.encoded[1]
+            block = replace(block, last=last)
+            return block, block.pack(data, packed[len(packed) - block.payload_nbytes :])
+        seat.encoded = None
+        block, packed = encode(data, key, model_nbytes, last, continues, *more)
+        if not continues and block.payload_nbytes * REPEAT_SHARE <= len(data):
+            seat.encoded = source, (block, packed)
+        return block, packed
+
+    return encode_or_repeat
+
+
+@_unless_repeated
 def _encode(
     data: bytes, key: _Key, model_nbytes: int, last: bool, continues: bool, seat: _Seat
 ) -> tuple[Block, bytes]:
@@ -372,7 +426,7 @@ def _decode(
         original = payload
     else:
         try:
-            original = seat.engine(coder, block.continues).decode(payload, block.original_nbytes)
+            original = seat.decode(coder, block.continues, payload, block.original_nbytes)
         except Corrupt as error:
             raise Corrupt(f"{where}: {error}") from error
     check = block.compute_check(original, payload)

@@ -38,6 +38,9 @@ def test_no_frame_without_a_case() -> None:
         "make.py",
         "integer-model.json",
         "model.lmm",
+        "hashes.py",
+        "hashes.json",
+        "lm.lmm",
         *(f"{name}.lmz" for name in CASES),
     }
 

@@ -18,7 +18,7 @@ from test_kernel_builds import BUILDS, NATIVE
 
 from lmcodec import _kernel
 from lmcodec.errors import ConfigError, Corrupt
-from lmcodec.lm import reference, tables
+from lmcodec.lm import native, reference, tables
 from lmcodec.lm.config import NetConfig
 from lmcodec.lm.model import (
     BIAS_MAX,
@@ -30,7 +30,7 @@ from lmcodec.lm.model import (
     Linear,
     shapes,
 )
-from lmcodec.lm.native import NativeNetwork, chosen_isa
+from lmcodec.lm.native import NativeNetwork, NativeSession, chosen_isa
 from lmcodec.lm.vocab import Vocabulary
 
 ISAS = _kernel.network_isas()
@@ -286,6 +286,44 @@ def test_self_test() -> None:
             NativeNetwork(changed, isa).self_test(known)
 
 
+class Flawed(NativeSession):
+    """Wrong in the last stream's last state, after one way of moving on."""
+
+    way = ""
+    used = ""
+
+    def step(self, tokens: np.ndarray) -> None:
+        self.used = "step"
+        super().step(tokens)
+
+    def run(
+        self, tokens: np.ndarray, logits: np.ndarray | None = None, freq: np.ndarray | None = None
+    ) -> None:
+        self.used = f"run of {tokens.size}"
+        super().run(tokens, logits, freq)
+
+    @property
+    def state(self) -> np.ndarray:
+        state = super().state
+        state[-1, -1, -1] += self.used == self.way
+        return state
+
+
+@pytest.mark.parametrize("isa", ["amx", ISAS[0]])
+def test_self_test_takes_every_way(isa: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All positions at once, with AMX more rows than a pair of tiles has, and step by step."""
+    monkeypatch.setattr(native, "NativeSession", Flawed)
+    model = random_model(*SHAPES[0])
+    known = reference.compute_known_answer(model)
+    network = NativeNetwork(model)
+    network.isa = isa
+    network.self_test(known)
+    for way in ("run of 48" if isa == "amx" else "run of 16", "step"):
+        monkeypatch.setattr(Flawed, "way", way)
+        with pytest.raises(Corrupt, match="fails its self-test"):
+            network.self_test(known)
+
+
 def test_which_isa() -> None:
     assert ISAS[-1] == "scalar"
     for name in ISAS:
@@ -294,12 +332,34 @@ def test_which_isa() -> None:
     assert chosen_isa("scalar") == "scalar"
     with mock.patch.dict(os.environ, LMCODEC_ISA=""):
         assert chosen_isa() == ISAS[0]
-    if "avx512" in _kernel.mixing_isas():
-        assert chosen_isa("avx512") == ISAS[0]
-    with pytest.raises(ConfigError, match=r"amx: .*scalar.*unset"):
-        chosen_isa("amx")
-    with mock.patch.dict(os.environ, LMCODEC_ISA="amx"), pytest.raises(ConfigError):
-        NativeNetwork(random_model(*SHAPES[0]))
+    missing = [name for name in ("amx", "avx512vnni", "avx2", "neon") if name not in ISAS]
+    assert missing  # no processor has them all
+    for name in (*missing, "AVX2", "sse2"):
+        with pytest.raises(ConfigError, match=rf"^{name}: .*scalar.*unset"):
+            chosen_isa(name)
+        with (
+            mock.patch.dict(os.environ, LMCODEC_ISA=name),
+            pytest.raises(ConfigError, match=rf"^LMCODEC_ISA={name}: .*scalar.*unset"),
+        ):
+            NativeNetwork(random_model(*SHAPES[0]))
+
+
+@pytest.mark.parametrize(
+    ("isas", "meant"),
+    [
+        (["amx", "avx512vnni", "avx2", "scalar"], "avx512vnni"),
+        (["avx512vnni", "avx2", "scalar"], "avx512vnni"),
+        (["avx2", "scalar"], "avx2"),
+    ],
+)
+def test_the_mixers_avx512(isas: list[str], meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It forces AVX-512, not what is better still."""
+    monkeypatch.setattr(_kernel, "network_isas", lambda: isas)
+    monkeypatch.setattr(_kernel, "mixing_isas", lambda: ["avx512", "avx2", "scalar"])
+    assert chosen_isa("avx512") == meant
+    monkeypatch.setattr(_kernel, "mixing_isas", lambda: ["avx2", "scalar"])
+    with pytest.raises(ConfigError, match=r"^avx512: not an instruction set"):
+        chosen_isa("avx512")
 
 
 def test_what_is_refused() -> None:

@@ -707,6 +707,25 @@ def test_files(tmp_path: Path) -> None:
         weights.load(path)
 
 
+@pytest.mark.parametrize(
+    ("isa", "portable"), [("scalar", True), ("avx2", True), ("avx512vnni", False), ("", False)]
+)
+def test_a_forced_instruction_set_holds_for_weights(
+    isa: str, portable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = []
+
+    def decode(*arguments: Any) -> str:
+        found.append(arguments[-1])
+        return genuine(*arguments)
+
+    genuine = _kernel.decode_weights
+    monkeypatch.setattr(_kernel, "decode_weights", decode)
+    monkeypatch.setenv("LMCODEC_ISA", isa)
+    parse(GOLDEN.read_bytes())
+    assert found == [portable]
+
+
 if __name__ == "__main__":
     if sys.argv[1:] != ["--write"]:
         sys.exit(__doc__)

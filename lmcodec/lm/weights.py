@@ -384,7 +384,7 @@ def _parse(data: bytes, n_thread: int) -> LoadedModel:
     multipliers, biases, start = _parse_vectors(sections["vectors"], header.config)
     coded = _parse_tables(sections["tables"], header)
     coded = replace(coded, data=np.frombuffer(sections["weights"], np.uint8))
-    weights = decode_weights(coded, n_thread)
+    weights = decode_weights(coded, n_thread, portable=os.environ.get("LMCODEC_ISA") in _WITHOUT_AVX512)
     linears = [
         Linear(weight, bias, multiplier, shift)
         for weight, bias, multiplier, shift in zip(weights, biases, multipliers, header.shifts, strict=True)
@@ -567,6 +567,12 @@ def encode_weights(weights: Sequence[np.ndarray]) -> CodedTensors:
         parts += [state[c].astype("<u4").view(np.uint8), own.view(np.uint8)]
         n_word[t].append(len(own))
     return replace(coded, n_word=n_word, data=np.concatenate(parts))
+
+
+_WITHOUT_AVX512 = (
+    "avx2",
+    "scalar",
+)  # where LMCODEC_ISA asks for one of these, weights take no AVX-512 either
 
 
 def decode_weights(coded: CodedTensors, n_thread: int = 1, portable: bool = False) -> list[np.ndarray]:

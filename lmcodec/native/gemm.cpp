@@ -25,14 +25,15 @@ void product(const std::uint8_t* u, std::size_t stride, int n_row, const PackedL
 }
 
 struct Available {
-  NetworkKernels kernels[4];
+  NetworkKernels kernels[5];
   int n = 0;
   Available() {
+    n += add_amx_kernels(kernels + n);
     n += add_avx512vnni_kernels(kernels + n);
     n += add_avx2_kernels(kernels + n);
     n += add_neon_kernels(kernels + n);
-    kernels[n++] = {"scalar", kOffset, product, body::embed, body::normalise<kOffset>, body::recur<kOffset>, body::weigh,
-                    body::sum};
+    kernels[n++] = {"scalar", kOffset, 1, product, body::embed, body::normalise<kOffset>, body::recur<kOffset>,
+                    body::weigh, body::sum};
   }
 };
 

@@ -20,7 +20,7 @@ struct PackedLinear {
   const std::int32_t* multiplier;   // (n_panel * 64), < 2^16
   int n;
   int n_panel;
-  int n_quad;
+  int n_quad;   // a multiple of the kernels' quad_unit
   int shift;  // 12 to 40
 };
 
@@ -51,8 +51,10 @@ struct NetworkTables {
 struct NetworkKernels {
   const char* isa;
   int offset;  // what a signed activation's byte is above it: 128 where products take unsigned ones, or 0
+  int quad_unit;  // how many quads of inputs a product takes at once
 
-  // Products of n_row rows of activation bytes, each (n_quad * 4) at a distance of stride, with all outputs.
+  // Products of n_row rows of activation bytes, each (n_quad * 4) at a distance of stride, with all outputs. Of inputs
+  // that only pad a row any byte may be there: their weights are zero.
   void (*product)(const std::uint8_t* u, std::size_t stride, int n_row, const PackedLinear& linear,
                   const Finished& to);
   // A row of an embedding: (w * multiplier + half) >> shift of n weights.
@@ -74,6 +76,7 @@ struct NetworkKernels {
 const NetworkKernels* network_kernels(int* n);
 
 // Each adds its version at *kernels and returns 1, or returns 0 where the machine or the compiler lacks it.
+int add_amx_kernels(NetworkKernels* kernels);
 int add_avx512vnni_kernels(NetworkKernels* kernels);
 int add_avx2_kernels(NetworkKernels* kernels);
 int add_neon_kernels(NetworkKernels* kernels);

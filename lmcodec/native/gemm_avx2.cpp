@@ -235,7 +235,7 @@ LMCODEC_AVX2 std::uint32_t sum(const std::uint32_t* freq, int n) {
 int add_avx2_kernels(NetworkKernels* kernels) {
   __builtin_cpu_init();
   if (!__builtin_cpu_supports("avx2")) return 0;
-  *kernels = {"avx2", kOffset, product, embed, normalise, recur, weigh, sum};
+  *kernels = {"avx2", kOffset, 1, product, embed, normalise, recur, weigh, sum};
   return 1;
 }
 

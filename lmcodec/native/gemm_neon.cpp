@@ -75,7 +75,7 @@ int add_neon_kernels(NetworkKernels* kernels) {
   constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP
   if (!(getauxval(AT_HWCAP) & kAsimdDp)) return 0;
 #endif
-  *kernels = {"neon", kOffset, product, body::embed, body::normalise<kOffset>, body::recur<kOffset>, body::weigh,
+  *kernels = {"neon", kOffset, 1, product, body::embed, body::normalise<kOffset>, body::recur<kOffset>, body::weigh,
               body::sum};
   return 1;
 }

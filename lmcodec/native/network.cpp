@@ -78,14 +78,15 @@ NetworkKernels chosen(const char* isa) {
 
 }  // namespace
 
-Network::Linear Network::pack(const LinearView& view, int offset, int n_part, int n_lane) {
+Network::Linear Network::pack(const LinearView& view, const NetworkKernels& kernels, int offset, int n_part, int n_lane) {
   Linear linear;
   const int part = view.n / n_part;
   const int padded = static_cast<int>(rounded_up(static_cast<std::size_t>(part), static_cast<std::size_t>(n_lane)));
   PackedLinear& packed = linear.packed;
   packed.n = padded * n_part;
   packed.n_panel = (packed.n + kPanel - 1) / kPanel;
-  packed.n_quad = (view.k + kQuad - 1) / kQuad;
+  packed.n_quad = static_cast<int>(rounded_up(static_cast<std::size_t>((view.k + kQuad - 1) / kQuad),
+                                              static_cast<std::size_t>(kernels.quad_unit)));
   packed.shift = view.shift;
   const std::size_t n_row = static_cast<std::size_t>(packed.n_panel) * kPanel;
   const std::size_t panel_nbytes = static_cast<std::size_t>(packed.n_quad) * kPanel * kQuad;
@@ -135,18 +136,18 @@ Network::Network(const NetworkShape& shape, const std::vector<LinearView>& tenso
     check(view[1], d, r, false, kShiftMin);
     layers_.emplace_back();
     Layer& layer = layers_.back();
-    layer.into = pack(view[0], offset, 3, kRecurLanes);
-    layer.out = pack(view[1], offset);
+    layer.into = pack(view[0], kernels_, offset, 3, kRecurLanes);
+    layer.out = pack(view[1], kernels_, offset);
     view += 2;
     if (!m) continue;
     check(view[0], m, d, true, kShiftMin);
     check(view[1], d, m, false, kShiftMin);
-    layer.up = pack(view[0], offset);
-    layer.down = pack(view[1], 0);  // squares are not negative: no offset
+    layer.up = pack(view[0], kernels_, offset);
+    layer.down = pack(view[1], kernels_, 0);  // squares are not negative: no offset
     view += 2;
   }
   check(*view, v, d, true, kShiftMin);
-  head_ = pack(*view, offset);
+  head_ = pack(*view, kernels_, offset);
   start_.assign(start, start + 2 * static_cast<std::size_t>(n_layer) * static_cast<std::size_t>(r));
   for (std::int32_t h : start_) within("a start state", h, -kStateMax, kStateMax);
 }

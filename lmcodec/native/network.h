@@ -87,7 +87,7 @@ class Network {
   };
 
   // offset: of the activations' bytes. n_part: of the rows, each padded to n_lane rows.
-  static Linear pack(const LinearView& view, int offset, int n_part = 1, int n_lane = 1);
+  static Linear pack(const LinearView& view, const NetworkKernels& kernels, int offset, int n_part = 1, int n_lane = 1);
 
   NetworkShape shape_;
   NetworkKernels kernels_;
