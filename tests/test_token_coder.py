@@ -86,7 +86,7 @@ def extreme_profile(sign: int) -> profile.Profile:
     return made
 
 
-def new_coder(streams: int = 1, groups: int = 1, **how: str) -> _kernel.TokenCoder:
+def new_coder(streams: int = 1, groups: int = 1, **how: Any) -> _kernel.TokenCoder:
     return _kernel.TokenCoder(coding(), neutral().kernel, streams, groups, **how)
 
 

@@ -136,7 +136,7 @@ int main(int argc, char** argv) {
   const lmcodec::Profile profile = read_profile(file);
   const std::vector<std::uint32_t> learned = read_learned(file, profile);
   lmcodec::TokenBlockCoder coder(coding, profile, learned, std::atoi(argv[7]), std::atoi(argv[8]));
-  if (!coder.mixer().use_isa(argv[6])) fail("no such instruction set");
+  if (!coder.mixer()->use_isa(argv[6])) fail("no such instruction set");
   for (int i = 9; i + 1 < argc; i += 2) {
     if (encodes)
       encode(coder, argv[i], argv[i + 1]);
