@@ -74,13 +74,14 @@ MAX_STREAMS = {Method.STORED: 128, Method.CM: 4, Method.LM_CM: 128, Method.LM: 1
 # Which of two methods makes a block smaller is seen by coding it with both, which takes longer than decoding
 # it. Pieces of a larger block than SAMPLED_NBYTES, one after another, a sixteenth of it but not more than
 # SAMPLES of them, tell first. They favour the language model, which knows at once what context models learn
-# in time: where these need LM_CLEAR times its bytes or more they never caught up, and where they need no more
-# than it they always won (benchmarks/NOTES.md). In between both are tried.
+# in time: where these need LM_CLEAR times its bytes or more they never caught up, and where they need at most
+# CM_CLEAR times as many they always won (benchmarks/NOTES.md). In between both are tried.
 SAMPLED_NBYTES = 64 << 10
 SAMPLE_SHARE = 16
 SAMPLE_NBYTES = 4 << 10
 SAMPLES = 16
 LM_CLEAR = 1.28
+CM_CLEAR = 1.1
 
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
 ENCODE_BUDGET_NBYTES = 1 << 30
@@ -402,7 +403,7 @@ def _candidates(data: bytes, key: _Key, side_by_side: bool) -> _Key:
     key_of_sample = tuple(coder._replace(streams=1, groups=1, enlarge=0) for coder in key)
     seat = _Seat(key_of_sample)
     without, beside = map(len, _payloads(sample, key_of_sample, False, side_by_side, seat))
-    if without <= beside:
+    if without <= CM_CLEAR * beside:
         return key[:1]
     return key[1:] if without >= LM_CLEAR * beside else key
 
