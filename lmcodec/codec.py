@@ -74,13 +74,16 @@ MAX_STREAMS = {Method.STORED: 128, Method.CM: 4, Method.LM_CM: 128, Method.LM: 1
 # Which of two methods makes a block smaller is seen by coding it with both, which takes longer than decoding
 # it. Pieces of a larger block than SAMPLED_NBYTES, one after another, a sixteenth of it but not more than
 # SAMPLES of them, tell first. They favour the language model, which knows at once what context models learn
-# in time: where these need LM_CLEAR times its bytes or more they never caught up, and where they need at most
+# in time: where these need LM_CLEAR times its bytes or more (LM_CLEAR_LARGE in a block of more than
+# LARGE_NBYTES, which gives them longer) they never caught up, and where they need at most
 # CM_CLEAR times as many they always won (benchmarks/NOTES.md). In between both are tried.
 SAMPLED_NBYTES = 64 << 10
 SAMPLE_SHARE = 16
 SAMPLE_NBYTES = 4 << 10
 SAMPLES = 16
 LM_CLEAR = 1.28
+LM_CLEAR_LARGE = 1.35
+LARGE_NBYTES = 1 << 20
 CM_CLEAR = 1.1
 
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
@@ -405,7 +408,8 @@ def _candidates(data: bytes, key: _Key, side_by_side: bool) -> _Key:
     without, beside = map(len, _payloads(sample, key_of_sample, False, side_by_side, seat))
     if without <= CM_CLEAR * beside:
         return key[:1]
-    return key[1:] if without >= LM_CLEAR * beside else key
+    clear = LM_CLEAR if len(data) <= LARGE_NBYTES else LM_CLEAR_LARGE
+    return key[1:] if without >= clear * beside else key
 
 
 def _decode(

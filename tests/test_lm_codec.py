@@ -438,6 +438,24 @@ def test_large_blocks_are_decided_on_samples_where_these_are_clear(
     assert block.payload_nbytes == int(nbytes * (cm_share if block.method == Method.CM else lm_share))
 
 
+@pytest.mark.parametrize(
+    ("nbytes", "lm_share", "n_trial"), [(5000, 0.385, 0), (5001, 0.385, 1), (5001, 0.365, 0)]
+)
+def test_large_blocks_give_context_models_longer(
+    nbytes: int, lm_share: float, n_trial: int, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample's 1.3 is clear only up to LARGE_NBYTES, 1.37 above, too."""
+    monkeypatch.setattr(codec, "SAMPLED_NBYTES", 4000)
+    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 1000)
+    monkeypatch.setattr(codec, "LARGE_NBYTES", 5000)
+    cm, lm = Fixed(0.5), Fixed(lm_share)
+    monkeypatch.setattr(engine, "Engine", cm)
+    monkeypatch.setattr(engine, "LmEngine", lm)
+    compress(bytes(nbytes), model=model_file)
+    assert cm.coded == [2000] + [nbytes] * n_trial
+    assert lm.coded == [2000, nbytes]
+
+
 def test_two_methods_are_tried_at_the_same_time(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two threads each engine sees the other at work; with one, or more blocks to come, none does."""
     barrier = threading.Barrier(2)
