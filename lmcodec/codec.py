@@ -21,7 +21,7 @@ from operator import index as as_int
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
 
 from lmcodec import frame
-from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, Unsupported
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Truncated
 from lmcodec.frame import Block, Flag, FrameHeader, FrameWalk, Method
 from lmcodec.lm import store
 from lmcodec.lm.store import FilePath, Model
@@ -37,36 +37,54 @@ class Level(NamedTuple):
         profile: of method cm.
         models: shipped models by name; the first that is there competes with method cm.
         model_profile: of the model's profiles, the last one if it has fewer.
+        enlarge: slot tables take up to 2^enlarge times the profile's size.
+        stream_nbytes: with a language model, a block has a stream for so many bytes, a power of two of
+            streams. Streams make decoding faster and cost a little size.
+        streams: with a language model, at most.
     """
 
     profile: int
     models: tuple[str, ...] = ()
     model_profile: int = 1
+    enlarge: int = 0
+    stream_nbytes: int = 64 << 10
+    streams: int = 16
 
 
 LEVELS = (
     {1: Level(1), 2: Level(2)}
     | {level: Level(2, ("small",)) for level in range(3, 6)}
-    | {level: Level(2, ("base", "small"), 2) for level in range(6, 10)}
+    | {
+        6: Level(2, ("base", "small"), 2),
+        7: Level(2, ("base", "small"), 2, enlarge=1, stream_nbytes=256 << 10, streams=4),
+        8: Level(2, ("base", "small"), 2, enlarge=2, stream_nbytes=1 << 20, streams=2),
+        9: Level(2, ("base", "small"), 2, enlarge=3, streams=1),
+    }
 )
 DEFAULT_LEVEL = 6
 
+# What a caller may ask for instead of what makes a block smallest.
+METHODS = {"stored": Method.STORED, "cm": Method.CM, "lm+cm": Method.LM_CM, "lm": Method.LM}
+AUTO = "auto"
+
 DEFAULT_BLOCK_NBYTES = 4 << 20
 MIN_BLOCK_NBYTES = 1 << 10
-MAX_STREAMS = {Method.CM: 4, Method.LM_CM: 128}
+MAX_STREAMS = {Method.STORED: 128, Method.CM: 4, Method.LM_CM: 128, Method.LM: 128}
 
-# Streams of a block with a language model: they cost a little size and make decoding faster. One for blocks
-# up to the first number, then one for as many bytes as the second says, a power of two, the third at most.
-LM_ONE_STREAM_NBYTES = 64 << 10
-LM_STREAM_NBYTES = 64 << 10
-LM_STREAMS = 16
-
-# A block of up to TRIAL_NBYTES is coded by both methods; of a larger one SAMPLES pieces, together, are.
-TRIAL_NBYTES = 1 << 20
-SAMPLES = 3
-SAMPLE_NBYTES = 64 << 10
-# A sample tells little of what context models learn in a large block: there lm+cm must win by so much.
-SAMPLE_MARGIN = 0.02
+# Which of two methods makes a block smaller is seen by coding it with both, which takes longer than decoding
+# it. Pieces of a larger block than SAMPLED_NBYTES, one after another, a sixteenth of it but not more than
+# SAMPLES of them, tell first. They favour the language model, which knows at once what context models learn
+# in time: where these need LM_CLEAR times its bytes or more (LM_CLEAR_LARGE in a block of more than
+# LARGE_NBYTES, which gives them longer) they never caught up, and where they need at most
+# CM_CLEAR times as many they always won (benchmarks/NOTES.md). In between both are tried.
+SAMPLED_NBYTES = 64 << 10
+SAMPLE_SHARE = 16
+SAMPLE_NBYTES = 4 << 10
+SAMPLES = 16
+LM_CLEAR = 1.28
+LM_CLEAR_LARGE = 1.35
+LARGE_NBYTES = 1 << 20
+CM_CLEAR = 1.1
 
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
 ENCODE_BUDGET_NBYTES = 1 << 30
@@ -131,6 +149,7 @@ class _Coder(NamedTuple):
     streams: int
     groups: int
     model: Model | None = None
+    enlarge: int = 0
 
     def block(self, original_nbytes: int, payload_nbytes: int, last: bool, continues: bool) -> Block:
         """The header of a block that is coded so."""
@@ -143,23 +162,24 @@ class _Coder(NamedTuple):
             self.groups,
             last=last,
             continues=continues,
+            enlarge=self.enlarge,
         )
 
     def memory_nbytes(self, block_nbytes: int, chained: bool, encoding: bool = False) -> int:
         from lmcodec import engine
 
         if self.model is None:
-            return engine.memory_nbytes(self.profile, block_nbytes, self.streams, chained)
+            return engine.memory_nbytes(self.profile, block_nbytes, self.streams, chained, self.enlarge)
         return engine.lm_memory_nbytes(
-            self.model, self.profile, block_nbytes, self.streams, chained, encoding
+            self.model, self.profile or None, block_nbytes, self.streams, chained, encoding, self.enlarge
         )
 
     def engine(self) -> Engine | LmEngine:
         from lmcodec import engine
 
         if self.model is None:
-            return engine.Engine(self.profile, self.streams, self.groups)
-        return engine.LmEngine(self.model, self.profile, self.streams, self.groups)
+            return engine.Engine(self.profile, self.streams, self.groups, self.enlarge)
+        return engine.LmEngine(self.model, self.profile or None, self.streams, self.groups, self.enlarge)
 
 
 _Key = tuple[_Coder, ...]
@@ -390,31 +410,60 @@ def _unless_repeated(encode: Callable[..., _Encoded]) -> Callable[..., _Encoded]
 
 @_unless_repeated
 def _encode(
-    data: bytes, key: _Key, model_nbytes: int, last: bool, continues: bool, seat: _Seat
+    data: bytes,
+    key: _Key,
+    model_nbytes: int,
+    last: bool,
+    continues: bool,
+    side_by_side: bool,
+    seat: _Seat,
 ) -> tuple[Block, bytes]:
     """A block by the method of `key` that makes it smallest, or stored.
 
     Args:
         model_nbytes: what naming the model would cost the frame.
+        side_by_side: try two methods in two threads. Changes no byte.
     """
-    if len(key) > 1 and len(data) > TRIAL_NBYTES:
-        key = (_better_on_samples(data, key),)
+    if len(key) > 1 and len(data) > SAMPLED_NBYTES:
+        key = _candidates(data, key, side_by_side)
     block, payload, best = Block(Method.STORED, len(data), len(data), last=last), data, len(data)
-    for coder in key:
-        coded = seat.engine(coder, continues).encode(data)
+    for coder, coded in zip(key, _payloads(data, key, continues, side_by_side, seat), strict=True):
         cost = len(coded) + (model_nbytes if coder.model else 0)
         if len(coded) < len(data) and cost < best:
             block, payload, best = coder.block(len(data), len(coded), last, continues), coded, cost
     return block, block.pack(data, payload)
 
 
-def _better_on_samples(data: bytes, key: _Key) -> _Coder:
-    """Of two coders, the second with a model, the one to code a large block with."""
+def _payloads(data: bytes, key: _Key, continues: bool, side_by_side: bool, seat: _Seat) -> list[bytes]:
+    """What each coder makes of `data`."""
+
+    def payload(coder: _Coder, seat: _Seat) -> bytes:
+        return seat.engine(coder, continues).encode(data)
+
+    if not side_by_side:
+        return [payload(coder, seat) for coder in key]
+    others = [_Job(partial(payload, coder), 0, seat) for coder in key[1:]]
+    try:
+        return [payload(key[0], seat), *(job.result() for job in others)] if key else []
+    except BaseException:
+        for job in others:
+            job.stop()
+        raise
+
+
+def _candidates(data: bytes, key: _Key, side_by_side: bool) -> _Key:
+    """Of two coders, the second with a model, those that may be the better one for a large block."""
+    n_piece = min(max(len(data) // SAMPLE_SHARE // SAMPLE_NBYTES, 2), SAMPLES)
     last = len(data) - SAMPLE_NBYTES
-    pieces = [data[at : at + SAMPLE_NBYTES] for at in (i * last // (SAMPLES - 1) for i in range(SAMPLES))]
-    sample = b"".join(pieces)
-    sizes = [len(coder._replace(streams=1, groups=1).engine().encode(sample)) for coder in key]
-    return key[sizes[1] < sizes[0] * (1 - SAMPLE_MARGIN)]
+    starts = [i * last // (n_piece - 1) for i in range(n_piece)]
+    sample = b"".join(data[at : at + SAMPLE_NBYTES] for at in starts)
+    key_of_sample = tuple(coder._replace(streams=1, groups=1, enlarge=0) for coder in key)
+    seat = _Seat(key_of_sample)
+    without, beside = map(len, _payloads(sample, key_of_sample, False, side_by_side, seat))
+    if without <= CM_CLEAR * beside:
+        return key[:1]
+    clear = LM_CLEAR if len(data) <= LARGE_NBYTES else LM_CLEAR_LARGE
+    return key[1:] if without >= clear * beside else key
 
 
 def _decode(
@@ -483,9 +532,13 @@ class Compressor(_Reusable):
         groups: 1 or 2, at most `streams`.
         model: the language model of levels 3 to 9, by a shipped model's name or as a model file; by default
             the one that LMCODEC_MODEL names, else the level's.
+        method: `auto` for the one that makes a block smallest of those that the level has; or the only one to
+            use: `cm` (context models), `lm+cm` (a language model beside them), `lm` (a language model alone)
+            or `stored`. What it does not make smaller is stored.
 
     Raises:
-        TypeError, ValueError: if an argument is out of range, or a model is given for level 1 or 2.
+        TypeError, ValueError: if an argument is out of range, or a model is given for, or a method asks for
+            one of, a level or method that uses none.
         ModelNotFound: if there is no such model.
     """
 
@@ -504,12 +557,20 @@ class Compressor(_Reusable):
         streams: int | None = None,
         groups: int = 1,
         model: FilePath | None = None,
+        method: str = AUTO,
     ) -> None:
         self._plan = LEVELS[_number("level", level, min(LEVELS), max(LEVELS))]
-        if model is not None and not self._plan.models:
-            raise ValueError(f"level {as_int(level)} uses no language model: model makes no sense with it")
-        self._source = store.default(model, self._plan.models) if self._plan.models else None
-        most = MAX_STREAMS[Method.LM_CM if self._source else Method.CM]
+        self._method = _method(method)
+        if not self._plan.models and (self._method or Method.END) >= Method.LM_CM:
+            raise ValueError(f"level {as_int(level)} uses no language model: it cannot use method {method}")
+        uses_model = bool(self._plan.models) and self._method not in (Method.STORED, Method.CM)
+        if model is not None and not uses_model:
+            which = f"method {method}" if self._plan.models else f"level {as_int(level)}"
+            raise ValueError(f"{which} uses no language model: model makes no sense with it")
+        self._source = store.default(model, self._plan.models) if uses_model else None
+        if self._source is None and (self._method or Method.END) >= Method.LM_CM:
+            raise ModelNotFound(f"method {method} needs a language model, and none is shipped or given")
+        most = MAX_STREAMS[self._method or (Method.LM_CM if self._source else Method.CM)]
         self._streams = _optional("streams", streams, 1, most)
         self._groups = _number("groups", groups, 1, 2)
         if self._groups > (self._streams or 1):
@@ -609,15 +670,25 @@ class Compressor(_Reusable):
 
     def _key(self, nbytes: int) -> _Key:
         """The coders to choose from for a block that continues no other."""
-        streams = min(self._streams or 1, MAX_STREAMS[Method.CM], nbytes)
-        key = (_Coder(Method.CM, self._plan.profile, streams, min(self._groups, streams)),)
-        model = self._model
-        if model is None:
-            return key
-        model.profile(1)  # refuses a model without one
-        profile = min(self._plan.model_profile, len(model.profiles))
-        streams = min(self._streams or lm_streams(nbytes), nbytes)
-        return (*key, _Coder(Method.LM_CM, profile, streams, min(self._groups, streams), model))
+        plan, methods = self._plan, [self._method] if self._method else [Method.CM, Method.LM_CM]
+        key: _Key = ()
+        for method in methods:
+            enlarge = plan.enlarge
+            if method == Method.CM:
+                model, profile, streams = None, plan.profile, min(self._streams or 1, MAX_STREAMS[method])
+            elif method == Method.STORED or self._model is None:
+                continue
+            else:
+                model, profile = self._model, 0
+                streams = self._streams or lm_streams(nbytes, plan)
+                if method == Method.LM:
+                    enlarge = 0
+                else:
+                    model.profile(1)  # refuses a model without one
+                    profile = min(plan.model_profile, len(model.profiles))
+            streams = min(streams, nbytes)
+            key += (_Coder(method, profile, streams, min(self._groups, streams), model, enlarge),)
+        return key
 
     def _cut(self, last: bool) -> None:
         """Set the pending bytes to work as one block."""
@@ -638,7 +709,8 @@ class Compressor(_Reusable):
         elif previous is not None:
             key = (previous,)
         model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
-        work = partial(_encode, data, key, model_nbytes, last, continues)
+        side_by_side = last and self._pipeline.threads > 1 and not self._pipeline.n_at_work
+        work = partial(_encode, data, key, model_nbytes, last, continues, side_by_side)
         self._pipeline.start(work, nbytes, key, continues)
 
     def _previous_coder(self) -> _Coder | None:
@@ -672,16 +744,27 @@ class Compressor(_Reusable):
         self._out.append(self._walk.tail())
 
 
-def lm_streams(nbytes: int) -> int:
+def lm_streams(nbytes: int, plan: Level = LEVELS[DEFAULT_LEVEL]) -> int:
     """Lockstep streams of a block of `nbytes` bytes with a language model."""
-    if nbytes <= LM_ONE_STREAM_NBYTES:
-        return 1
-    return min(1 << (nbytes // LM_STREAM_NBYTES).bit_length() - 1, LM_STREAMS)
+    return min(1 << max(nbytes // plan.stream_nbytes, 1).bit_length() - 1, plan.streams)
+
+
+def _method(name: Any) -> Method | None:
+    """The method of that name, None for `auto`.
+
+    Raises:
+        TypeError, ValueError
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"method must be a str, not {type(name).__name__}")
+    if name != AUTO and name not in METHODS:
+        raise ValueError(f"method must be {AUTO}, {', '.join(METHODS)}, not {name!r}")
+    return METHODS.get(name)
 
 
 def _model_field_nbytes(key: _Key) -> int:
     """Bytes of the field of a frame's header that names the model."""
-    return max(1 if coder.model is None or coder.model.number is not None else 9 for coder in key)
+    return max((1 if c.model is None or c.model.number is not None else 9 for c in key), default=0)
 
 
 def compress(
@@ -694,13 +777,14 @@ def compress(
     streams: int | None = None,
     groups: int = 1,
     model: FilePath | None = None,
+    method: str = AUTO,
 ) -> bytes:
     """Compress `data` (any buffer) to one frame.
 
     Args: see `Compressor`.
 
     Raises:
-        TypeError, ValueError: if an argument is out of range, or a model is given for level 1 or 2.
+        TypeError, ValueError: as `Compressor`.
         LmcodecError: if the model is not there, damaged or not one to compress with.
     """
     with byte_view(data) as view:
@@ -713,6 +797,7 @@ def compress(
             streams=streams,
             groups=groups,
             model=model,
+            method=method,
         )
         return compressor.compress(view, Compressor.FLUSH_FRAME)
 
@@ -924,14 +1009,12 @@ class Decompressor(_Reusable):
         """
         if block.method < Method.CM:
             return None
-        if block.method == Method.LM:
-            raise Unsupported("method lm is unknown to this lmcodec; a newer one may know it")
-        if block.method == Method.LM_CM and self._model is None:
+        if block.method >= Method.LM_CM and self._model is None:
             assert self._walk is not None
             assert self._walk.header.model_id is not None
             self._model = store.for_frame(self._walk.header.model_id, self._given_model)
-        model = self._model if block.method == Method.LM_CM else None
-        return _Coder(block.method, block.profile, block.streams, block.groups, model)
+        model = self._model if block.method >= Method.LM_CM else None
+        return _Coder(block.method, block.profile, block.streams, block.groups, model, block.enlarge)
 
     def _need(self, block: Block) -> int:
         coder = self._coder(block)

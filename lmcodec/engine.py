@@ -36,15 +36,16 @@ class Engine:
       profile: number of a frozen profile (FORMAT.md section 5), 1 `fast` or 2 `strong`, or a Profile.
       streams: B, lockstep streams a block, 1 to 4.
       groups: G, 1 or 2, at most B.
+      enlarge: the slot table takes up to 2^enlarge times the profile's size, 0 to 3.
 
     Raises:
       Unsupported: no such profile.
       ConfigError: `LMCODEC_ISA` names an instruction set that this machine lacks.
     """
 
-    def __init__(self, profile: int | Profile, streams: int = 1, groups: int = 1) -> None:
+    def __init__(self, profile: int | Profile, streams: int = 1, groups: int = 1, enlarge: int = 0) -> None:
         loaded = load(profile) if isinstance(profile, int) else profile
-        self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa())
+        self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(), enlarge)
 
     def reset(self) -> None:
         """Forget everything: the next block is independent."""
@@ -84,25 +85,36 @@ class Engine:
 
 
 class LmEngine:
-    """Codes blocks with a language model; tables, history and states carry over as in `Engine`.
+    """Codes blocks with a language model, which context models stand beside or not.
+
+    Tables and history carry over as in `Engine`; the network begins anew with each block.
 
     One thread at a time may use it. After an exception it must be reset.
 
     Args:
       model: the language model with its profiles.
-      profile: number of one of these, from 1, or a Profile for a language model.
+      profile: number of one of these, from 1, or a Profile for a language model; None for the network alone.
       streams: B, lockstep streams a block, 1 to 128.
       groups: G, 1 or 2, at most B.
+      enlarge: the slot table takes up to 2^enlarge times the profile's size, 0 to 3.
 
     Raises:
       Unsupported: the model has no such profile.
       ConfigError: `LMCODEC_ISA` names an instruction set that this machine lacks.
     """
 
-    def __init__(self, model: Model, profile: int | Profile = 1, streams: int = 1, groups: int = 1) -> None:
+    def __init__(
+        self,
+        model: Model,
+        profile: int | Profile | None = 1,
+        streams: int = 1,
+        groups: int = 1,
+        enlarge: int = 0,
+    ) -> None:
         chosen = model.profile(profile) if isinstance(profile, int) else profile
+        kernel = None if chosen is None else chosen.kernel
         self._vocabulary, self._streams = model.vocabulary, streams
-        self._coder = _kernel.TokenCoder(model.coding, chosen.kernel, streams, groups, _mixing_isa())
+        self._coder = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(), enlarge)
 
     def reset(self) -> None:
         """Forget everything: the next block is independent."""
@@ -159,39 +171,61 @@ def _mixing_isa() -> str:
     )
 
 
-def memory_nbytes(profile: int, block_nbytes: int, streams: int = 1, chained: bool = False) -> int:
+def memory_nbytes(
+    profile: int, block_nbytes: int, streams: int = 1, chained: bool = False, enlarge: int = 0
+) -> int:
     """What coding a block of `block_nbytes` bytes takes at most: tables, history, the block and its payload.
 
     Args:
       chained: the engine keeps what blocks before left (`continues`).
+      enlarge: as for `Engine`.
     """
     extra = (_STREAM_NBYTES * streams if streams > 1 else 0) + (_CHAIN_NBYTES if chained else 0)
-    return load(profile).table_nbytes + _FIXED_NBYTES + extra + 4 * block_nbytes
+    tables = _table_nbytes(load(profile), block_nbytes, chained, enlarge)
+    return tables + _FIXED_NBYTES + extra + 4 * block_nbytes
+
+
+def _table_nbytes(profile: Profile, block_nbytes: int, chained: bool, enlarge: int) -> int:
+    """Bytes of the slot table; what a table was enlarged by is taken only where the block asks for it."""
+    most = profile.table_nbytes << enlarge
+    if chained or not enlarge:
+        return most
+    wanted = 24 * len(profile.spec["contexts"]) * block_nbytes
+    return min(most, max(profile.table_nbytes, 1 << (wanted - 1).bit_length()))
 
 
 _LM_FIXED_NBYTES = 14 << 20  # direct counters, counters of token ends, maps, weights, buffers
 _LM_TOKEN_NBYTES = 1 << 10  # of the vocabulary: 128 rows of frequencies and their sums
 _LM_STREAM_NBYTES = 640 << 10  # a stream's view of the text, its states and frequencies
+_LM_ALONE_NBYTES = 6 << 20  # buffers, where no context models stand beside the network
+_LM_ALONE_STREAM_NBYTES = 64 << 10  # a stream's states and frequencies
 _LM_ENCODE_NBYTES = 6  # a byte of the block: tokens, where they end, a copy
 
 
 def lm_memory_nbytes(
     model: Model,
-    profile: int,
+    profile: int | None,
     block_nbytes: int,
     streams: int = 1,
     chained: bool = False,
     encoding: bool = False,
+    enlarge: int = 0,
 ) -> int:
     """What coding a block with a language model takes at most, the model included.
 
     Args:
+      profile: None for the network alone.
       chained: the engine keeps what blocks before left (`continues`).
       encoding: the block's tokens are kept.
+      enlarge: as for `LmEngine`.
 
     Raises:
       Unsupported: the model has no such profile.
     """
+    each = 4 + (_LM_ENCODE_NBYTES if encoding else 0)
+    network = model.nbytes + _LM_TOKEN_NBYTES * len(model.vocabulary) + each * block_nbytes
+    if profile is None:
+        return network + _LM_ALONE_NBYTES + _LM_ALONE_STREAM_NBYTES * streams
     chosen = model.profile(profile)
 
     def match_nbytes(nbytes: int) -> int:
@@ -199,10 +233,8 @@ def lm_memory_nbytes(
         log2 = min((nbytes - 1).bit_length(), chosen.spec["numbers"].get("match_log2", 18))
         return len(chosen.spec["matches"]) * (4 << max(log2, 10))
 
-    tables = chosen.table_nbytes + match_nbytes(block_nbytes)
+    tables = _table_nbytes(chosen, block_nbytes, chained, enlarge) + match_nbytes(block_nbytes)
     if streams > 1:
         tables += streams * match_nbytes(-(-block_nbytes // streams))
-    extra = _LM_FIXED_NBYTES + _LM_TOKEN_NBYTES * len(model.vocabulary) + _LM_STREAM_NBYTES * streams
-    extra += _CHAIN_NBYTES if chained else 0
-    each = 4 + (_LM_ENCODE_NBYTES if encoding else 0)
-    return model.nbytes + tables + extra + each * block_nbytes
+    extra = _LM_FIXED_NBYTES + _LM_STREAM_NBYTES * streams + (_CHAIN_NBYTES if chained else 0)
+    return network + tables + extra

@@ -15,7 +15,7 @@ from itertools import accumulate
 from typing import Any, BinaryIO, Literal, cast, overload
 
 from lmcodec import frame
-from lmcodec.codec import DEFAULT_LEVEL, READ_NBYTES, Compressor, FrameReader, byte_view
+from lmcodec.codec import AUTO, DEFAULT_LEVEL, READ_NBYTES, Compressor, FrameReader, byte_view
 from lmcodec.errors import LmcodecError, Truncated
 
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
@@ -215,7 +215,8 @@ class LMFile(io.BufferedIOBase):
     Args:
         file: a path, or a binary file object, which is left open when this one is closed.
         mode: r, w, x (must not exist) or a (append a frame), with or without b.
-        level, block_size, threads, solid, content_size, streams, groups, model: of writing, see `Compressor`.
+        level, block_size, threads, solid, content_size, streams, groups, model, method: of writing, see
+            `Compressor`.
         max_output, memory_limit, threads, model: of reading, see `Decompressor`.
 
     Raises:
@@ -242,6 +243,7 @@ class LMFile(io.BufferedIOBase):
         max_output: int | None = None,
         memory_limit: int | None = None,
         model: str | os.PathLike[str] | None = None,
+        method: str = AUTO,
     ) -> None:
         self._fp: BinaryIO | None = None
         self._owns_fp = False
@@ -263,6 +265,7 @@ class LMFile(io.BufferedIOBase):
                 streams=streams,
                 groups=groups,
                 model=model,
+                method=method,
             )
         if isinstance(file, (str, bytes, os.PathLike)):
             self._fp = cast(BinaryIO, builtins.open(file, mode[0] + "b"))  # noqa: SIM115

@@ -20,6 +20,7 @@ VERSION = 1
 PROFILES = {1: "fast", 2: "strong"}  # FORMAT.md section 5
 
 MAX_BLOCK_NBYTES = 1 << 24  # of the original
+MAX_ENLARGE = 3
 MAX_FRAME_HEADER_NBYTES = 4 + 1 + 9 + 9 + 1
 MAX_BLOCK_HEADER_NBYTES = 1 + 1 + 1 + 4 + 4 + 4
 FOOTER_NBYTES = 4 + 4 + 4
@@ -195,11 +196,12 @@ class Block:
         method: how the original is coded.
         original_nbytes: 0 for an end block.
         payload_nbytes: the original's size if stored, 0 for an end block.
-        profile, streams, groups: 0 for methods that have none. The profile is one of PROFILES, or (methods
-            lm_cm and lm) one of the model's, counted from 1.
+        profile, streams, groups: 0 for methods that have none. The profile is one of PROFILES, or (method
+            lm_cm) one of the model's, counted from 1, or (method lm) 0.
         last: the frame's last block.
         continues: coded with what the block before it left; not a point to start decoding from.
         check: crc32 of original, header before the check, payload.
+        enlarge: the slot table is of up to 2^enlarge times the profile's size, 0 to MAX_ENLARGE.
     """
 
     method: Method
@@ -211,11 +213,12 @@ class Block:
     last: bool = False
     continues: bool = False
     check: int = 0
+    enlarge: int = 0
 
     @property
-    def coder(self) -> tuple[Method, int, int, int]:
+    def coder(self) -> tuple[Method, int, int, int, int]:
         """What a block and one that continues it have in common."""
-        return self.method, self.profile, self.streams, self.groups
+        return self.method, self.profile, self.streams, self.groups, self.enlarge
 
     @property
     def header_nbytes(self) -> int:
@@ -230,7 +233,7 @@ class Block:
         """The header before the check."""
         out = bytes([self.method | self.last << 3 | self.continues << 4])
         if self.method >= Method.CM:
-            out += bytes([self.profile, self.streams - 1 | self.groups - 1 << 7])
+            out += bytes([self.profile | self.enlarge << 5, self.streams - 1 | self.groups - 1 << 7])
         if self.method != Method.END:
             out += pack_varint(self.original_nbytes - 1)
         if self.method >= Method.CM:
@@ -246,6 +249,8 @@ class Block:
 
 
 _METHODS = frozenset(Method)
+# How many profiles a model has is for who has the model to see.
+_KNOWN_PROFILES = {Method.CM: range(1, len(PROFILES) + 1), Method.LM_CM: range(1, 32), Method.LM: range(1)}
 
 
 def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | None:
@@ -270,17 +275,22 @@ def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | 
         raise Corrupt(f"{where}: needs a model, but the frame names none; {_DAMAGED}")
     if continues and method <= Method.STORED:
         raise Corrupt(f"{where}: a block of method {method.name.lower()} continues another; {_DAMAGED}")
-    at, profile, streams, groups, original_nbytes, payload_nbytes = 1, 0, 0, 0, 0, 0
+    at, profile, enlarge, streams, groups, original_nbytes, payload_nbytes = 1, 0, 0, 0, 0, 0, 0
     if method == Method.END and not last:
         raise Corrupt(f"{where}: an end block that is not the last one; {_DAMAGED}")
     if method >= Method.CM:
         if len(data) <= at:
             return None
-        profile = data[at]
-        # How many profiles a model has is for who has the model to see.
-        if profile not in PROFILES if method == Method.CM else not profile:
-            known = ", ".join(map(str, PROFILES)) if method == Method.CM else "those from 1"
-            raise Unsupported(f"{where}: profile {profile}, this lmcodec knows {known}; {_NEWER}")
+        profile, enlarge = data[at] & 0x1F, data[at] >> 5
+        known = _KNOWN_PROFILES[method]
+        if profile not in known or (enlarge and method == Method.LM):
+            names = ", ".join(map(str, known)) if len(known) < 3 else "those from 1"
+            raise Unsupported(f"{where}: profile {profile}, this lmcodec knows {names}; {_NEWER}")
+        if enlarge > MAX_ENLARGE:
+            raise Unsupported(
+                f"{where}: a table of 2^{enlarge} times the profile's, this lmcodec knows up to "
+                f"2^{MAX_ENLARGE}; {_NEWER}"
+            )
         if len(data) <= at + 1:
             return None
         streams, groups = (data[at + 1] & 0x7F) + 1, (data[at + 1] >> 7) + 1
@@ -308,7 +318,16 @@ def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | 
         return None
     check = int.from_bytes(data[at : at + 4], "little")
     return Block(
-        method, original_nbytes, payload_nbytes, profile, streams, groups, last, continues, check=check
+        method,
+        original_nbytes,
+        payload_nbytes,
+        profile,
+        streams,
+        groups,
+        last,
+        continues,
+        check=check,
+        enlarge=enlarge,
     )
 
 

@@ -17,7 +17,7 @@ class DeflateEngine:
     A block that is decoded without what it continues comes out wrong, as with the real engine.
     """
 
-    def __init__(self, profile: int, streams: int = 1, groups: int = 1) -> None:
+    def __init__(self, profile: int, streams: int = 1, groups: int = 1, enlarge: int = 0) -> None:
         assert profile in (1, 2)
         assert 1 <= groups <= streams <= 4
         self._history = b""
@@ -52,7 +52,9 @@ class DeflateEngine:
             self._lock.release()
 
 
-def deflate_memory_nbytes(profile: int, block_nbytes: int, streams: int = 1, chained: bool = False) -> int:
+def deflate_memory_nbytes(
+    profile: int, block_nbytes: int, streams: int = 1, chained: bool = False, enlarge: int = 0
+) -> int:
     return (1 << 20) + 3 * block_nbytes
 
 

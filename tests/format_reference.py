@@ -796,13 +796,14 @@ class Coder(Protocol):
 class ContextMixer:
     """Section 5: a chain of blocks' tables, history and state."""
 
-    def __init__(self, profile: Profile, nbytes: int, n_stream: int) -> None:
+    def __init__(self, profile: Profile, nbytes: int, n_stream: int, enlarge: int = 0) -> None:
         """Tables for a chain whose first block has nbytes."""
         self.profile = profile
         self.spec = spec = profile.spec
         number = profile.number
         n_context = len(spec["contexts"])
-        self.table = SlotTable(power_of_two(2**12, 24 * n_context * nbytes, 2 ** number("table_log2")))
+        most = 2 ** (number("table_log2") + enlarge)
+        self.table = SlotTable(power_of_two(2**12, 24 * n_context * nbytes, most))
         self.match_size = power_of_two(2**10, nbytes, 2 ** number("match_log2"))
         own_nbytes = -(-nbytes // n_stream) if number("lm") else nbytes
         self.own_match_size = power_of_two(2**10, own_nbytes, 2 ** number("match_log2"))
@@ -1083,10 +1084,12 @@ class TokenStream(Stream):
 class TokenMixer(ContextMixer):
     """Section 8: what section 5 has, a network and its vocabulary."""
 
-    def __init__(self, model: IntegerModel, profile: Profile, nbytes: int, n_stream: int) -> None:
+    def __init__(
+        self, model: IntegerModel, profile: Profile, nbytes: int, n_stream: int, enlarge: int = 0
+    ) -> None:
         self.model = model
         self.strings = model.vocabulary.strings
-        super().__init__(profile, nbytes, n_stream)
+        super().__init__(profile, nbytes, n_stream, enlarge)
 
     def begin(self) -> None:
         weights, at = self.profile.weights, self.weights_end
@@ -1188,13 +1191,16 @@ class TokenMixer(ContextMixer):
             self.update(stream, y)
             stream.left = stream.one if y else stream.zero
             return self._go_on(stream)
-        assert stream.question is not None
-        self.token_end.update(stream.question, y)
+        self._update_end(stream, y)
         stream.at_end = False
         if y:
             return self._end_token(stream)
         self._begin_byte(stream)
         return self._go_on(stream)
+
+    def _update_end(self, stream: TokenStream, y: int) -> None:
+        assert stream.question is not None
+        self.token_end.update(stream.question, y)
 
     # 8.3 The language model's stretch
 
@@ -1312,6 +1318,38 @@ class TokenEnd:
             asked.of_match.train(int(y == asked.ends), 1023)
 
 
+# 8.6 The language model alone
+
+
+class NetworkAlone(TokenMixer):
+    """What section 8 has without section 5."""
+
+    def __init__(self, model: IntegerModel, n_stream: int) -> None:
+        self.model = model
+        self.strings = model.vocabulary.strings
+        self.token_streams = [TokenStream({"matches": []}) for _ in range(n_stream)]
+        self.streams = list[Stream](self.token_streams)
+        self.history = bytearray()
+        self.is_first = True
+
+    def find_matches(self, stream: Stream) -> None:
+        pass
+
+    def lookup(self, stream: Stream) -> None:
+        pass
+
+    def _predict(self, stream: TokenStream) -> int:
+        stream.stretch = self._stretch(stream)
+        return squash(stream.stretch)
+
+    def update(self, stream: Stream, y: int) -> None:
+        stream.c0 = stream.c0 << 1 | y
+        stream.n_bit += 1
+
+    def _update_end(self, stream: TokenStream, y: int) -> None:
+        pass
+
+
 # 4. Payload: the range coder
 
 
@@ -1349,7 +1387,7 @@ class RangeDecoder:
 # 2. Frame
 
 CONTENT_SIZE, MODEL, INDEX = 16, 32, 64  # flags
-END, STORED, CM, LM_CM = 0, 1, 2, 3  # methods
+END, STORED, CM, LM_CM, LM = 0, 1, 2, 3, 4  # methods
 
 
 def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
@@ -1373,11 +1411,13 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
         first = reader.byte()
         method, last, continues = first & 7, first & 8, first & 16
         require(not first & 0xE0, "unsupported: reserved bits of a block")
-        require(method in (END, STORED, CM, LM_CM), f"unsupported method {method}")
-        require(method != LM_CM or bool(flags & MODEL), "corrupt: no model")
-        number = n_stream = n_group = nbytes = payload_nbytes = 0
-        if method in (CM, LM_CM):
-            number, shape = reader.byte(), reader.byte()
+        require(method in (END, STORED, CM, LM_CM, LM), f"unsupported method {method}")
+        require(method not in (LM_CM, LM) or bool(flags & MODEL), "corrupt: no model")
+        number = enlarge = n_stream = n_group = nbytes = payload_nbytes = 0
+        if method in (CM, LM_CM, LM):
+            tables, shape = reader.byte(), reader.byte()
+            number, enlarge = tables & 31, tables >> 5
+            require(enlarge <= 3 and (method != LM or not tables), "unsupported profile or table")
             n_stream, n_group = (shape & 127) + 1, (shape >> 7) + 1
             require(n_group <= n_stream <= (4 if method == CM else 128), "corrupt: streams")
         if method != END:
@@ -1385,24 +1425,27 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
             require(n_stream <= nbytes <= 2**24, "corrupt: size")
         else:
             require(bool(last) and not continues, "corrupt: end block")
-        if method in (CM, LM_CM):
+        if method in (CM, LM_CM, LM):
             payload_nbytes = reader.varint()
             require(payload_nbytes < nbytes, "corrupt: payload size")
         block_header = reader.data[start : reader.at]
         check = reader.u32()
         payload = reader.take(payload_nbytes)
-        shape_now = (method, number, n_stream, n_group)
+        shape_now = (method, number, enlarge, n_stream, n_group)
         if continues:
-            require(method in (CM, LM_CM) and shape_now == before, "corrupt: continues nothing")
+            require(method in (CM, LM_CM, LM) and shape_now == before, "corrupt: continues nothing")
         original = payload
-        if method in (CM, LM_CM):
+        if method in (CM, LM_CM, LM):
             if not continues and method == CM:
-                mixer = ContextMixer(profile(number), nbytes, n_stream)
+                mixer = ContextMixer(profile(number), nbytes, n_stream, enlarge)
             elif not continues:
                 require(model_id in models, f"model {model}:{model_id.hex()} is missing")
+            if not continues and method == LM:
+                mixer = NetworkAlone(models[model_id], n_stream)
+            elif not continues and method == LM_CM:
                 profiles = read_profiles(models[model_id].mixer)
                 require(1 <= number <= len(profiles), f"unsupported: profile {number} of the model")
-                mixer = TokenMixer(models[model_id], profiles[number - 1], nbytes, n_stream)
+                mixer = TokenMixer(models[model_id], profiles[number - 1], nbytes, n_stream, enlarge)
             assert mixer is not None
             original = mixer.decode(RangeDecoder(payload), nbytes, n_group)
         require(check == zlib.crc32(original + block_header + payload), "corrupt: check of a block")

@@ -356,6 +356,29 @@ def test_threads() -> None:
     )
 
 
+def test_a_table_may_be_enlarged() -> None:
+    """It counts where the block asks for more than the profile has, up to eight times as much."""
+    spec = covering_specs()["selectors"]
+    small, data = loaded("selectors"), text(6000)
+    payloads = []
+    for enlarge in range(4):
+        payload = Engine(small, enlarge=enlarge).encode(data)
+        assert Engine(small, enlarge=enlarge).decode(payload, len(data)) == data
+        payloads.append(payload)
+        same = profile.build({**spec, "numbers": {**spec["numbers"], "table_log2": 12 + enlarge}})
+        assert Engine(same).encode(data) == payload
+    assert len(set(payloads)) == 4
+    short = data[:8]
+    assert len({Engine(small, enlarge=enlarge).encode(short) for enlarge in range(4)}) == 1
+    for enlarge in (-1, 4):
+        with pytest.raises(ValueError, match="0 to 3 powers of two"):
+            Engine(small, enlarge=enlarge)
+    # Of a frozen profile, 2^24 bytes: a block takes what it needs.
+    assert memory_nbytes(1, 1000, enlarge=3) == memory_nbytes(1, 1000)
+    assert memory_nbytes(1, 1 << 20, enlarge=3) - memory_nbytes(1, 1 << 20) == (1 << 27) - (1 << 24)
+    assert memory_nbytes(1, 1000, chained=True, enlarge=1) - memory_nbytes(1, 1000, chained=True) == 1 << 24
+
+
 def test_any_buffer() -> None:
     data = text(500)
     payload = check_roundtrip([data], 1)[0]

@@ -18,7 +18,7 @@ from integer_models import random_model
 
 import lmcodec
 from lmcodec import _kernel, engine, profile
-from lmcodec.frame import Method
+from lmcodec.codec import METHODS
 from lmcodec.lm import store, weights
 from lmcodec.lm.model import IntegerModel
 
@@ -28,6 +28,7 @@ LEVELS = {"fast": 1, "strong": 2}
 
 # Golden frames small enough for every run; the others are slow.
 QUICK_GOLDEN = ["empty", "one-byte", "stored", "bytes-fast", "text-fast", "streams-4-2-fast", "bytes-strong"]
+QUICK_GOLDEN += ["network", "network-solid-3-2"]
 
 
 def check_reference_decodes(frame: bytes, original: bytes) -> None:
@@ -41,7 +42,9 @@ def slow(*values: Any) -> Any:
 @pytest.mark.parametrize("name", [name if name in QUICK_GOLDEN else slow(name) for name in GOLDEN])
 def test_golden_frames(name: str) -> None:
     frame = (TESTS / "golden" / f"{name}.lmz").read_bytes()
-    check_reference_decodes(frame, GOLDEN[name].original())
+    model = GOLDEN[name].options.get("model")
+    models = [Path(model).read_bytes()] if model else []
+    assert reference.decode(frame, models) == GOLDEN[name].original()
 
 
 # Inputs for the rules that the golden frames do not reach.
@@ -356,7 +359,11 @@ class NeverSmaller(engine.Engine):
     [
         ("words", 6, {}),
         ("runs", 3, {"streams": 3, "groups": 2}),
-        ("runs", 9, {"block_size": 1024, "solid": True, "streams": 2}),
+        ("runs", 9, {"block_size": 1024, "solid": True, "streams": 2}),  # and an enlarged table
+        ("words", 6, {"method": "lm"}),
+        ("words", 3, {"method": "lm", "streams": 3, "groups": 2}),
+        ("words", 9, {"method": "lm", "block_size": 1024, "solid": True, "streams": 2}),
+        slow("html", 6, {"method": "lm", "streams": 128}),
         slow("words", 3, {"block_size": 1024, "solid": True, "streams": 8, "groups": 2}),
         slow("html", 6, {"streams": 128}),
         slow("html", 9, {"block_size": 1024}),
@@ -372,7 +379,7 @@ def test_lm_frames(
     frame = lmcodec.compress(original, level, model=lm_path, **options)
     info = lmcodec.frame_info(frame)
     assert info.blocks is not None
-    assert {block.method for block in info.blocks} == {Method.LM_CM}
+    assert {block.method for block in info.blocks} == {METHODS[options.get("method", "lm+cm")]}
     assert reference.decode(frame, [lm_file()]) == original
     with pytest.raises(reference.FormatError, match="missing"):
         reference.decode(frame)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -38,12 +39,13 @@ def blocks(draw: st.DrawFn) -> Block:
         method,
         nbytes,
         draw(st.integers(0, nbytes - 1)),
-        draw(st.sampled_from(sorted(frame.PROFILES))),
+        draw(st.sampled_from(sorted(frame.PROFILES))) if method != Method.LM else 0,
         streams,
         draw(st.integers(1, min(2, streams))),
         last,
         draw(st.booleans()),
         check,
+        draw(st.integers(0, frame.MAX_ENLARGE)) if method != Method.LM else 0,
     )
 
 
@@ -144,6 +146,7 @@ def test_what_follows_a_frame_is_named_by_its_offset() -> None:
 def test_block_header_bytes() -> None:
     block = Block(Method.CM, 300, 200, profile=2, streams=4, groups=2, last=True, continues=True)
     packed = block.pack(b"original", b"payload")
+    assert replace(block, enlarge=3).head() == packed[:1] + bytes([2 | 3 << 5]) + packed[2:7]
     assert packed[0] == 2 | 1 << 3 | 1 << 4  # method, LAST, CONTINUES
     assert packed[1] == 2  # profile
     assert packed[2] == 3 | 1 << 7  # B - 1, G - 1
@@ -185,7 +188,8 @@ def test_block_header_roundtrip(block: Block, after: bytes) -> None:
         ("18", Corrupt, "end continues"),
         ("11", Corrupt, "stored continues"),
         ("0200", Unsupported, "profile 0"),
-        ("02ff", Unsupported, "profile 255"),
+        ("02ff", Unsupported, "profile 31"),
+        ("0281", Unsupported, "2\\^4 times the profile's, .* 2\\^3"),
         ("0201 04", Corrupt, "5 streams"),  # method cm allows B <= 4
         ("0201 80", Corrupt, "2 groups"),  # G <= B
         ("01 80808008", Corrupt, "16777217, expected 1 to 16777216"),
@@ -243,6 +247,7 @@ def cm(**changes: Any) -> Block:
         cm(profile=1),
         cm(streams=3),
         cm(groups=2),
+        cm(enlarge=1),
     ],
 )
 def test_continues_needs_a_predecessor_coded_alike(before: Block | None) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import subprocess
+import sys
+import threading
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -132,7 +136,9 @@ INPUTS: dict[str, bytes] = {
 SHAPES = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (8, 2), (128, 1), (128, 2)]
 
 
-def check_roundtrip(model: Model, number: int, streams: int, groups: int, *blocks: bytes) -> list[bytes]:
+def check_roundtrip(
+    model: Model, number: int | None, streams: int, groups: int, *blocks: bytes
+) -> list[bytes]:
     """Blocks, each continuing the one before, come back from either decoder; returns the payloads."""
     encoder = LmEngine(model, number, streams, groups)
     payloads = [encoder.encode(block) for block in blocks]
@@ -146,8 +152,8 @@ def check_roundtrip(model: Model, number: int, streams: int, groups: int, *block
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("number", [1, 2])
-def test_roundtrip_of_engines(model: Model, number: int, shape: tuple[int, int]) -> None:
+@pytest.mark.parametrize("number", [1, 2, None])
+def test_roundtrip_of_engines(model: Model, number: int | None, shape: tuple[int, int]) -> None:
     for data in INPUTS.values():
         if len(data) >= shape[0]:
             check_roundtrip(model, number, *shape, data, data[: len(data) // 2 + shape[0]])
@@ -156,7 +162,8 @@ def test_roundtrip_of_engines(model: Model, number: int, shape: tuple[int, int])
 def test_streams_cut_characters_and_tokens(model: Model) -> None:
     """A border in every place of a text of characters of one to three bytes."""
     for cut in range(20):
-        check_roundtrip(model, 1, 2, 1, "überzählig文字наука"[cut // 2 :].encode() + b"walrus" * cut)
+        for number in (1, None):
+            check_roundtrip(model, number, 2, 1, "überzählig文字наука"[cut // 2 :].encode() + b"walrus" * cut)
 
 
 def test_reset_forgets_everything(model: Model) -> None:
@@ -201,7 +208,8 @@ def test_every_instruction_set_writes_the_same(model_file: Path, monkeypatch: py
         loaded = store.load(store.find(model_file))
         assert loaded.isa == isa
         written.add(LmEngine(loaded, 1, 8, 2).encode(TEXT + NOISE[:500]))
-    assert len(written) == 1
+        written.add(LmEngine(loaded, None, 8, 2).encode(TEXT + NOISE[:500]))
+    assert len(written) == 2
 
 
 def test_impossible_payloads_are_corrupt_or_something_else(model: Model) -> None:
@@ -210,7 +218,8 @@ def test_impossible_payloads_are_corrupt_or_something_else(model: Model) -> None
     for seed in range(60):
         payload = random.Random(seed).randbytes(40)
         try:
-            outcomes.add(len(LmEngine(model, 1, 1 + seed % 3).decode(payload, 50)))
+            number = 1 if seed % 2 else None
+            outcomes.add(len(LmEngine(model, number, 1 + seed % 3).decode(payload, 50)))
         except Corrupt:
             outcomes.add(-1)
     assert outcomes <= {50, -1}
@@ -272,7 +281,7 @@ def test_solid_blocks_continue_with_what_the_first_chose(model_file: Path) -> No
     info = frame_info(compress(TEXT, model=model_file, block_size=KIB, solid=True))
     blocks = info.blocks or ()
     assert [b.continues for b in blocks] == [False] + [True] * (len(blocks) - 1)
-    assert {b.coder for b in blocks} == {(Method.LM_CM, 2, 1, 1)}
+    assert {b.coder for b in blocks} == {(Method.LM_CM, 2, 1, 1, 0)}
     apart = compress(TEXT, model=model_file, block_size=KIB)
     assert sum(b.payload_nbytes for b in blocks) < sum(
         b.payload_nbytes for b in frame_info(apart).blocks or ()
@@ -322,6 +331,13 @@ def test_levels_choose_profiles_and_streams(model: Model) -> None:
     assert (cm.streams, cm.groups, lm.streams, lm.groups) == (4, 2, 50, 2)
     sizes = [1, 64 * KIB, 64 * KIB + 1, 128 * KIB, 300 * KIB, 512 * KIB, 16 << 20]
     assert [lm_streams(n) for n in sizes] == [1, 1, 1, 2, 4, 8, 16]
+    assert [lm_streams(4 << 20, codec.LEVELS[level]) for level in range(3, 10)] == [16, 16, 16, 16, 4, 2, 1]
+    for level in range(1, 10):
+        key = Compressor(level, model=model.path if level > 2 else None)._key(4 << 20)
+        assert {c.enlarge for c in key} == {max(level - 6, 0)}
+        assert (key[-1].model is None) == (level < 3)
+    (alone,) = Compressor(9, model=model.path, method="lm")._key(4 << 20)
+    assert alone == codec._Coder(Method.LM, 0, 1, 1, model)
 
 
 @pytest.mark.parametrize(
@@ -359,11 +375,13 @@ def test_never_larger_than_without_the_model(model_file: Path) -> None:
 class Fixed:
     """An engine whose payloads have a share of the original's size; counts what it coded."""
 
-    coded: list[int]
-
     def __init__(self, share: float) -> None:
         self._share = share
-        self.coded = []
+        self.seen: list[bytes] = []
+
+    @property
+    def coded(self) -> list[int]:
+        return [len(data) for data in self.seen]
 
     def __call__(self, *_: Any) -> Fixed:
         return self
@@ -371,45 +389,172 @@ class Fixed:
     def reset(self) -> None: ...
 
     def encode(self, data: bytes) -> bytes:
-        self.coded.append(len(data))
+        self.seen.append(data)
         return b"x" * int(len(data) * self._share)
 
 
-def test_large_blocks_are_decided_on_samples(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(codec, "TRIAL_NBYTES", 4000)
+def pieces(data: bytes, n_piece: int, nbytes: int) -> bytes:
+    """Pieces spread over data, its first and last bytes among them."""
+    return b"".join(data[i * (len(data) - nbytes) // (n_piece - 1) :][:nbytes] for i in range(n_piece))
+
+
+@pytest.mark.parametrize(
+    ("nbytes", "n_piece"), [(4000, 0), (4001, 2), (100 * 16 * 3 - 1, 2), (100 * 16 * 3, 3), (99_999, 5)]
+)
+@pytest.mark.parametrize(
+    ("cm_share", "lm_share", "clear"),
+    [
+        (0.5, 0.39, Method.LM_CM),  # 1.28 times as many bytes and more
+        (0.5, 0.395, None),
+        (0.5, 0.45, None),
+        (0.5, 0.46, Method.CM),  # less than 1.1 times as many
+        (0.5, 0.6, Method.CM),
+    ],
+)
+@pytest.mark.parametrize("threads", [1, 2])
+def test_large_blocks_are_decided_on_samples_where_these_are_clear(
+    nbytes: int,
+    n_piece: int,
+    cm_share: float,
+    lm_share: float,
+    clear: Method | None,
+    threads: int,
+    model_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(codec, "SAMPLED_NBYTES", 4000)
     monkeypatch.setattr(codec, "SAMPLE_NBYTES", 100)
-    sample = codec.SAMPLES * 100
-    for lm_share, winner in ((0.4, Method.LM_CM), (0.49, Method.CM), (0.6, Method.CM)):
-        for nbytes in (4000, 4001):
-            cm, lm = Fixed(0.5), Fixed(lm_share)
-            monkeypatch.setattr(engine, "Engine", cm)
-            monkeypatch.setattr(engine, "LmEngine", lm)
-            (block,) = frame_info(compress(bytes(nbytes), model=model_file)).blocks or ()
-            if nbytes == 4000:  # both in whole, the smaller kept
-                assert (cm.coded, lm.coded) == ([4000], [4000])
-                assert block.method == (Method.LM_CM if lm_share < 0.5 else Method.CM)
-                assert block.payload_nbytes == int(4000 * min(0.5, lm_share))
-            else:
-                assert block.method == winner
-                assert (cm.coded, lm.coded) == (
-                    ([sample], [sample, 4001]) if winner == Method.LM_CM else ([sample, 4001], [sample])
-                )
+    monkeypatch.setattr(codec, "SAMPLES", 5)
+    data = random.Random(nbytes).randbytes(nbytes)
+    cm, lm = Fixed(cm_share), Fixed(lm_share)
+    monkeypatch.setattr(engine, "Engine", cm)
+    monkeypatch.setattr(engine, "LmEngine", lm)
+    (block,) = frame_info(compress(data, model=model_file, threads=threads)).blocks or ()
+    sample = [pieces(data, n_piece, 100)] if n_piece else []
+    clear = clear if n_piece else None
+    assert cm.seen == sample + [data] * (clear != Method.LM_CM)
+    assert lm.seen == sample + [data] * (clear != Method.CM)
+    assert block.method == (clear or (Method.LM_CM if lm_share < cm_share else Method.CM))
+    assert block.payload_nbytes == int(nbytes * (cm_share if block.method == Method.CM else lm_share))
 
 
-def test_samples_are_from_start_middle_and_end(monkeypatch: pytest.MonkeyPatch, model: Model) -> None:
-    seen = []
+@pytest.mark.parametrize(
+    ("nbytes", "lm_share", "n_trial"), [(5000, 0.385, 0), (5001, 0.385, 1), (5001, 0.365, 0)]
+)
+def test_large_blocks_give_context_models_longer(
+    nbytes: int, lm_share: float, n_trial: int, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sample's 1.3 is clear only up to LARGE_NBYTES, 1.37 above, too."""
+    monkeypatch.setattr(codec, "SAMPLED_NBYTES", 4000)
+    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 1000)
+    monkeypatch.setattr(codec, "LARGE_NBYTES", 5000)
+    cm, lm = Fixed(0.5), Fixed(lm_share)
+    monkeypatch.setattr(engine, "Engine", cm)
+    monkeypatch.setattr(engine, "LmEngine", lm)
+    compress(bytes(nbytes), model=model_file)
+    assert cm.coded == [2000] + [nbytes] * n_trial
+    assert lm.coded == [2000, nbytes]
 
-    class Noted(Fixed):
+
+def test_two_methods_are_tried_at_the_same_time(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With two threads each engine sees the other at work; with one, or more blocks to come, none does."""
+    barrier = threading.Barrier(2)
+
+    class Meets(Fixed):
         def encode(self, data: bytes) -> bytes:
-            seen.append(data)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(20 if expected else 0)
+                met.append(len(data))
             return super().encode(data)
 
-    monkeypatch.setattr(engine, "Engine", Noted(0.5))
-    monkeypatch.setattr(engine, "LmEngine", Noted(0.4))
-    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 3)
-    key = Compressor(model=model.path)._key(11)
-    assert codec._better_on_samples(b"abc_def_ghi", key) == key[1]
-    assert seen == [b"abcdefghi"] * 2
+    monkeypatch.setattr(engine, "Engine", Meets(0.5))
+    monkeypatch.setattr(engine, "LmEngine", Meets(0.4))
+    for expected, how in ((True, {"threads": 2}), (False, {"threads": 1})):
+        met: list[int] = []
+        barrier.reset()
+        packed = compress(TEXT, model=model_file, **how)  # type: ignore[arg-type]
+        assert met == ([len(TEXT)] * 2 if expected else [])
+        assert [b.method for b in frame_info(packed).blocks or ()] == [Method.LM_CM]
+
+
+def test_a_trial_that_fails_in_its_thread_fails_the_block(
+    model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Fails(Fixed):
+        def encode(self, data: bytes) -> bytes:
+            raise MemoryError("no room")
+
+    for name in ("Engine", "LmEngine"):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, name, Fails(0.5))
+            compressor = Compressor(model=model_file, threads=2)
+            with pytest.raises(MemoryError, match="no room"):
+                compressor.compress(TEXT, Compressor.FLUSH_FRAME)
+            assert not compressor.usable
+
+
+# Methods asked for
+
+
+def test_methods_asked_for(model_file: Path, tmp_path: Path) -> None:
+    ways: list[dict[str, Any]] = [
+        {},
+        {"block_size": KIB},
+        {"block_size": KIB, "solid": True, "streams": 3, "groups": 2},
+    ]
+    for name, method in codec.METHODS.items():
+        given: dict[str, Any] = {} if name in ("cm", "stored") else {"model": model_file}
+        for how in ways:
+            packed = compress(TEXT, 6, method=name, **given, **how)
+            blocks = frame_info(packed).blocks or ()
+            assert {b.method for b in blocks} == {method}
+            assert (frame_info(packed).model_id is None) == (not given)
+            assert decompress(packed, **given, threads=2) == TEXT
+            assert compress(TEXT, 6, method=name, **given, **how, threads=2) == packed
+        with lmcodec.open(tmp_path / name, "wb", method=name, **given) as file:
+            file.write(TEXT)
+        assert (tmp_path / name).read_bytes() == compress(TEXT, method=name, **given)
+    for data in INPUTS.values():
+        packed = compress(data, method="lm", model=model_file)
+        assert decompress(packed, model=model_file) == data
+        assert len(packed) <= len(compress(data, method="stored")) + 9
+    assert compress(TEXT, 6, method="cm") == compress(TEXT, 2)
+
+
+def test_methods_that_make_no_sense(model_file: Path) -> None:
+    for level, name in ((1, "lm"), (2, "lm+cm")):
+        with pytest.raises(ValueError, match=rf"level {level} uses no .*: it cannot use method {name[:2]}"):
+            compress(TEXT, level, method=name)
+    for name in ("cm", "stored"):
+        with pytest.raises(ValueError, match=f"method {name} uses no language model"):
+            compress(TEXT, model=model_file, method=name)
+    for name in ("lm", "lm+cm"):
+        with pytest.raises(ModelNotFound, match="needs a language model"):
+            compress(TEXT, method=name)
+    with pytest.raises(ValueError, match=r"method must be auto, stored, cm, lm\+cm, lm, not 'LM'"):
+        compress(TEXT, method="LM")
+    with pytest.raises(TypeError, match="method must be a str, not int"):
+        compress(TEXT, method=4)  # type: ignore[arg-type]
+
+
+def test_models_without_profiles_code_alone(tmp_path: Path) -> None:
+    path = tmp_path / "bare.lmm"
+    path.write_bytes(weights.pack(tiny_model()))
+    packed = compress(TEXT, model=path, method="lm", block_size=KIB)
+    assert {b.method for b in frame_info(packed).blocks or ()} == {Method.LM}
+    assert decompress(packed, model=path) == TEXT
+
+
+def test_alone_is_what_the_network_says(model: Model) -> None:
+    """A payload is as long as the definition's probabilities ask for: nothing adapts, nothing is mixed."""
+    payload = LmEngine(model, None).encode(TEXT)
+    again = LmEngine(model, None, 1)
+    assert again.encode(TEXT) == payload
+    continued = again.encode(TEXT)  # differs by the start of the network only
+    assert abs(len(continued) - len(payload)) < 20
+    assert LmEngine(model, None).decode(payload, len(TEXT)) == TEXT
+    with pytest.raises(ValueError, match="learns nothing"):
+        _ = again._coder.learned
 
 
 # Which model
@@ -559,6 +704,37 @@ def test_models_are_loaded_once_unless_their_file_changes(
 # Limits, damage
 
 
+MEASURE_ALONE = """
+import sys
+from lmcodec.engine import LmEngine, lm_memory_nbytes
+from lmcodec.lm import store
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+path, streams, nbytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+data = bytes(range(97, 123)) * (nbytes // 26)
+before = status("VmRSS")
+model = store.load(store.find(path))
+coder = LmEngine(model, None, streams)
+payload = coder.encode(data)
+coder.reset()
+assert coder.decode(payload, len(data)) == data
+print(status("VmHWM") - before, lm_memory_nbytes(model, None, len(data), streams, encoding=True))
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize(("streams", "nbytes"), [(1, 1 << 12), (128, 1 << 12), (4, 1 << 19)])
+def test_memory_without_context_models(streams: int, nbytes: int, model_file: Path) -> None:
+    arguments = [sys.executable, "-I", "-c", MEASURE_ALONE, str(model_file), str(streams), str(nbytes)]
+    run = subprocess.run(arguments, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    used, most = map(int, run.stdout.split())
+    assert used <= most
+
+
 @pytest.mark.usefixtures("_no_cm")
 def test_memory_limit(model_file: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = compress(TEXT, model=model_file, streams=8)
@@ -569,19 +745,21 @@ def test_memory_limit(model_file: Path, model: Model, monkeypatch: pytest.Monkey
         decompress(packed, model=model_file, memory_limit=need - 1)
 
 
-@pytest.mark.usefixtures("_no_cm")
-def test_damage_is_never_silent(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["lm+cm", "lm"])
+def test_damage_is_never_silent(method: str, model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(store.MODEL_VARIABLE, str(model_file))
     data = b"the walrus and the walrus of the ocean"
-    packed = compress(data, 3)
-    assert [b.method for b in frame_info(packed).blocks or ()] == [Method.LM_CM]
+    packed = compress(data, 3, method=method)
+    assert [b.method for b in frame_info(packed).blocks or ()] == [codec.METHODS[method]]
     check_corrupt((packed, data))
 
 
-@pytest.mark.usefixtures("_no_cm")
-def test_damage_of_several_blocks_is_never_silent(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("method", ["lm+cm", "lm"])
+def test_damage_of_several_blocks_is_never_silent(
+    method: str, model_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv(store.MODEL_VARIABLE, str(model_file))
-    packed = compress(TEXT, 6, block_size=KIB, solid=True, streams=3, groups=2)
+    packed = compress(TEXT, 6, block_size=KIB, solid=True, streams=3, groups=2, method=method)
     rng = random.Random(2)
     for _ in range(150):
         damaged = bytearray(packed)
@@ -604,11 +782,14 @@ def test_headers_that_are_refused(model_file: Path, model: Model) -> None:
 
     check(Unsupported, "profile 3 is unknown to model", Method.LM_CM, 10, 5, 3, 1, 1)
     check(Unsupported, "profile 0", Method.LM_CM, 10, 5, 0, 1, 1)
-    check(Unsupported, "method lm is unknown", Method.LM, 10, 5, 1, 1, 1)
+    check(Unsupported, "profile 1, this lmcodec knows 0", Method.LM, 10, 5, 1, 1, 1)
+    check(Unsupported, "profile 0, this lmcodec knows 0", Method.LM, 10, 5, 1 << 5, 1, 1)
+    check(Corrupt, "names none", Method.LM, 10, 5, 0, 1, 1, named=False)
+    check(Corrupt, "1 streams in 2 groups", Method.LM, 10, 5, 0, 1, 2)
     check(Corrupt, "1 streams in 2 groups", Method.LM_CM, 10, 5, 1, 1, 2)
     check(Corrupt, "original size 10, expected 11", Method.LM_CM, 10, 5, 1, 11, 1)
     check(Corrupt, "names none", Method.LM_CM, 10, 5, 1, 1, 1, named=False)
-    assert frame.parse_block(Block(Method.LM_CM, 200, 5, 200, 128, 2).head() + bytes(4), "", has_model=True)
+    assert frame.parse_block(Block(Method.LM_CM, 200, 5, 31, 128, 2).head() + bytes(4), "", has_model=True)
 
 
 # Command line
@@ -644,6 +825,31 @@ def test_commands_take_a_model(
     assert capfd.readouterr().out.encode() == TEXT
     assert run("compress", "-2", "-c", "--model", model_file, path) == 1
     assert "--model does not go together with -2" in capfd.readouterr().err
+
+
+def test_commands_take_a_method(
+    model_file: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, packed = tmp_path / "text", tmp_path / "text.lmz"
+    path.write_bytes(TEXT)
+    for name, listed in (("lm", "lm"), ("lm+cm", "lm+cm:2"), ("cm", "cm:strong"), ("stored", "stored")):
+        given = ["--model", model_file] if name.startswith("lm") else []
+        assert run("compress", "-f", "--verify", "--method", name, *given, path) == 0
+        assert run("list", packed) == 0
+        assert capfd.readouterr().out.splitlines()[1].split()[-2] == listed
+        assert run("decompress", "-c", *given, packed) == 0
+        assert capfd.readouterr().out.encode() == TEXT
+    for arguments, part in (
+        (["--method", "lm", "-2"], "--method lm does not go together with -2"),
+        (["--method", "cm", "--model", model_file], "--model does not go together with --method cm"),
+        (["--method", "stored", "-1", "--model", model_file], "--model does not go together with -1"),
+        (["--method", "lm"], "method lm needs a language model, and none is shipped or given"),
+    ):
+        assert run("compress", "-c", *arguments, path) == 1
+        (line,) = capfd.readouterr().err.splitlines()
+        assert part in line
+    assert run("compress", "-c", "--method", "huffman", path) == 2
+    assert "'huffman' is not one of 'auto'" in capfd.readouterr().err
 
 
 def test_commands_on_models(

@@ -86,7 +86,7 @@ def extreme_profile(sign: int) -> profile.Profile:
     return made
 
 
-def new_coder(streams: int = 1, groups: int = 1, **how: str) -> _kernel.TokenCoder:
+def new_coder(streams: int = 1, groups: int = 1, **how: Any) -> _kernel.TokenCoder:
     return _kernel.TokenCoder(coding(), neutral().kernel, streams, groups, **how)
 
 
@@ -500,26 +500,32 @@ def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return Driver(folder / "driver", folder, names)
 
 
-CASES: dict[str, tuple[bool, Callable[[], profile.Profile]]] = {
+CASES: dict[str, tuple[bool, Callable[[], profile.Profile | None]]] = {
     "neutral": (False, neutral),
     "extreme, up": (True, lambda: extreme_profile(1)),
     "extreme, down": (True, lambda: extreme_profile(-1)),
+    "network alone": (False, lambda: None),
 }
 
 
-def driver_setting(driver: Driver, name: str, streams: int) -> tuple[list[str], _kernel.TokenCoder, str]:
-    """Its files, the installed kernel's coder beside it, the best network's name."""
+def case_coder(name: str, streams: int, groups: int = 1) -> _kernel.TokenCoder:
+    extreme, made = CASES[name][0], CASES[name][1]()
+    kernel = None if made is None else made.kernel
+    return _kernel.TokenCoder(coding(extreme=extreme), kernel, streams, groups)
+
+
+def driver_setting(driver: Driver, name: str, streams: int) -> tuple[list[str], str]:
+    """Its files, the best network's name."""
     extreme, chosen = CASES[name][0], CASES[name][1]()
     made = model(extreme)
     vocabulary = offsets_of(words()).tobytes() + tables.log2().tobytes() + b"".join(words().strings)
-    beside = _kernel.TokenCoder(coding(extreme=extreme), chosen.kernel, streams)
     learned = None
     if extreme:
+        beside = case_coder(name, streams)
         begin(beside, bytes(streams), streams)
         learned = beside.learned
-        beside.reset()
-    files = [driver.file(model_bytes(made)), driver.file(vocabulary), driver.profile(chosen, learned)]
-    return files, beside, driver.network_isas[0]
+    profile_file = driver.profile(chosen, learned) if chosen else "-"
+    return [driver.file(model_bytes(made)), driver.file(vocabulary), profile_file], driver.network_isas[0]
 
 
 @pytest.mark.slow
@@ -527,8 +533,8 @@ def driver_setting(driver: Driver, name: str, streams: int) -> tuple[list[str], 
 def test_builds_give_the_same_integers(driver: Driver, name: str) -> None:
     chain = blocks()
     for i, (streams, groups) in enumerate(SHAPES):
-        files, _, isa = driver_setting(driver, name, streams)
-        one = _kernel.TokenCoder(coding(extreme=CASES[name][0]), CASES[name][1]().kernel, streams, groups)
+        files, isa = driver_setting(driver, name, streams)
+        one = case_coder(name, streams, groups)
         inputs = [
             path
             for block in chain
@@ -554,15 +560,12 @@ def test_builds_decode_and_survive_garbage(driver: Driver, name: str) -> None:
     rng = random.Random(6)
     data = text(7, 120)
     for streams, groups in ((1, 1), (3, 2), (128, 2)):
-        files, _, isa = driver_setting(driver, name, streams)
-        extreme, chosen = CASES[name][0], CASES[name][1]().kernel
-        bits, p16 = decisions(
-            _kernel.TokenCoder(coding(extreme=extreme), chosen, streams, groups), data, streams
-        )
+        files, isa = driver_setting(driver, name, streams)
+        bits, p16 = decisions(case_coder(name, streams, groups), data, streams)
         payload = payload_of(bits, p16)
         garbage = [rng.randbytes(len(payload)) for _ in range(6)]
         for case in [payload, payload[: len(payload) // 2], b"", b"\xff" * 200, *garbage]:
-            beside = _kernel.TokenCoder(coding(extreme=extreme), chosen, streams, groups)
+            beside = case_coder(name, streams, groups)
             expected = b"\1" + data
             assert restore(beside, payload, len(data)) == data
             restored = restore(beside, case, len(data))

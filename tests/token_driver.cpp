@@ -12,7 +12,7 @@
 // MODEL is as driver_files.h has it. VOCABULARY holds u32 (V + 1) offsets, i32 the table of logarithms, the strings;
 // TOKENS u16. PROFILE holds i32: lists with their length before them (the contexts' features, context by context;
 // selectors; final maps; shortest matches); values of the numbers of module.cpp, which are in the macro LMCODEC_NUMBERS as
-// NUMBER(name) each; u32 learned values, the neutral ones if there are none.
+// NUMBER(name) each; u32 learned values, the neutral ones if there are none. It is - for the language model alone.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -132,11 +132,19 @@ int main(int argc, char** argv) {
   const auto strings = vocabulary.array<std::uint8_t>(offsets[n_token]);
   const lmcodec::TokenTrie trie(strings.get(), offsets.get(), n_token);
   const lmcodec::TokenCoding coding = {*network, trie, lmcodec::TokenStretch(log2.get())};
-  Reader file(argv[4]);
-  const lmcodec::Profile profile = read_profile(file);
-  const std::vector<std::uint32_t> learned = read_learned(file, profile);
-  lmcodec::TokenBlockCoder coder(coding, profile, learned, std::atoi(argv[7]), std::atoi(argv[8]));
-  if (!coder.mixer().use_isa(argv[6])) fail("no such instruction set");
+  const int n_stream = std::atoi(argv[7]), n_group = std::atoi(argv[8]);
+  std::vector<std::uint32_t> learned;  // kept by reference
+  std::unique_ptr<lmcodec::TokenBlockCoder> made;
+  if (!std::strcmp(argv[4], "-")) {
+    made = std::make_unique<lmcodec::TokenBlockCoder>(coding, n_stream, n_group);
+  } else {
+    Reader file(argv[4]);
+    const lmcodec::Profile profile = read_profile(file);
+    learned = read_learned(file, profile);
+    made = std::make_unique<lmcodec::TokenBlockCoder>(coding, profile, learned, n_stream, n_group);
+    if (!made->mixer()->use_isa(argv[6])) fail("no such instruction set");
+  }
+  lmcodec::TokenBlockCoder& coder = *made;
   for (int i = 9; i + 1 < argc; i += 2) {
     if (encodes)
       encode(coder, argv[i], argv[i + 1]);

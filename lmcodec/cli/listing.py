@@ -96,7 +96,7 @@ def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
 def _method(block: Block) -> str:
     """`stored`, or the method and its profile: `cm:strong`, `lm+cm:1`, whose profiles are the model's."""
     name = block.method.name.lower().replace("_", "+")
-    if not block.profile:
+    if not block.profile:  # lm has none either
         return name
     return f"{name}:{PROFILES[block.profile] if block.method == Method.CM else block.profile}"
 
@@ -139,6 +139,7 @@ def _frame_object(frame: FrameInfo) -> dict[str, Any]:
                 "original_nbytes": block.original_nbytes,
                 "streams": block.streams,
                 "groups": block.groups,
+                "enlarge": block.enlarge,
                 "continues": block.continues,
                 "check": f"{block.check:08x}",
             }

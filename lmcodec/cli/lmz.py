@@ -99,6 +99,12 @@ _MODEL = [
 ]
 _ENCODING = [
     click.Option(
+        ["--method"],
+        type=click.Choice(["auto", "cm", "lm+cm", "lm", "stored"]),
+        help="Code every block by one method: context models, a language model beside them, a language model"
+        " alone, or none.  [default: auto, whichever is smallest]",
+    ),
+    click.Option(
         ["--block-size", "block_nbytes"],
         type=Size(1 << 10, 1 << 24),
         help="Original bytes in a block, 1K to 16M.  [default: 4M]",

@@ -51,6 +51,7 @@ class Settings:
     verify: bool = False
     level: int = 6
     model: str | None = None  # a shipped model's name, or a file
+    method: str = "auto"  # see codec.Compressor
     threads: int | None = None
     block_nbytes: int | None = None
     solid: bool = False
@@ -76,10 +77,8 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
             raise ConfigError(f"-o names one output for {len(operands)} inputs (-c joins them)")
         if settings.to_stdout or settings.recursive or settings.mode in ("test", "list"):
             raise ConfigError("-o does not go together with -c, -r, -t or -l")
-    if settings.model is not None and settings.mode == "compress" and settings.level < 3:
-        raise ConfigError(
-            f"--model does not go together with -{settings.level}, which uses no language model"
-        )
+    if settings.mode == "compress":
+        _check_model(settings)
     reserve_standard_descriptors()
     # Who writes into a pipe may share the terminal with another program (tar -v, less): no progress unasked.
     writes_stdout = settings.to_stdout or (operands == ("-",) and settings.output is None)
@@ -95,6 +94,18 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
     if work.stdout_closed and hasattr(signal, "SIGPIPE"):
         die_by(signal.SIGPIPE)
     return status
+
+
+def _check_model(settings: Settings) -> None:
+    method = f"--method {settings.method}"
+    if settings.level < 3 and settings.method in ("lm", "lm+cm"):
+        raise ConfigError(
+            f"{method} does not go together with -{settings.level}, which uses no language model"
+        )
+    if settings.model is not None:
+        without = f"-{settings.level}" if settings.level < 3 else method
+        if settings.level < 3 or settings.method in ("cm", "stored"):
+            raise ConfigError(f"--model does not go together with {without}, which uses no language model")
 
 
 class _Work:
@@ -250,6 +261,7 @@ class _Work:
             threads=settings.threads,
             solid=settings.solid,
             model=settings.model,
+            method=settings.method,
         )
 
         def write(piece: bytes) -> None:

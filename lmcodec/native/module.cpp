@@ -117,9 +117,9 @@ std::unique_ptr<ProfileData> make_profile(const std::vector<std::vector<int>>& c
 // A block coder: shared tables, streams and their order. What Python sees of the context mixer.
 class BlockCoder {
  public:
-  BlockCoder(const ProfileData& data, int n_stream, int n_group, const std::string& isa)
+  BlockCoder(const ProfileData& data, int n_stream, int n_group, const std::string& isa, int enlarge)
       : n_stream_(checked("streams", n_stream, 1, lmcodec::kStreamMax)),
-        mixer_(data.profile, data.learned),
+        mixer_(lmcodec::enlarged(data.profile, enlarge), data.learned),
         lockstep_(mixer_, n_stream, checked("groups", n_group, 1, n_stream < 2 ? n_stream : 2)) {
     if (data.profile.lm) throw nb::value_error("this profile is for blocks with a language model");
     if (!mixer_.use_isa(isa.empty() ? nullptr : isa.c_str()))
@@ -250,8 +250,8 @@ NB_MODULE(_kernel, m) {
            },
            nb::arg("values"), "Starting values: maps, then weights; see context_mixer.h.");
   nb::class_<BlockCoder>(m, "BlockCoder", "Context models and mixer over the streams of a block.")
-      .def(nb::init<const ProfileData&, int, int, const std::string&>(), nb::arg("profile"), nb::arg("streams") = 1,
-           nb::arg("groups") = 1, nb::arg("isa") = "", nb::keep_alive<1, 2>())
+      .def(nb::init<const ProfileData&, int, int, const std::string&, int>(), nb::arg("profile"), nb::arg("streams") = 1,
+           nb::arg("groups") = 1, nb::arg("isa") = "", nb::arg("enlarge") = 0, nb::keep_alive<1, 2>())
       .def("begin", &BlockCoder::begin, nb::arg("nbytes"))
       .def("reset", &BlockCoder::reset)
       .def("encode", &BlockCoder::encode, nb::arg("data"), nb::arg("bits"), nb::arg("p16"))

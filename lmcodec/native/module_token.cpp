@@ -59,13 +59,19 @@ void make_coding(Coding* self, const Network& network, Bytes strings, Offsets of
 
 class Coder {
  public:
-  Coder(const Coding& coding, const ProfileData& data, int n_stream, int n_group, const std::string& isa)
+  // data: of the context models; null for the language model alone. Their slot table may take 2^enlarge times its size.
+  Coder(const Coding& coding, const ProfileData* data, int n_stream, int n_group, const std::string& isa, int enlarge)
       : coding_(coding), n_stream_(static_cast<std::uint32_t>(n_stream)) {
-    require(data.profile.lm == 1, "this profile is for blocks without a language model");
     require(n_stream >= 1 && n_stream <= kSessionStreamMax, "streams are 1 to 128");
     require(n_group == 1 || (n_group == 2 && n_stream > 1), "groups are 1, or 2 with more than one stream");
-    coder_ = std::make_unique<TokenBlockCoder>(coding.coding, data.profile, data.learned, n_stream, n_group);
-    if (!coder_->mixer().use_isa(isa.empty() ? nullptr : isa.c_str()))
+    if (!data) {
+      coder_ = std::make_unique<TokenBlockCoder>(coding.coding, n_stream, n_group);
+      return;
+    }
+    require(data->profile.lm == 1, "this profile is for blocks without a language model");
+    coder_ = std::make_unique<TokenBlockCoder>(coding.coding, enlarged(data->profile, enlarge), data->learned, n_stream,
+                                               n_group);
+    if (!coder_->mixer()->use_isa(isa.empty() ? nullptr : isa.c_str()))
       throw nb::value_error(("this machine has no " + isa).c_str());
   }
 
@@ -125,7 +131,8 @@ class Coder {
   }
 
   nb::object learned() const {
-    auto* values = new std::vector<std::uint32_t>(coder_->mixer().learned());
+    require(coder_->mixer(), "the language model alone learns nothing");
+    auto* values = new std::vector<std::uint32_t>(coder_->mixer()->learned());
     nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<std::uint32_t>*>(p); });
     return nb::cast(nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<1>>(values->data(), {values->size()}, owner));
   }
@@ -150,10 +157,10 @@ void bind_token(nb::module_& m) {
   nb::class_<Coding>(m, "TokenCoding", "A network and the trie of its vocabulary.")
       .def("__init__", &make_coding, nb::arg("network"), nb::arg("strings"), nb::arg("offsets"), nb::arg("log2"),
            nb::keep_alive<1, 2>());
-  nb::class_<Coder>(m, "TokenCoder", "Network, context models and mixer over the streams of a block.")
-      .def(nb::init<const Coding&, const ProfileData&, int, int, const std::string&>(), nb::arg("coding"),
-           nb::arg("profile"), nb::arg("streams") = 1, nb::arg("groups") = 1, nb::arg("isa") = "", nb::keep_alive<1, 2>(),
-           nb::keep_alive<1, 3>())
+  nb::class_<Coder>(m, "TokenCoder", "Network, context models and mixer, or the network alone, over the streams of a block.")
+      .def(nb::init<const Coding&, const ProfileData*, int, int, const std::string&, int>(), nb::arg("coding"),
+           nb::arg("profile").none(), nb::arg("streams") = 1, nb::arg("groups") = 1, nb::arg("isa") = "",
+           nb::arg("enlarge") = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
       .def("reset", &Coder::reset)
       .def("begin_encode", &Coder::begin_encode, nb::arg("data"), nb::arg("tokens"))
       .def("encode", &Coder::encode, nb::arg("bits"), nb::arg("p16"))

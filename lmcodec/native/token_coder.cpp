@@ -146,8 +146,12 @@ class TokenBlockCoder::Recorded : public TokenModel {
 
 TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, const Profile& profile,
                                  const std::vector<std::uint32_t>& learned, int n_stream, int n_group)
-    : coding_(coding), n_stream_(n_stream), n_group_(n_group), mixer_(profile, learned),
-      lockstep_(mixer_, coding.trie, n_stream, n_group) {}
+    : coding_(coding), n_stream_(n_stream), n_group_(n_group),
+      mixer_(std::make_unique<ContextMixer>(profile, learned)),
+      lockstep_(mixer_.get(), coding.trie, n_stream, n_group) {}
+
+TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, int n_stream, int n_group)
+    : coding_(coding), n_stream_(n_stream), n_group_(n_group), lockstep_(nullptr, coding.trie, n_stream, n_group) {}
 
 TokenBlockCoder::~TokenBlockCoder() = default;
 
@@ -155,7 +159,7 @@ void TokenBlockCoder::begin_block(std::uint32_t nbytes) {
   const bool continues = !forget_;
   reset();  // until the block is under way: an allocation may fail
   continues_ = continues;
-  if (!continues) mixer_.reset(nbytes, n_stream_);
+  if (!continues && mixer_) mixer_->reset(nbytes, n_stream_);
 }
 
 void TokenBlockCoder::begin_lockstep(std::unique_ptr<TokenModel> model, std::uint8_t* bytes, std::uint32_t nbytes,

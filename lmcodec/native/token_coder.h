@@ -1,4 +1,4 @@
-// Codes blocks with a language model beside the context models: what Python sees of the whole. FORMAT.md section 8.
+// Codes blocks with a language model, beside the context models or alone: what Python sees of the whole. FORMAT.md section 8.
 #pragma once
 
 #include <cstdint>
@@ -24,9 +24,11 @@ class TokenBlockCoder {
  public:
   TokenBlockCoder(const TokenCoding& coding, const Profile& profile, const std::vector<std::uint32_t>& learned,
                   int n_stream, int n_group);
+  // The language model alone: no context models, no tables.
+  TokenBlockCoder(const TokenCoding& coding, int n_stream, int n_group);
   ~TokenBlockCoder();
 
-  ContextMixer& mixer() { return mixer_; }
+  ContextMixer* mixer() { return mixer_.get(); }  // null without context models
 
   // Ends the block at hand; the next one is independent of those before.
   void reset();
@@ -62,7 +64,7 @@ class TokenBlockCoder {
 
   const TokenCoding& coding_;
   const int n_stream_, n_group_;
-  ContextMixer mixer_;
+  std::unique_ptr<ContextMixer> mixer_;
   TokenLockstep lockstep_;
   std::unique_ptr<TokenModel> model_;
   std::vector<std::uint8_t> bytes_, ends_;

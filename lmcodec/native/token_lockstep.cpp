@@ -2,6 +2,8 @@
 
 #include <algorithm>
 
+#include "logistic.h"
+
 namespace lmcodec {
 namespace {
 
@@ -36,14 +38,14 @@ std::int32_t TokenStretch::operator()(std::uint64_t one, std::uint64_t zero) con
   return static_cast<std::int32_t>(std::clamp<std::int64_t>(stretch, -kStretchLimit, kStretchLimit));
 }
 
-TokenLockstep::TokenLockstep(ContextMixer& mixer, const TokenTrie& trie, int n_stream, int n_group)
+TokenLockstep::TokenLockstep(ContextMixer* mixer, const TokenTrie& trie, int n_stream, int n_group)
     : mixer_(mixer), trie_(trie), n_stream_(n_stream), n_group_(n_group),
       streams_(static_cast<std::size_t>(n_stream)), open_(streams_.size()), p_(streams_.size()), bit_(streams_.size()),
       stepping_(streams_.size()), tokens_(streams_.size()) {}
 
 void TokenLockstep::begin(TokenModel& model, const std::uint32_t* first, std::uint8_t* bytes, std::uint32_t nbytes,
                           const std::uint8_t* ends) {
-  mixer_.begin_block(nbytes);
+  if (mixer_) mixer_->begin_block(nbytes);
   model_ = &model;
   bytes_ = bytes;
   ends_ = ends;
@@ -95,7 +97,7 @@ bool TokenLockstep::begin_byte(int s) {
   stream.to = trie_.last_child(stream.node);
   stream.c0 = 0;
   stream.n_bit = 0;
-  mixer_.begin_byte(s);
+  if (mixer_) mixer_->begin_byte(s);
   return go_on(s);
 }
 
@@ -111,13 +113,13 @@ bool TokenLockstep::go_on(int s) {
       stream.middle = trie_.split(stream.from, stream.to, one);
       if (stream.middle != stream.from && stream.middle != stream.to) return true;
       const int bit = stream.middle == stream.from;
-      mixer_.skip(s, bit);
+      if (mixer_) mixer_->skip(s, bit);
       stream.c0 = stream.c0 << 1 | static_cast<std::uint32_t>(bit);
       ++stream.n_bit;
     }
     if (!ends_) bytes_[stream.position] = static_cast<std::uint8_t>(stream.c0);
     ++stream.position;
-    mixer_.end_byte(s);
+    if (mixer_) mixer_->end_byte(s);
     stream.node = trie_.child(stream.from);
     ++stream.n_byte;
     const bool is_token = trie_.is_token(stream.node);
@@ -135,14 +137,14 @@ bool TokenLockstep::go_on(int s) {
     stream.to = trie_.last_child(stream.node);
     stream.c0 = 0;
     stream.n_bit = 0;
-    mixer_.begin_byte(s);
+    if (mixer_) mixer_->begin_byte(s);
   }
 }
 
 void TokenLockstep::open_round() {
-  for (int k = 0; k < n_open_; ++k) {
+  for (int k = 0; mixer_ && k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
-    if (!streams_[static_cast<std::size_t>(s)].at_end && !mixer_.looked_up(s)) mixer_.lookup(s);
+    if (!streams_[static_cast<std::size_t>(s)].at_end && !mixer_->looked_up(s)) mixer_->lookup(s);
   }
   for (int k = 0; k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
@@ -151,12 +153,17 @@ void TokenLockstep::open_round() {
     if (stream.at_end) {
       const std::uint32_t low = trie_.low(stream.node), high = trie_.high(stream.node);
       const std::int32_t stretch = model_->stretch(s, {low, low + 1, low + 1, high});
-      p = mixer_.predict_end(s, stretch, low, stream.token, stream.n_byte, trie_);
+      p = mixer_ ? mixer_->predict_end(s, stretch, low, stream.token, stream.n_byte, trie_) : logistic().squash(stretch);
     } else {
       const std::uint32_t low = child_low(stream, stream.from), middle = child_low(stream, stream.middle),
                           high = child_low(stream, stream.to);
-      mixer_.set_lm(s, model_->stretch(s, {middle, high, low, middle}), stream.n_byte);
-      p = mixer_.predict(s);
+      const std::int32_t stretch = model_->stretch(s, {middle, high, low, middle});
+      if (mixer_) {
+        mixer_->set_lm(s, stretch, stream.n_byte);
+        p = mixer_->predict(s);
+      } else {
+        p = logistic().squash(stretch);  // within its bounds: |stretch| <= kStretchLimit
+      }
     }
   }
   cursor_ = 0;
@@ -170,7 +177,7 @@ void TokenLockstep::end_round() {
     Stream& stream = streams_[static_cast<std::size_t>(s)];
     bool open;
     if (stream.at_end) {
-      mixer_.update_end(s, bit);
+      if (mixer_) mixer_->update_end(s, bit);
       if (bit) {
         stream.token = trie_.low(stream.node);
         open = false;
@@ -178,7 +185,7 @@ void TokenLockstep::end_round() {
         open = begin_byte(s);
       }
     } else {
-      mixer_.update(s, bit);
+      if (mixer_) mixer_->update(s, bit);
       (bit ? stream.from : stream.to) = stream.middle;
       stream.c0 = stream.c0 << 1 | static_cast<std::uint32_t>(bit);
       ++stream.n_bit;

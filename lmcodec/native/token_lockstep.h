@@ -1,4 +1,4 @@
-// The loop of blocks that mix a language model: which stream's which decision is coded next, under which probability.
+// The loop of blocks with a language model, mixed or alone: which stream's which decision is coded next, under which probability.
 // FORMAT.md section 8 defines the order.
 #pragma once
 
@@ -39,7 +39,8 @@ class TokenStretch {
 
 class TokenLockstep {
  public:
-  TokenLockstep(ContextMixer& mixer, const TokenTrie& trie, int n_stream, int n_group);
+  // mixer: null where the language model codes alone.
+  TokenLockstep(ContextMixer* mixer, const TokenTrie& trie, int n_stream, int n_group);
 
   // Starts a block of nbytes >= n_stream bytes, the first token of stream s predicted after first[s]. Decoding writes the
   // block to `bytes`; encoding reads it there, with `ends` (nbytes,): 1 where a token ends, the last byte of every stream
@@ -80,7 +81,7 @@ class TokenLockstep {
   void end_round();
   std::uint32_t child_low(const Stream& stream, std::uint32_t entry) const;
 
-  ContextMixer& mixer_;
+  ContextMixer* const mixer_;
   const TokenTrie& trie_;
   TokenModel* model_ = nullptr;
   const int n_stream_, n_group_;

@@ -162,6 +162,17 @@ for _name, _level in LEVELS.items():
     }
 
 
+# The language model alone: one of random weights (network.lmm) whose vocabulary has WORDS.
+_network = {"method": "lm", "model": str(HERE / "network.lmm")}
+CASES |= {
+    "network": Case(_original(40, text=1500), _network),
+    "network-solid-3-2": Case(
+        _original(41, text=1000, text_=900),
+        {**_network, "block_size": 1024, "solid": True, "streams": 3, "groups": 2},
+    ),
+}
+
+
 def frame_of(case: Case) -> bytes:
     import lmcodec
 
