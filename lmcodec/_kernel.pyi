@@ -18,6 +18,7 @@ class Profile:
         selectors: list[int],
         apms: list[int],
         match_min: list[int],
+        lm_maps: list[int],
         numbers: list[tuple[str, int]],
     ) -> None: ...
     n_learned: int

@@ -73,6 +73,10 @@ FEATURES = [
     "key_before",
     "value",
     "parent",
+    "begun",
+    "token",
+    "token1",
+    "token2",
 ]
 # Values of the kernel's enum Selector, in order.
 SELECTORS = [
@@ -96,8 +100,11 @@ SELECTORS = [
     "lm",
     "lm_match",
     "token",
+    "tokens",
 ]
-LM_SELECTORS = SELECTORS[-3:]  # of profiles whose number lm is 1
+# Of profiles whose number lm is 1.
+LM_FEATURES = FEATURES[-4:]
+LM_SELECTORS = SELECTORS[-4:]
 assert len(FEATURES) == _kernel.FEATURES
 assert len(SELECTORS) == _kernel.SELECTORS
 
@@ -129,7 +136,8 @@ def build(spec: dict[str, Any]) -> Profile:
 
     Args:
       spec: `contexts` (lists of names of FEATURES), `selectors` and `maps` (names of SELECTORS), `matches`
-        (shortest matches in bytes; what selectors see is the first one's state), `numbers`.
+        (shortest matches in bytes; what selectors see is the first one's state), `numbers`; with a language
+        model also `lm_maps` (names of SELECTORS), the maps that refine its probability.
 
     Raises:
       KeyError, ValueError: a name or a number the kernel does not know.
@@ -141,6 +149,7 @@ def build(spec: dict[str, Any]) -> Profile:
         [selector[name] for name in spec["selectors"]],
         [selector[name] for name in spec["maps"]],
         list(spec["matches"]),
+        [selector[name] for name in spec.get("lm_maps", [])],
         list(spec["numbers"].items()),
     )
     return Profile(spec, kernel)

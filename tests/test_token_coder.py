@@ -468,12 +468,16 @@ class Driver(Build):
             "apm_rate": 6,
             "apm_weight": 8,
             "lm": 0,
+            "lm_map_rate": 5,
+            "n_end": 0,
+            "end_log2": 22,
         }
         lists = [
             *([profile.FEATURES.index(name) for name in context] for context in spec["contexts"]),
             [profile.SELECTORS.index(name) for name in spec["selectors"]],
             [profile.SELECTORS.index(name) for name in spec["maps"]],
             spec["matches"],
+            [profile.SELECTORS.index(name) for name in spec.get("lm_maps", [])],
         ]
         values = [len(spec["contexts"])] + [word for each in lists for word in (len(each), *each)]
         values += [{**defaults, **spec["numbers"]}[name] for name in self._names]

@@ -11,7 +11,7 @@
 //
 // MODEL is as driver_files.h has it. VOCABULARY holds u32 (V + 1) offsets, i32 the table of logarithms, the strings;
 // TOKENS u16. PROFILE holds i32: lists with their length before them (the contexts' features, context by context;
-// selectors; final maps; shortest matches); values of the numbers of module.cpp, which are in the macro LMCODEC_NUMBERS as
+// selectors; final maps; shortest matches; the model's maps); values of the numbers of module.cpp, which are in the macro LMCODEC_NUMBERS as
 // NUMBER(name) each; u32 learned values, the neutral ones if there are none. It is - for the language model alone.
 #include <cstdint>
 #include <cstdio>
@@ -47,6 +47,7 @@ lmcodec::Profile read_profile(Reader& file) {
   p.n_apm = list(p.apms);
   p.n_match = file.number();
   for (int m = 0; m < p.n_match; ++m) p.match_min[m] = file.number();
+  p.n_lm_map = list(p.lm_maps);
 #define NUMBER(name) p.name = file.number();
   LMCODEC_NUMBERS
 #undef NUMBER

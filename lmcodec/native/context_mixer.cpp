@@ -3,35 +3,23 @@
 #include <algorithm>
 #include <cstring>
 
+#include "adaptive_map.h"
 #include "bit_history.h"
 #include "counter.h"
+#include "hashing.h"
 #include "logistic.h"
 
 namespace lmcodec {
 namespace {
 
-constexpr int kApmCells = 25;               // one every 256 of stretch, -3072 to 3072
 // A line of 64 bytes: four checks, four slots of 15 nodes. Nodes count from 1.
 constexpr int kSlot0 = 3;
 // Counters of each direct order: sixteen a nibble, of which node 0 is unused.
 constexpr int kDirectLog2[kDirectMax] = {9, 17, 19, 19};
 constexpr int kHashRows = 1 << 14;  // of a selector that hashes
+constexpr int kTokenRows = 1 << 16;
 
 int lm_step(std::int32_t stretch) { return (stretch + kStretchMax) >> 8; }  // 0 to kLmSteps - 1
-
-std::uint32_t mix32(std::uint32_t h) {
-  h = (h ^ h >> 15) * 0x2C1B3C6Du;
-  h = (h ^ h >> 12) * 0x297A2D39u;
-  return h ^ h >> 15;
-}
-
-void prefetch(const void* address) {
-#if defined(__GNUC__) || defined(__clang__)
-  __builtin_prefetch(address, 1);
-#else
-  (void)address;
-#endif
-}
 
 int length_bucket(std::uint32_t length) {
   if (length < 8) return static_cast<int>(length);
@@ -53,7 +41,7 @@ int popcount8(unsigned v) {
 
 const int kSelectorSize[kSelectorCount] = {1,   256, 256, 256, 65,    72,    512, 256, 128,
                                            640, 80,  257, 65536, kHashRows, 256, kHashRows, kHashRows,
-                                           kLmSteps * 8, kLmSteps * 9, 16 * 8};
+                                           kLmSteps * 8, kLmSteps * 9, 16 * 8, kTokenRows};
 
 int Profile::n_set() const {
   int n = 0;
@@ -64,23 +52,23 @@ int Profile::n_set() const {
 std::size_t Profile::n_cell() const {
   std::size_t n = 0;
   for (int a = 0; a < n_apm; ++a)
-    if (learns_cells(a)) n += static_cast<std::size_t>(kSelectorSize[apms[a]]) * kApmCells;
+    if (learns_cells(a)) n += static_cast<std::size_t>(kSelectorSize[apms[a]]) * kMapCells;
   return n;
 }
 
 std::vector<std::uint32_t> Profile::neutral() const {
   std::vector<std::uint32_t> v(n_learned());
   for (std::size_t i = maps_at(); i < weights_at(); ++i) v[i] = kHalf22 << 10;
-  for (std::size_t i = match_at(); i < weights_at(); ++i) v[i] = (kHalf22 + kHalf22 / 2) << 10;
+  for (std::size_t i = match_at(); i < end_maps_at(); ++i) v[i] = (kHalf22 + kHalf22 / 2) << 10;
   const std::size_t stride = static_cast<std::size_t>(n_input());
   for (std::size_t i = weights_at(); i < final_at(); ++i)
     v[i] = (i - weights_at()) % stride % 2 == 0 ? static_cast<std::uint32_t>((1 << 16) * 3 / 10) : 0;
   for (std::size_t i = final_at(); i < apm_at(); ++i)
     v[i] = static_cast<std::uint32_t>((1 << 16) / std::max(n_selector, 1));
   if (lm) {
-    TokenEnd::neutral(&v[end_at()]);
+    TokenEnd::neutral(n_end, &v[end_at()]);
     for (std::size_t i = cells_at(); i < n_learned(); ++i)
-      v[i] = logistic().squash((static_cast<int>((i - cells_at()) % kApmCells) - 12) * 256);
+      v[i] = identity_cell((i - cells_at()) % kMapCells);
   }
   return v;
 }
@@ -88,6 +76,8 @@ std::vector<std::uint32_t> Profile::neutral() const {
 bool Profile::valid(const std::vector<std::uint32_t>& learned) const {
   for (int i = 0; i < n_context; ++i)
     if (learned[static_cast<std::size_t>(i) * 256] != kHalf22 << 10) return false;
+  for (int i = 0; i < n_end; ++i)
+    if (learned[end_maps_at() + static_cast<std::size_t>(i) * 256] != kHalf22 << 10) return false;
   for (std::size_t i = weights_at(); i < cells_at(); ++i) {
     const std::int32_t w = static_cast<std::int32_t>(learned[i]);
     if (w > kWeightMax || w < -kWeightMax) return false;
@@ -115,20 +105,23 @@ struct ContextMixer::Stream {
   int n_bit = 0;
   bool prepared = false;  // features and hashes are those of the byte at hand
   int nibble = 0;         // 1, 2: slots are those of the byte's first, second nibble
+  bool begun = false;     // begin_byte() was called for the byte at hand
   std::int32_t lm_stretch = 0;
   int token_nbytes = 0;
+  std::uint32_t tokens = 0;  // hash of the token so far and the one before it
+  std::uint32_t place[1 << kPlaceFeatures] = {};
   std::uint32_t hash[kContextMax];
   std::uint8_t* slot[kContextMax];
   std::uint32_t* direct[kDirectMax];
   Match match[kMatchMax];
-  std::uint32_t base[kSelectorMax + kApmMax + 1];  // of each Row: what is fixed during the byte
+  std::uint32_t base[kRowMax];  // of each Row: what is fixed during the byte
   std::int32_t* weights[kSelectorMax];
   std::int32_t* final_weights = nullptr;
   std::uint32_t layer_p[kSelectorMax];
   std::uint32_t mixed_p = 0;
   std::int32_t mixed_x = 0;
   std::uint16_t* apm[kApmMax];
-  std::uint32_t apm_part = 0;
+  std::uint16_t* lm_map[kLmMapMax];
   std::vector<std::uint32_t> own_match[kMatchMax];
 };
 
@@ -140,19 +133,25 @@ ContextMixer::ContextMixer(const Profile& profile, const std::vector<std::uint32
   for (int i = 0; i < profile.n_context; ++i)
     if (profile.contexts[i][0] >= kOrder1 && profile.contexts[i][0] <= kOrder8 && !profile.contexts[i][1])
       order_[n_order_++] = i;
+  for (int i = 0; i < profile.n_context; ++i) {
+    for (int f = 0; f < kFeaturesPerContext; ++f)
+      if (profile.contexts[i][f] >= kBegun) place_[i] = static_cast<std::uint8_t>(place_[i] | 1 << (profile.contexts[i][f] - kBegun));
+    if (place_[i] && std::find(places_, places_ + n_place_, place_[i]) == places_ + n_place_) places_[n_place_++] = place_[i];
+  }
   const auto add = [this](std::uint8_t selector) {
-    const bool hashes = selector == kSelectHash2 || selector == kSelectHash3 || selector == kSelectHashWord;
+    const bool hashes = selector == kSelectTokens || selector == kSelectHash2 || selector == kSelectHash3 || selector == kSelectHashWord;
     Row& row = rows_[n_row_++];
     row.selector = selector;
     row.per_c0 = hashes ? 0x9E3Bu : selector == kSelectOrder0 || selector == kSelectOrder1 ? 1 : 0;
     row.per_bit = selector == kSelectKnown || selector == kSelectColumn || selector == kSelectWord ? 1 : 0;
-    row.mask = hashes ? kHashRows - 1 : 0xffffffffu;
+    row.mask = hashes ? static_cast<std::uint32_t>(kSelectorSize[selector]) - 1 : 0xffffffffu;
     row.is_lm = selector == kSelectLm || selector == kSelectLmMatch || selector == kSelectToken;
     row.needs_match = selector == kSelectMatch || selector == kSelectMatchByte;
   };
   for (int k = 0; k < profile.n_selector; ++k) add(profile.selectors[k]);
   for (int a = 0; a < profile.n_apm; ++a) add(profile.apms[a]);
   add(static_cast<std::uint8_t>(profile.final_selector));
+  for (int a = 0; a < profile.n_lm_map; ++a) add(profile.lm_maps[a]);
 }
 
 ContextMixer::~ContextMixer() = default;
@@ -203,12 +202,21 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
   std::size_t n_cell = profile_.cells_at();
   for (int a = 0; a < profile_.n_apm; ++a) {
     auto& cells = apm_[static_cast<std::size_t>(a)];
-    cells.resize(static_cast<std::size_t>(kSelectorSize[profile_.apms[a]]) * kApmCells);
-    for (std::size_t i = 0; i < cells.size(); ++i)
-      cells[i] = static_cast<std::uint16_t>(
-          profile_.learns_cells(a) ? prior_[n_cell++] : logistic().squash((static_cast<int>(i % kApmCells) - 12) * 256));
+    fill_identity(cells, static_cast<std::size_t>(kSelectorSize[profile_.apms[a]]));
+    if (profile_.learns_cells(a))
+      for (std::uint16_t& cell : cells) cell = static_cast<std::uint16_t>(prior_[n_cell++]);
   }
-  if (profile_.lm) end_ = std::make_unique<TokenEnd>(&prior_[profile_.end_at()], n_stream);
+  lm_map_.assign(static_cast<std::size_t>(profile_.n_lm_map), {});
+  for (int a = 0; a < profile_.n_lm_map; ++a)
+    fill_identity(lm_map_[static_cast<std::size_t>(a)], static_cast<std::size_t>(kSelectorSize[profile_.lm_maps[a]]));
+  if (profile_.lm) {
+    int end_log2 = 10;
+    while (end_log2 < profile_.end_log2 &&
+           (std::uint64_t{1} << end_log2) < std::uint64_t{nbytes} * static_cast<unsigned>(profile_.n_end))
+      ++end_log2;
+    end_ = std::make_unique<TokenEnd>(profile_.n_end, &prior_[profile_.end_maps_at()], &prior_[profile_.end_at()],
+                                      end_log2, n_stream);
+  }
   for (int s = 0; s < n_stream; ++s) {
     streams_.push_back(std::make_unique<Stream>());
     Stream& stream = *streams_.back();
@@ -235,7 +243,7 @@ void ContextMixer::begin_block(std::uint32_t nbytes) {
     // The block before may have been left inside a byte.
     stream.c0 = 1;
     stream.n_bit = 0;
-    stream.prepared = false;
+    stream.begun = stream.prepared = false;
     stream.nibble = 0;
   }
   fresh_ = false;
@@ -245,6 +253,7 @@ std::vector<std::uint32_t> ContextMixer::learned() const {
   std::vector<std::uint32_t> values(learned_);
   if (end_) {
     std::copy(end_->weights().begin(), end_->weights().end(), values.begin() + static_cast<std::ptrdiff_t>(profile_.end_at()));
+    std::copy(end_->maps().begin(), end_->maps().end(), values.begin() + static_cast<std::ptrdiff_t>(profile_.end_maps_at()));
     auto place = values.begin() + static_cast<std::ptrdiff_t>(profile_.cells_at());
     for (int a = 0; a < profile_.n_apm; ++a)
       if (profile_.learns_cells(a)) {
@@ -335,41 +344,48 @@ void ContextMixer::set_rows(Stream& stream) {
   base[kSelectAbove] = stream.text.above(history_);
   base[kSelectHashWord] = mix32(stream.text.word() + c1);
   base[kSelectHash3] = mix32(tail & 0xffffff);
+  base[kSelectTokens] = stream.tokens;
   for (int r = 0; r < n_row_; ++r) stream.base[r] = base[rows_[r].selector];
 }
 
 void ContextMixer::begin_byte(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  if (stream.begun) return;
+  stream.begun = true;
   for (int m = 0; m < profile_.n_match; ++m) find_match(stream, m);
+}
+
+void ContextMixer::prepare(Stream& stream) {
+  if (stream.prepared) return;
+  stream.prepared = true;
+  std::uint32_t value[kFeatureCount];
+  std::fill(value + kBegun, value + kFeatureCount, 0u);  // set_place() adds these
+  stream.text.features(history_, value);
+  const Match& match = stream.match[0];
+  value[kMatchByte] =
+      match.active ? match.predicted + 1u + (static_cast<std::uint32_t>(length_bucket(match.length)) << 9) : 0;
+  for (int i = 0; i < profile_.n_context; ++i) {
+    std::uint64_t x = (static_cast<std::uint64_t>(i) + 1) * 0x9E3779B97F4A7C15ull;
+    for (int f = 0; f < kFeaturesPerContext && profile_.contexts[i][f]; ++f) {
+      x = (x + value[profile_.contexts[i][f]] + 1) * 0xD6E8FEB86659FD93ull;
+      x ^= x >> 32;
+    }
+    stream.hash[i] = static_cast<std::uint32_t>(x >> 20);
+  }
+  for (int m = 0; m < profile_.n_match; ++m) {
+    Match& now = stream.match[m];
+    const int bucket = now.active ? length_bucket(now.length) : 0;
+    now.map = &learned_[profile_.match_at() + static_cast<std::size_t>(m) * 1024 +
+                        static_cast<std::size_t>((bucket * 4 + std::min(popcount8(now.misses), 3)) * 8)];
+  }
 }
 
 void ContextMixer::lookup(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
   const int n_context = profile_.n_context;
-  const bool first = !stream.prepared;
-  if (first) {
-    if (!profile_.lm) begin_byte(s);
-    stream.prepared = true;
-    std::uint32_t value[kFeatureCount];
-    stream.text.features(history_, value);
-    const Match& match = stream.match[0];
-    value[kMatchByte] =
-        match.active ? match.predicted + 1u + (static_cast<std::uint32_t>(length_bucket(match.length)) << 9) : 0;
-    for (int i = 0; i < n_context; ++i) {
-      std::uint64_t x = (static_cast<std::uint64_t>(i) + 1) * 0x9E3779B97F4A7C15ull;
-      for (int f = 0; f < kFeaturesPerContext && profile_.contexts[i][f]; ++f) {
-        x = (x + value[profile_.contexts[i][f]] + 1) * 0xD6E8FEB86659FD93ull;
-        x ^= x >> 32;
-      }
-      stream.hash[i] = static_cast<std::uint32_t>(x >> 20);
-    }
-    for (int m = 0; m < profile_.n_match; ++m) {
-      Match& now = stream.match[m];
-      const int bucket = now.active ? length_bucket(now.length) : 0;
-      now.map = &learned_[profile_.match_at() + static_cast<std::size_t>(m) * 1024 +
-                          static_cast<std::size_t>((bucket * 4 + std::min(popcount8(now.misses), 3)) * 8)];
-    }
-  }
+  const bool first = stream.nibble == 0;
+  begin_byte(s);
+  prepare(stream);
   std::uint32_t at[kContextMax];
   stream.nibble = stream.n_bit < 4 ? 1 : 2;
   const std::uint32_t node = stream.n_bit < 4 ? 0 : stream.c0 >> (stream.n_bit - 4);
@@ -381,14 +397,14 @@ void ContextMixer::lookup(int s) {
     prefetch(stream.direct[d]);
   }
   for (int i = 0; i < n_context; ++i) {
-    at[i] = mix32(stream.hash[i] + node * 0x9E3779B1u);
+    at[i] = mix32(stream.hash[i] + node * 0x9E3779B1u + stream.place[place_[i]]);
     prefetch(table_ + std::size_t{at[i] & line_mask_} * 64);
   }
   if (stream.n_bit < 4 && stream.match[0].active) {
     // The second nibble's lines, if the match model is right about the first.
     const std::uint32_t likely = 16u | stream.match[0].predicted >> 4;
     for (int i = 0; i < n_context; ++i)
-      prefetch(table_ + std::size_t{mix32(stream.hash[i] + likely * 0x9E3779B1u) & line_mask_} * 64);
+      prefetch(table_ + std::size_t{mix32(stream.hash[i] + likely * 0x9E3779B1u + stream.place[place_[i]]) & line_mask_} * 64);
   }
   if (first) set_rows(stream);  // while the lines are on their way
   bool seen[kContextMax];  // asked at once: a later context of this lookup may take the slot
@@ -407,10 +423,24 @@ bool ContextMixer::looked_up(int s) const {
   return stream.prepared && stream.nibble == (stream.n_bit < 4 ? 1 : 2);
 }
 
-void ContextMixer::set_lm(int s, std::int32_t stretch, int n_byte) {
+void ContextMixer::set_lm(int s, std::int32_t stretch) {
+  streams_[static_cast<std::size_t>(s)]->lm_stretch = stretch;
+}
+
+void ContextMixer::set_place(int s, std::uint32_t node, int n_byte, std::uint32_t token1, std::uint32_t token2) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
-  stream.lm_stretch = stretch;
   stream.token_nbytes = n_byte;
+  stream.tokens = mix32(node * 0x9E3779B1u + mix32(token1));
+  const std::uint32_t part[4] = {n_byte > 0 ? 1u : 0u, node, token1, token2};
+  for (int k = 0; k < n_place_; ++k) {
+    std::uint64_t x = 0;
+    for (int f = 0; f < kPlaceFeatures; ++f)
+      if (places_[k] >> f & 1) {
+        x = (x + part[f] + 1) * 0xD6E8FEB86659FD93ull;
+        x ^= x >> 32;
+      }
+    stream.place[places_[k]] = static_cast<std::uint32_t>(x >> 20);
+  }
 }
 
 void ContextMixer::skip(int s, int bit) {
@@ -428,6 +458,13 @@ std::uint32_t ContextMixer::lm_row(const Stream& stream, std::uint8_t selector, 
   const Match& match = stream.match[0];
   const std::uint32_t expected = match.predicted >> (7 - n_bit) & 1;
   return step * 9 + 1 + expected * 4 + static_cast<std::uint32_t>(length_bucket(match.length)) / 4;
+}
+
+void ContextMixer::lookup_end(int s, std::uint32_t token) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  begin_byte(s);
+  prepare(stream);
+  end_->lookup(s, token, stream.hash);
 }
 
 std::uint32_t ContextMixer::predict_end(int s, std::int32_t stretch, std::uint32_t token, std::uint32_t token_before,
@@ -461,6 +498,28 @@ std::uint32_t ContextMixer::predict(int s) {
   const std::uint32_t c0 = stream.c0;
   // The node within the nibble: 1, then its bits.
   const std::uint32_t node = n_bit < 4 ? c0 : (1u << (n_bit - 4)) | (c0 & ((1u << (n_bit - 4)) - 1));
+  const Match& first_match = stream.match[0];
+  const bool agrees = first_match.active && ((first_match.predicted | 256u) >> (8 - n_bit)) == c0;
+  // Rows of the selectors, in the order of rows_; those of the maps are on their way while the inputs are gathered.
+  std::size_t rows[kRowMax];
+  for (int r = 0; r < n_row_; ++r) {
+    const Row& row = rows_[r];
+    const std::uint32_t base = row.needs_match && !agrees ? 0 : stream.base[r];
+    rows[r] = row.is_lm ? lm_row(stream, row.selector, agrees)
+                        : (base + c0 * row.per_c0 + static_cast<std::uint32_t>(n_bit) * row.per_bit) & row.mask;
+  }
+  for (int a = 0; a < profile_.n_apm; ++a) {
+    stream.apm[a] = &apm_[static_cast<std::size_t>(a)][rows[profile_.n_selector + a] * kMapCells];
+    prefetch(stream.apm[a]);
+    prefetch(stream.apm[a] + kMapCells - 1);
+  }
+  const MapPlace lm_place(stream.lm_stretch);
+  const int first_lm_map = profile_.n_selector + profile_.n_apm + 1;
+  for (int a = 0; a < profile_.n_lm_map; ++a) {
+    stream.lm_map[a] = &lm_map_[static_cast<std::size_t>(a)][rows[first_lm_map + a] * kMapCells + lm_place.cell];
+    prefetch(stream.lm_map[a]);
+  }
+
   std::int32_t* x = stream.input;
   const std::uint32_t* maps = &learned_[profile_.maps_at()];
   for (int i = 0; i < profile_.n_context; ++i, x += 2) {
@@ -474,7 +533,6 @@ std::uint32_t ContextMixer::predict(int s) {
     x[0] = logit.stretch(p);
     x[1] = (static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11;
   }
-  bool agrees = false;
   for (int m = 0; m < profile_.n_match; ++m, x += 2) {
     const Match& match = stream.match[m];
     if (match.active && ((match.predicted | 256u) >> (8 - n_bit)) == c0) {
@@ -482,7 +540,6 @@ std::uint32_t ContextMixer::predict(int s) {
       const std::int32_t sign = (match.predicted >> (7 - n_bit)) & 1 ? 1 : -1;
       x[0] = sign * logit.stretch(p);
       x[1] = sign * ((static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11);
-      if (m == 0) agrees = true;
     } else {
       x[0] = x[1] = 0;
     }
@@ -491,22 +548,13 @@ std::uint32_t ContextMixer::predict(int s) {
     x[0] = stream.lm_stretch;
     x[1] = (static_cast<std::int32_t>(logit.squash(stream.lm_stretch) << 6) - static_cast<std::int32_t>(kHalf22)) >> 11;
     x += 2;
+    for (int a = 0; a < profile_.n_lm_map; ++a, ++x) {
+      x[0] = logit.stretch(lm_place.read(stream.lm_map[a]) << 6);
+      stream.lm_map[a] += lm_place.nearer();
+    }
   }
   x[0] = 256;
 
-  // Rows of the selectors, in the order of the profile's lists; those of the final maps are on their way while the mixer works.
-  std::size_t rows[kSelectorMax + kApmMax + 1];
-  for (int r = 0; r < n_row_; ++r) {
-    const Row& row = rows_[r];
-    const std::uint32_t base = row.needs_match && !agrees ? 0 : stream.base[r];
-    rows[r] = row.is_lm ? lm_row(stream, row.selector, agrees)
-                        : (base + c0 * row.per_c0 + static_cast<std::uint32_t>(n_bit) * row.per_bit) & row.mask;
-  }
-  for (int a = 0; a < profile_.n_apm; ++a) {
-    stream.apm[a] = &apm_[static_cast<std::size_t>(a)][rows[profile_.n_selector + a] * kApmCells];
-    prefetch(stream.apm[a]);
-    prefetch(stream.apm[a] + kApmCells - 1);
-  }
   std::int32_t* weights = reinterpret_cast<std::int32_t*>(&learned_[profile_.weights_at()]);
   for (int k = 0; k < profile_.n_selector; ++k) {
     std::int32_t* w = weights + rows[k] * static_cast<std::size_t>(n_input_);
@@ -521,7 +569,7 @@ std::uint32_t ContextMixer::predict(int s) {
     stream.layer[k] = dot;
     stream.layer_p[k] = logit.squash(dot);
   }
-  std::int32_t* wf = reinterpret_cast<std::int32_t*>(&learned_[profile_.final_at()]) + rows[n_row_ - 1] * 16;
+  std::int32_t* wf = reinterpret_cast<std::int32_t*>(&learned_[profile_.final_at()]) + rows[profile_.n_selector + profile_.n_apm] * 16;
   stream.final_weights = wf;
   std::int32_t sum = 0;
   for (int k = 0; k < profile_.n_selector; ++k) sum += (wf[k] * stream.layer[k]) >> 8;
@@ -530,15 +578,12 @@ std::uint32_t ContextMixer::predict(int s) {
   stream.mixed_p = logit.squash(dot);
   std::uint32_t p = stream.mixed_p;
   if (profile_.n_apm) {
-    const std::uint32_t place = static_cast<std::uint32_t>(dot + kStretchMax);
-    const std::uint32_t cell = std::min(place >> 8, static_cast<std::uint32_t>(kApmCells - 2));
-    const std::uint32_t part = place - (cell << 8);  // 0 to 256
+    const MapPlace place(dot);
     std::uint32_t refined = 0;
     for (int a = 0; a < profile_.n_apm; ++a) {
-      std::uint16_t* cells = stream.apm[a] += cell;
-      refined += (cells[0] * (256 - part) + cells[1] * part) >> 8;
+      refined += place.read(stream.apm[a] + place.cell);
+      stream.apm[a] += place.cell + place.nearer();
     }
-    stream.apm_part = part;
     refined /= static_cast<std::uint32_t>(profile_.n_apm);
     const std::uint32_t share = static_cast<std::uint32_t>(profile_.apm_weight);
     p = (p * (16 - share) + refined * share) >> 4;
@@ -567,11 +612,9 @@ void ContextMixer::update(int s, int bit) {
     }
   }
   for (int a = 0; a < profile_.n_apm; ++a) {
-    std::uint16_t* cells = stream.apm[a] + (stream.apm_part >= 128 ? 1 : 0);
-    // Rounded away from where it is, either way, so that certainty is reached.
-    const std::int32_t up = bit ? 65535 + (1 << profile_.apm_rate) - 1 : 0;
-    *cells = static_cast<std::uint16_t>(*cells + ((up - *cells) >> profile_.apm_rate));
+    train_cell(*stream.apm[a], bit, profile_.apm_rate);
   }
+  for (int a = 0; a < profile_.n_lm_map; ++a) train_cell(*stream.lm_map[a], bit, profile_.lm_map_rate);
 
   std::uint32_t* maps = &learned_[profile_.maps_at()];
   const std::uint32_t limit = static_cast<std::uint32_t>(profile_.map_limit);
@@ -600,7 +643,8 @@ void ContextMixer::end_byte(int s) {
   stream.text.update(byte, history_);
   stream.c0 = 1;
   stream.n_bit = 0;
-  stream.prepared = false;
+  stream.begun = stream.prepared = false;
+  stream.nibble = 0;
   for (int m = 0; m < profile_.n_match; ++m) {
     Match& match = stream.match[m];
     if (!match.active) continue;

@@ -23,6 +23,7 @@ constexpr int kDirectMax = 4;
 constexpr int kMatchMax = 3;
 constexpr int kFeaturesPerContext = 4;
 constexpr int kApmMax = 6;
+constexpr int kLmMapMax = 8;
 constexpr int kLearnedRows = 1024;  // a final adaptive map of more rows begins as the identity
 constexpr int kLmSteps = 24;  // of 256 each, over +-3072 of stretch
 
@@ -35,6 +36,7 @@ enum Selector : std::uint8_t {
   kSelectLm,       // its stretch, in 24 steps, and the bit's number
   kSelectLmMatch,  // its stretch, and what the match model expects
   kSelectToken,    // bytes of the token so far, and the bit's number
+  kSelectTokens,   // the token so far and the one before it
   kSelectorCount
 };
 // Rows of each selector.
@@ -46,6 +48,11 @@ struct Profile {
   std::uint8_t contexts[kContextMax][kFeaturesPerContext] = {};  // features, kNone where there are fewer
   std::uint8_t selectors[kSelectorMax] = {};
   std::uint8_t apms[kApmMax] = {};      // selectors
+  int n_lm_map = 0;
+  std::uint8_t lm_maps[kLmMapMax] = {};  // selectors of the maps that refine the language model's probability
+  int lm_map_rate = 5;
+  int n_end = 0;                        // the first contexts, which token ends have, too
+  int end_log2 = 22;                    // entries of the table of token ends at most
   int match_min[kMatchMax] = {};        // shortest match, bytes
   int final_selector = kSelectOrder0;
   int table_log2 = 22;                  // bytes of the slot table at most
@@ -58,17 +65,18 @@ struct Profile {
   int apm_weight = 8;                   // of 16: the adaptive maps' share of the final probability
   int lm = 0;                           // 1: a language model's probability is mixed in
 
-  int n_input() const { return (2 * n_context + 2 * n_direct + 2 * n_match + 2 * lm + 1 + 15) / 16 * 16; }
+  int n_input() const { return (2 * n_context + 2 * n_direct + 2 * n_match + 2 * lm + n_lm_map + 1 + 15) / 16 * 16; }
   int n_set() const;      // weight vectors of the first layer
-  // Learned state in order: adaptive maps, match maps, weights, final weights; with a language model also the weights
-  // of its token ends and the final adaptive maps.
+  // Learned state in order: adaptive maps, match maps, the adaptive maps of token ends, weights, final weights; with a
+  // language model also the weights of its token ends and the final adaptive maps.
   std::size_t maps_at() const { return 0; }
   std::size_t match_at() const { return maps_at() + static_cast<std::size_t>(n_context) * 256; }
-  std::size_t weights_at() const { return match_at() + static_cast<std::size_t>(n_match) * 1024; }
+  std::size_t end_maps_at() const { return match_at() + static_cast<std::size_t>(n_match) * 1024; }
+  std::size_t weights_at() const { return end_maps_at() + static_cast<std::size_t>(n_end) * 256; }
   std::size_t final_at() const { return weights_at() + static_cast<std::size_t>(n_set() * n_input()); }
   std::size_t apm_at() const { return final_at() + static_cast<std::size_t>(kSelectorSize[final_selector]) * 16; }
   std::size_t end_at() const { return apm_at(); }
-  std::size_t cells_at() const { return end_at() + (lm ? TokenEnd::kWeights : 0); }
+  std::size_t cells_at() const { return end_at() + (lm ? TokenEnd::n_weight(n_end) : 0); }
   bool learns_cells(int apm) const { return lm && kSelectorSize[apms[apm]] <= kLearnedRows; }
   std::size_t n_cell() const;  // of the final adaptive maps that are learned
   std::size_t n_learned() const { return cells_at() + n_cell(); }
@@ -101,11 +109,15 @@ class ContextMixer {
   void end_byte(int s);        // after eight bits: the byte becomes visible
 
   // With a language model, whose decisions may have only one possible side.
-  void begin_byte(int s);                          // before the first decision of a byte; lookup() then needs none
+  // Before the first decision of a byte, a token's end among them; lookup() then needs none.
+  void begin_byte(int s);
+  // Before lookup(): the byte's place in the token, whose trie node and length so far they are, and the tokens before it.
+  void set_place(int s, std::uint32_t node, int n_byte, std::uint32_t token1, std::uint32_t token2);
   bool looked_up(int s) const;                     // whether lookup() was called for the nibble at hand
-  void set_lm(int s, std::int32_t stretch, int n_byte);  // its stretch, Q8, and the bytes of the token so far
+  void set_lm(int s, std::int32_t stretch);        // its stretch, Q8
   void skip(int s, int bit);                       // a bit that needed no coding
-  // Does the token end here? As predict() and update(), between bytes.
+  // Does the token end here? As lookup(), predict() and update(), between bytes.
+  void lookup_end(int s, std::uint32_t token);
   std::uint32_t predict_end(int s, std::int32_t stretch, std::uint32_t token, std::uint32_t token_before, int n_byte,
                             const TokenTrie& trie);
   void update_end(int s, int bit);
@@ -114,6 +126,7 @@ class ContextMixer {
 
  private:
   struct Match;
+  static constexpr int kRowMax = kSelectorMax + kApmMax + 1 + kLmMapMax;
   // A selector's row at a bit is its stream's base and what the bits so far add.
   struct Row {
     std::uint8_t selector = 0;
@@ -125,6 +138,7 @@ class ContextMixer {
 
   std::uint8_t* find(std::uint32_t hash);
   void find_match(Stream& stream, int m);
+  void prepare(Stream& stream);
   void set_rows(Stream& stream);
   static std::uint32_t lm_row(const Stream& stream, std::uint8_t selector, bool agrees);
 
@@ -134,13 +148,18 @@ class ContextMixer {
   const Logistic* const logistic_;
   const BitHistories* const histories_;
   const MixingKernels* mixing_;
-  Row rows_[kSelectorMax + kApmMax + 1];  // of the selectors, the final maps, the second layer
+  Row rows_[kRowMax];  // of the selectors, the final maps, the second layer, the language model's maps
   int n_row_ = 0;
   int order_[kContextMax];  // contexts of a single order, in their order
   int n_order_ = 0;
+  // What of the place in the token a context sees: a bit for each of kBegun and the features after it.
+  static constexpr int kPlaceFeatures = kFeatureCount - kBegun;
+  std::uint8_t place_[kContextMax] = {};
+  std::uint8_t places_[1 << kPlaceFeatures] = {};  // those there are
+  int n_place_ = 0;
   std::vector<std::uint32_t> learned_;
   std::vector<std::uint32_t> direct_[kDirectMax];  // counters: 22-bit probability, 10-bit count
-  std::vector<std::vector<std::uint16_t>> apm_;
+  std::vector<std::vector<std::uint16_t>> apm_, lm_map_;
   std::unique_ptr<TokenEnd> end_;
   std::unique_ptr<std::uint8_t[]> table_memory_;
   std::uint8_t* table_ = nullptr;

@@ -76,12 +76,15 @@ void set_number(lmcodec::Profile& p, const std::string& name, int value) {
   else if (name == "apm_rate") set(p.apm_rate, 1, 15);
   else if (name == "apm_weight") set(p.apm_weight, 0, 16);
   else if (name == "lm") set(p.lm, 0, 1);
+  else if (name == "lm_map_rate") set(p.lm_map_rate, 1, 15);
+  else if (name == "n_end") set(p.n_end, 0, p.n_context);
+  else if (name == "end_log2") set(p.end_log2, 10, 24);
   else throw nb::value_error(("a profile has no number called " + name).c_str());
 }
 
 std::unique_ptr<ProfileData> make_profile(const std::vector<std::vector<int>>& contexts,
                                           const std::vector<int>& selectors, const std::vector<int>& apms,
-                                          const std::vector<int>& match_min,
+                                          const std::vector<int>& match_min, const std::vector<int>& lm_maps,
                                           const std::vector<std::pair<std::string, int>>& numbers) {
   auto data = std::make_unique<ProfileData>();
   lmcodec::Profile& p = data->profile;
@@ -103,11 +106,22 @@ std::unique_ptr<ProfileData> make_profile(const std::vector<std::vector<int>>& c
   p.n_match = checked("the number of match models", static_cast<int>(match_min.size()), 1, lmcodec::kMatchMax);
   for (int m = 0; m < p.n_match; ++m)
     p.match_min[m] = checked("a shortest match", match_min[static_cast<std::size_t>(m)], 1, 32);
+  p.n_lm_map = checked("the number of the model's maps", static_cast<int>(lm_maps.size()), 0, lmcodec::kLmMapMax);
+  for (int a = 0; a < p.n_lm_map; ++a)
+    p.lm_maps[a] = static_cast<std::uint8_t>(
+        checked("a selector", lm_maps[static_cast<std::size_t>(a)], 0, lmcodec::kSelectorCount - 1));
   for (const auto& [name, value] : numbers) set_number(p, name, value);
-  const auto needs_lm = [](std::uint8_t selector) { return selector >= lmcodec::kSelectLm; };
-  if (!p.lm && (std::any_of(p.selectors, p.selectors + p.n_selector, needs_lm) ||
-                std::any_of(p.apms, p.apms + p.n_apm, needs_lm)))
-    throw nb::value_error("a selector needs a language model: lm must be 1");
+  if (!p.lm) {
+    const auto needs_lm = [](std::uint8_t selector) { return selector >= lmcodec::kSelectLm; };
+    const auto of_tokens = [](const std::uint8_t(&features)[lmcodec::kFeaturesPerContext]) {
+      return std::any_of(features, features + lmcodec::kFeaturesPerContext,
+                         [](std::uint8_t feature) { return feature >= lmcodec::kBegun; });
+    };
+    if (std::any_of(p.selectors, p.selectors + p.n_selector, needs_lm) || std::any_of(p.apms, p.apms + p.n_apm, needs_lm))
+      throw nb::value_error("a selector needs a language model: lm must be 1");
+    if (std::any_of(p.contexts, p.contexts + p.n_context, of_tokens) || p.n_end || p.n_lm_map)
+      throw nb::value_error("contexts of tokens, token ends and a model's maps need a language model: lm must be 1");
+  }
   if (p.lm && p.n_learned() > kLearnedMax) throw nb::value_error("a profile of a model has too many weights");
   if (p.n_input() > 256) throw nb::value_error("a mixer has at most 256 inputs");
   data->learned = p.neutral();
@@ -232,11 +246,12 @@ NB_MODULE(_kernel, m) {
   nb::class_<ProfileData>(m, "Profile", "A choice of contexts, selectors, rates and starting values.")
       .def("__init__",
            [](ProfileData* self, const std::vector<std::vector<int>>& contexts, const std::vector<int>& selectors,
-              const std::vector<int>& apms, const std::vector<int>& match_min,
+              const std::vector<int>& apms, const std::vector<int>& match_min, const std::vector<int>& lm_maps,
               const std::vector<std::pair<std::string, int>>& numbers) {
-             new (self) ProfileData(*make_profile(contexts, selectors, apms, match_min, numbers));
+             new (self) ProfileData(*make_profile(contexts, selectors, apms, match_min, lm_maps, numbers));
            },
-           nb::arg("contexts"), nb::arg("selectors"), nb::arg("apms"), nb::arg("match_min"), nb::arg("numbers"))
+           nb::arg("contexts"), nb::arg("selectors"), nb::arg("apms"), nb::arg("match_min"), nb::arg("lm_maps"),
+           nb::arg("numbers"))
       .def_prop_ro("n_learned", [](const ProfileData& self) { return self.learned.size(); })
       .def_prop_ro("n_input", [](const ProfileData& self) { return self.profile.n_input(); })
       .def_prop_ro("weights_at", [](const ProfileData& self) { return self.profile.weights_at(); })

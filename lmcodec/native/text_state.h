@@ -82,6 +82,11 @@ enum Feature : std::uint8_t {
   kKeyBefore,    // the key before the last
   kValue,        // bytes since the last colon, equals sign, tag, bracket, comma or newline
   kParent,       // first identifiers of the lines that enclose this one by their indentation
+  // Of the tokens of a language model; the context mixer's.
+  kBegun,        // whether the token has begun
+  kToken,        // the token so far
+  kToken1,       // the token before it
+  kToken2,       // the token before that
   kFeatureCount
 };
 

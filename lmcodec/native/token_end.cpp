@@ -2,15 +2,21 @@
 
 #include <algorithm>
 
+#include "adaptive_map.h"
+#include "bit_history.h"
 #include "counter.h"
+#include "hashing.h"
 #include "logistic.h"
 
 namespace lmcodec {
 namespace {
 
 constexpr int kTableLog2 = 16;
-constexpr int kRate = 3, kFinalRate = 2;
-constexpr std::uint32_t kLimit = 255;
+constexpr int kRate = 6, kFinalRate = 2;
+constexpr std::uint32_t kLimit = 255, kMapLimit = 1023;
+constexpr int kMapRate = 5;
+constexpr int kMapRows[] = {1 << 13, 1 << 16};  // by the token; by the token and the bytes before
+constexpr int kOrders = 7;  // contexts that are counted by themselves
 
 std::uint32_t hashed(std::uint64_t x) {
   x *= 0x9E3779B97F4A7C15ull;
@@ -21,18 +27,33 @@ std::uint32_t hashed(std::uint64_t x) {
 
 constexpr int TokenEnd::kRows[];
 
-TokenEnd::TokenEnd(const std::uint32_t* weights, int n_stream)
-    : weights_(weights, weights + kWeights), streams_(static_cast<std::size_t>(n_stream)) {
+TokenEnd::TokenEnd(int n_context, const std::uint32_t* maps, const std::uint32_t* weights, int table_log2,
+                   int n_stream)
+    : n_context_(n_context), n_input_(n_input(n_context)), table_log2_(table_log2),
+      weights_(weights, weights + n_weight(n_context)), maps_(maps, maps + n_context * 256),
+      table_(std::size_t{1} << table_log2), streams_(static_cast<std::size_t>(n_stream)) {
+  for (int a = 0; a < kMaps; ++a) fill_identity(lm_map_[a], static_cast<std::size_t>(kMapRows[a]));
   for (int c = 0; c < kCounters - 1; ++c) counters_[c].assign(std::size_t{1} << kTableLog2, kHalf22 << 10);
   counters_[kCounters - 1].assign(16, (kHalf22 + kHalf22 / 2) << 10);  // of the match: is it right?
 }
 
-void TokenEnd::neutral(std::uint32_t* weights) {
-  std::fill(weights, weights + kWeights, 0u);
-  constexpr int n_first = (24 + 24 + 16) * kInputs;
-  for (int i = 0; i < n_first; i += kInputs) weights[i] = 1 << 16;  // the language model's stretch as it is
-  for (int i = n_first; i < kWeights; i += kInputs)
+void TokenEnd::neutral(int n_context, std::uint32_t* weights) {
+  const int n = n_input(n_context);
+  std::fill(weights, weights + n_weight(n_context), 0u);
+  const int n_first = kFirstRows * n;
+  for (int i = 0; i < n_first; i += n) weights[i] = 1 << 16;  // the language model's stretch as it is
+  for (int i = n_first; i < n_first + kFinalRows * 16; i += 16)
     for (int k = 0; k < kSets; ++k) weights[i + k] = (1 << 16) / kSets;
+}
+
+void TokenEnd::lookup(int s, std::uint32_t token, const std::uint32_t* hash) {
+  Stream& stream = streams_[static_cast<std::size_t>(s)];
+  for (int i = 0; i < n_context_; ++i) {
+    const std::uint32_t h = mix32(hash[i] + token * 0x9E3779B1u);
+    stream.entry[i] = &table_[h >> (32 - table_log2_)];
+    stream.check[i] = static_cast<std::uint8_t>(h);
+    prefetch(stream.entry[i]);
+  }
 }
 
 std::uint32_t TokenEnd::predict(int s, const Situation& at, const MixingKernels& mixing) {
@@ -56,18 +77,34 @@ std::uint32_t TokenEnd::predict(int s, const Situation& at, const MixingKernels&
   const std::int32_t sign = !stream.match ? 0 : at.match_ends ? 1 : -1;
   add(logit.stretch(*stream.counter[4] >> 10), *stream.counter[4] >> 10, sign);
   stream.match_bit = at.match_ends ? 1 : 0;
+  int known = 0, others = 0;
+  for (int i = 0; i < n_context_; ++i) {
+    std::uint16_t& entry = *stream.entry[i];
+    if (entry >> 8 != stream.check[i]) entry = static_cast<std::uint16_t>(stream.check[i] << 8);
+    const std::uint32_t p = maps_[static_cast<std::size_t>(i) * 256 + (entry & 255u)] >> 10;
+    add(logit.stretch(p), p, 1);
+    (i < kOrders ? known : others) += (entry & 255) != 0;
+  }
+  const MapPlace place(at.stretch);
+  const std::uint32_t map_row[kMaps] = {at.token & (kMapRows[0] - 1), mix32(at.token * 0x9E3779B1u + at.tail) >> 16};
+  for (int a = 0; a < kMaps; ++a) {
+    std::uint16_t* cells = &lm_map_[a][std::size_t{map_row[a]} * kMapCells + place.cell];
+    *x++ = logit.stretch(place.read(cells) << 6);
+    stream.cell[a] = cells + place.nearer();
+  }
   x[0] = 256;
 
   const int row[kSets] = {(at.stretch + kStretchMax) >> 8,
-                          stream.match ? at.match_bucket * 2 + (at.match_ends ? 1 : 0) : 0, std::min(at.n_byte, 15)};
+                          stream.match ? at.match_bucket * 2 + (at.match_ends ? 1 : 0) : 0, std::min(at.n_byte, 15),
+                          known * 8 + others * 7 / std::max(1, n_context_ - kOrders)};
   std::int32_t* w = reinterpret_cast<std::int32_t*>(weights_.data());
   for (int k = 0; k < kSets; ++k) {
-    stream.weights[k] = w + row[k] * kInputs;
-    w += kRows[k] * kInputs;
+    stream.weights[k] = w + row[k] * n_input_;
+    w += kRows[k] * n_input_;
   }
-  stream.final_weights = w + row[1] * kInputs;
+  stream.final_weights = w + row[1] * 16;
   std::int32_t sums[kSets];
-  mixing.dot_products(stream.input, stream.weights, kSets, kInputs, sums);
+  mixing.dot_products(stream.input, stream.weights, kSets, n_input_, sums);
   std::int32_t sum = 0;
   for (int k = 0; k < kSets; ++k) {
     stream.layer[k] = std::clamp(sums[k] >> 8, -kStretchMax, kStretchMax);
@@ -83,12 +120,22 @@ void TokenEnd::update(int s, int bit, const MixingKernels& mixing) {
   const std::int32_t target = bit << 16;
   std::int32_t errors[kSets];
   for (int k = 0; k < kSets; ++k) errors[k] = (target - static_cast<std::int32_t>(stream.layer_p[k])) * kRate >> 4;
-  mixing.adapt(stream.input, stream.weights, kSets, kInputs, errors);
+  mixing.adapt(stream.input, stream.weights, kSets, n_input_, errors);
   const std::int32_t e = (target - static_cast<std::int32_t>(stream.mixed_p)) * kFinalRate >> 4;
   for (int k = 0; k < kSets; ++k)
     stream.final_weights[k] =
         std::clamp(stream.final_weights[k] + ((stream.layer[k] * e + 0x8000) >> 16), -kWeightMax, kWeightMax);
+  for (std::uint16_t* cell : stream.cell) train_cell(*cell, bit, kMapRate);
   for (int c = 0; c < kCounters - 1; ++c) train_counter(*stream.counter[c], bit, kLimit);
+  const BitHistories& histories = bit_histories();
+  for (int i = 0; i < n_context_; ++i) {
+    // Two contexts may share an entry: each takes it as the one before left it.
+    std::uint16_t& entry = *stream.entry[i];
+    std::uint32_t* map = &maps_[static_cast<std::size_t>(i) * 256];
+    train_counter(map[entry & 255], bit, kMapLimit);
+    map[0] = kHalf22 << 10;
+    entry = static_cast<std::uint16_t>((entry & 0xff00) | histories.next[entry & 255][bit]);
+  }
   if (stream.match) train_counter(*stream.counter[kCounters - 1], bit == stream.match_bit, 1023);
 }
 

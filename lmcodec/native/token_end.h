@@ -11,10 +11,19 @@ namespace lmcodec {
 
 class TokenEnd {
  public:
-  static constexpr int kInputs = 16;
-  static constexpr int kSets = 3;
-  static constexpr int kRows[kSets] = {24, 24, 16};  // by the model's stretch, the match, the bytes so far
-  static constexpr int kWeights = (24 + 24 + 16) * kInputs + 24 * kInputs;  // the second layer's rows follow the first's
+  static constexpr int kContextMax = 64;
+  static constexpr int kOtherInputs = 15;  // besides those of the contexts
+  static constexpr int kInputMax = (2 * kContextMax + kOtherInputs + 15) / 16 * 16;
+  static int n_input(int n_context) { return (2 * n_context + kOtherInputs + 15) / 16 * 16; }
+  static constexpr int kSets = 4;
+  // By the model's stretch, the match, the bytes so far, how many contexts were seen before.
+  static constexpr int kRows[kSets] = {24, 24, 16, 64};
+  static constexpr int kFirstRows = 24 + 24 + 16 + 64;
+  static constexpr int kFinalRows = 24;
+  // The second layer's rows, of 16, follow the first's.
+  static std::size_t n_weight(int n_context) {
+    return static_cast<std::size_t>(kFirstRows * n_input(n_context) + kFinalRows * 16);
+  }
 
   // What is known where the question is asked.
   struct Situation {
@@ -27,32 +36,43 @@ class TokenEnd {
     bool match_ends = false;   // the longest token of the predicted text ends here
   };
 
-  // weights: kWeights starting values, Q16.
-  TokenEnd(const std::uint32_t* weights, int n_stream);
-  static void neutral(std::uint32_t* weights);
+  // maps: (n_context, 256) counters, weights: n_weight(n_context), Q16: starting values. table_log2: entries of the
+  // table of histories.
+  TokenEnd(int n_context, const std::uint32_t* maps, const std::uint32_t* weights, int table_log2, int n_stream);
+  static void neutral(int n_context, std::uint32_t* weights);
 
+  // Before predict(): finds the histories of the contexts whose hashes (n_context,) these are, for that token.
+  void lookup(int s, std::uint32_t token, const std::uint32_t* hash);
   // 16-bit probability that it ends, 1 to 65535.
   std::uint32_t predict(int s, const Situation& at, const MixingKernels& mixing);
   void update(int s, int bit, const MixingKernels& mixing);
 
   const std::vector<std::uint32_t>& weights() const { return weights_; }
+  const std::vector<std::uint32_t>& maps() const { return maps_; }
 
  private:
   static constexpr int kCounters = 5;
+  static constexpr int kMaps = 2;
 
   struct Stream {
-    alignas(64) std::int32_t input[kInputs] = {};
+    alignas(64) std::int32_t input[kInputMax] = {};
     std::int32_t layer[kSets] = {};
     std::uint32_t layer_p[kSets] = {};
     std::int32_t* weights[kSets] = {};
     std::int32_t* final_weights = nullptr;
     std::uint32_t* counter[kCounters] = {};
+    std::uint16_t* cell[kMaps] = {};
+    std::uint16_t* entry[kContextMax] = {};
+    std::uint8_t check[kContextMax] = {};
     std::uint32_t mixed_p = 0;
     bool match = false;
     int match_bit = 0;  // what the match model expects
   };
 
-  std::vector<std::uint32_t> weights_;
+  const int n_context_, n_input_, table_log2_;
+  std::vector<std::uint32_t> weights_, maps_;
+  std::vector<std::uint16_t> table_;  // a check, a bit history
+  std::vector<std::uint16_t> lm_map_[kMaps];
   std::vector<std::uint32_t> counters_[kCounters];
   std::vector<Stream> streams_;
 };

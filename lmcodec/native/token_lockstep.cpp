@@ -56,7 +56,7 @@ void TokenLockstep::begin(TokenModel& model, const std::uint32_t* first, std::ui
     stream = Stream();
     stream.position = static_cast<std::uint32_t>(s * nbytes / n_stream);
     stream.end = static_cast<std::uint32_t>((s + 1) * nbytes / n_stream);
-    stream.token = first[s];
+    stream.token = stream.token_before = first[s];
   }
   group_ = -1;
   begin_step();
@@ -126,9 +126,10 @@ bool TokenLockstep::go_on(int s) {
     const bool may_go_on = trie_.high(stream.node) - trie_.low(stream.node) > (is_token ? 1u : 0u);
     if (stream.position == stream.end || (is_token && !may_go_on)) {
       if (!is_token) corrupt_ = true;
-      stream.token = trie_.low(stream.node);
+      end_token(stream);
       return false;
     }
+    if (mixer_) mixer_->begin_byte(s);
     if (is_token) {
       stream.at_end = true;
       return true;
@@ -137,14 +138,24 @@ bool TokenLockstep::go_on(int s) {
     stream.to = trie_.last_child(stream.node);
     stream.c0 = 0;
     stream.n_bit = 0;
-    if (mixer_) mixer_->begin_byte(s);
   }
+}
+
+void TokenLockstep::end_token(Stream& stream) {
+  stream.token_before = stream.token;
+  stream.token = trie_.low(stream.node);
 }
 
 void TokenLockstep::open_round() {
   for (int k = 0; mixer_ && k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
-    if (!streams_[static_cast<std::size_t>(s)].at_end && !mixer_->looked_up(s)) mixer_->lookup(s);
+    const Stream& stream = streams_[static_cast<std::size_t>(s)];
+    if (stream.at_end) {
+      mixer_->lookup_end(s, trie_.low(stream.node));
+    } else if (!mixer_->looked_up(s)) {
+      mixer_->set_place(s, stream.node, stream.n_byte, stream.token, stream.token_before);
+      mixer_->lookup(s);
+    }
   }
   for (int k = 0; k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
@@ -159,7 +170,7 @@ void TokenLockstep::open_round() {
                           high = child_low(stream, stream.to);
       const std::int32_t stretch = model_->stretch(s, {middle, high, low, middle});
       if (mixer_) {
-        mixer_->set_lm(s, stretch, stream.n_byte);
+        mixer_->set_lm(s, stretch);
         p = mixer_->predict(s);
       } else {
         p = logistic().squash(stretch);  // within its bounds: |stretch| <= kStretchLimit
@@ -179,7 +190,7 @@ void TokenLockstep::end_round() {
     if (stream.at_end) {
       if (mixer_) mixer_->update_end(s, bit);
       if (bit) {
-        stream.token = trie_.low(stream.node);
+        end_token(stream);
         open = false;
       } else {
         open = begin_byte(s);

@@ -65,7 +65,7 @@ class TokenLockstep {
   struct Stream {
     std::uint32_t end = 0, position = 0;
     std::uint32_t node = 0;              // of the trie: the token so far
-    std::uint32_t token = 0;             // the last complete one
+    std::uint32_t token = 0, token_before = 0;  // the last complete one, the one before it
     int n_byte = 0;                      // of the token so far
     std::uint32_t from = 0, to = 0;      // children that the bits of the byte so far leave, as entries
     std::uint32_t middle = 0;            // of them, the first behind a 1
@@ -77,6 +77,7 @@ class TokenLockstep {
   void begin_step();          // the next group with streams that go on
   bool begin_byte(int s);     // true if a decision is open
   bool go_on(int s);          // through what needs no coding; true if a decision is open, false if the token is complete
+  void end_token(Stream& stream);
   void open_round();
   void end_round();
   std::uint32_t child_low(const Stream& stream, std::uint32_t entry) const;
