@@ -10,6 +10,7 @@ Source: constriction's queue coder, https://docs.rs/constriction (Martin, "Range
 from __future__ import annotations
 
 import os
+from functools import cache
 
 import constriction
 import numpy as np
@@ -56,6 +57,21 @@ class Encoder:
                     tail = value.to_bytes(8, "big")
                     break
         return (whole + tail).rstrip(b"\0")
+
+
+@cache
+def code_lengths() -> np.ndarray:
+    """(131072,) float64: bits that coding a decision takes, at `bit << 16 | p16` (FORMAT.md section 4).
+
+    NaN where p16 is 0, which no decision has.
+    """
+    p16 = np.arange(1 << 16)
+    one = 256 * p16 + (p16 < 1 << 15)  # in 2^24ths
+    shares = np.concatenate([(1 << 24) - one, one]) / (1 << 24)
+    shares[[0, 1 << 16]] = np.nan
+    lengths: np.ndarray = -np.log2(shares)
+    lengths.flags.writeable = False
+    return lengths
 
 
 class Decoder:

@@ -52,6 +52,7 @@ std::size_t segment(const lmcodec::Segmenter& self, Bytes data, Tokens out) {
 
 using Words = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Places = nb::ndarray<std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 using lmcodec::ProfileData;
@@ -146,18 +147,19 @@ class BlockCoder {
 
   // Codes decisions of data, the block's bytes, until out is full or the block ends; returns how many.
   std::size_t encode(Bytes data, Output bits, Probabilities p16) {
-    if (data.size() != nbytes_ || !nbytes_) throw nb::value_error("data is not the block that was begun");
-    const std::size_t room = bits.size() < p16.size() ? bits.size() : p16.size();
-    nb::gil_scoped_release release;
-    std::size_t n = 0;
-    const std::uint8_t* bytes = data.data();
-    for (; n < room && !lockstep_.done(); ++n) {
-      const int bit = bytes[lockstep_.offset()] >> (7 - lockstep_.n_bit()) & 1;
+    return take(data, std::min(bits.size(), p16.size()), [&](std::size_t n, int bit) {
       bits.data()[n] = static_cast<std::uint8_t>(bit);
       p16.data()[n] = static_cast<std::uint16_t>(lockstep_.p());
-      lockstep_.push(bit);
-    }
-    return n;
+    });
+  }
+
+  // As encode(), with the byte of the block that each decision belongs to.
+  std::size_t trace(Bytes data, Output bits, Probabilities p16, Places offset) {
+    return take(data, std::min({bits.size(), p16.size(), offset.size()}), [&](std::size_t n, int bit) {
+      bits.data()[n] = static_cast<std::uint8_t>(bit);
+      p16.data()[n] = static_cast<std::uint16_t>(lockstep_.p());
+      offset.data()[n] = lockstep_.offset();
+    });
   }
 
   // The words that decode() reads: those of the block that was begun.
@@ -200,6 +202,21 @@ class BlockCoder {
   std::string isa() const { return mixer_.isa(); }
 
  private:
+  // Takes up to `room` decisions of data; record(n, bit) sees the n-th before it is taken.
+  template <typename Record>
+  std::size_t take(Bytes data, std::size_t room, Record record) {
+    if (data.size() != nbytes_ || !nbytes_) throw nb::value_error("data is not the block that was begun");
+    nb::gil_scoped_release release;
+    std::size_t n = 0;
+    const std::uint8_t* bytes = data.data();
+    for (; n < room && !lockstep_.done(); ++n) {
+      const int bit = bytes[lockstep_.offset()] >> (7 - lockstep_.n_bit()) & 1;
+      record(n, bit);
+      lockstep_.push(bit);
+    }
+    return n;
+  }
+
   const lmcodec::Lockstep& require() const {
     if (done()) throw nb::value_error("no decision is open");
     return lockstep_;
@@ -255,6 +272,7 @@ NB_MODULE(_kernel, m) {
       .def("begin", &BlockCoder::begin, nb::arg("nbytes"))
       .def("reset", &BlockCoder::reset)
       .def("encode", &BlockCoder::encode, nb::arg("data"), nb::arg("bits"), nb::arg("p16"))
+      .def("trace", &BlockCoder::trace, nb::arg("data"), nb::arg("bits"), nb::arg("p16"), nb::arg("offset"))
       .def("load", &BlockCoder::load, nb::arg("payload"))
       .def("decode", &BlockCoder::decode, nb::arg("out"), nb::arg("n"))
       .def("push", &BlockCoder::push, nb::arg("bit"))
