@@ -9,6 +9,9 @@ class Segmenter:
 FEATURES: int
 SELECTORS: int
 
+def range_widths(
+    bits: np.ndarray, p16: np.ndarray, range: int, before: np.ndarray, after: np.ndarray
+) -> int: ...
 def mixing_isas() -> list[str]: ...
 
 class Profile:

@@ -11,7 +11,7 @@ import pytest
 from test_lm_codec import NOISE, TEXT, NeverSmaller, model_file  # noqa: F401
 
 import lmcodec
-from lmcodec import coder, engine
+from lmcodec import _kernel, coder, engine
 from lmcodec.codec import compress, frame_info
 from lmcodec.engine import Engine, LmEngine
 from lmcodec.lm import reference, store
@@ -151,18 +151,44 @@ def test_the_networks_bits_are_its_tokens(monkeypatch: pytest.MonkeyPatch) -> No
     assert abs(traced.lm_bits.sum() / by_tokens - 1) < 0.002
 
 
-def test_code_lengths_are_the_coders() -> None:
-    rng = np.random.default_rng(3)
+def test_code_lengths() -> None:
     lengths = coder.code_lengths()
-    for p16 in (1, 7, 300, 32767, 32768, 65000, 65535):
-        bits = (rng.random(4000) < p16 / 65536).astype(np.uint8)
-        bits[:40] = rng.random(40) < 0.5
-        encoder = coder.Encoder()
-        encoder.encode(bits, np.full(len(bits), p16, np.uint16))
-        total = lengths[bits.astype(int) << 16 | p16].sum()
-        assert abs(total / 8 - len(encoder.finish())) <= 8
     assert np.isnan(lengths[[0, 1 << 16]]).all()
     assert (2.0 ** -lengths[1 : 1 << 16] + 2.0 ** -lengths[(1 << 16) + 1 :] == 1).all()
+    for p16, shares in ((1, (2**24 - 257, 257)), (32768, (2**23, 2**23)), (65535, (256, 2**24 - 256))):
+        assert [2.0 ** -lengths[bit << 16 | p16] * 2**24 for bit in (0, 1)] == pytest.approx(
+            shares, rel=1e-12
+        )
+
+
+@pytest.mark.parametrize("p16", [1, 300, 32767, 32768, 65000, 65535, None])
+def test_spent_bits_are_the_coders_words(p16: int | None) -> None:
+    """However many decisions there are; ideal lengths would lag behind by tens of bytes here."""
+    rng = np.random.default_rng(3)
+    n = 400_000
+    p = rng.integers(1, 65536, n).astype(np.uint16) if p16 is None else np.full(n, p16, np.uint16)
+    bits = (rng.random(n) < p / 65536).astype(np.uint8)
+    bits[:40] = rng.random(40) < 0.5
+    encoder, spend = coder.Encoder(), coder.SpentBits()
+    total = 0.0
+    for part in np.array_split(np.arange(n), 7):
+        encoder.encode(bits[part], p[part])
+        spent = spend(bits[part], p[part])
+        assert (spent >= coder.code_lengths()[bits[part].astype(int) << 16 | p[part]] - 1e-12).all()
+        total += spent.sum()
+    assert abs(total / 8 - len(encoder.finish())) <= 8
+
+
+def test_what_the_kernel_refuses_of_widths() -> None:
+    def widths(p16: list[int], start: int, room: int = 2) -> int:
+        outputs = np.empty(room, np.uint64), np.empty(room, np.uint64)
+        return _kernel.range_widths(np.ones(2, np.uint8), np.array(p16, np.uint16), start, *outputs)
+
+    assert widths([32768, 32768], 1 << 63) == 1 << 61
+    assert widths([32768, 32768], 1 << 32) == 1 << 62
+    for wrong in (([1, 0], 1 << 40), ([1, 1], 0xFFFFFFFF), ([1], 1 << 40), ([1, 1], 1 << 40, 1)):
+        with pytest.raises(ValueError):
+            widths(*wrong)
 
 
 def test_an_engine_that_traces_is_as_one_that_encodes() -> None:

@@ -1,8 +1,8 @@
 """What every byte of a text costs: as it is coded, and under the language model alone.
 
-Figures are ideal code lengths, -log2 of the probability under which the coder gets a decision; together they
-are the coded size up to the few bytes with which a block's coder words end. The decision whether a token ends
-belongs to the byte that follows it; where a stream ends there is none.
+A byte's bits are -log2 of the probability under which its decisions are coded, and a ten-thousandth of a bit
+each for the coder's rounding; a block's together are its payload, up to how its coder words end.
+The decision whether a token ends belongs to the byte that follows it; where a stream ends there is none.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ import numpy as np
 
 from lmcodec import _kernel
 from lmcodec.codec import DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, LEVELS, Compressor, byte_view
+from lmcodec.coder import SpentBits
 from lmcodec.engine import LmEngine
 from lmcodec.lm import store
 from lmcodec.lm.store import FilePath, Model
-from lmcodec.measure.blocks import CodedBlock, FrameWatch, Replay, coded_lengths, network_lengths
+from lmcodec.measure.blocks import CodedBlock, FrameWatch, Replay, network_lengths
 
 MAX_ALTERNATIVES = 256  # every vocabulary has as many tokens
 _ROWS = 64  # tokens whose frequencies are looked at together
@@ -61,7 +62,8 @@ class Trace:
         nbytes: n.
         begin, end: the range.
         total_nbytes: of the whole text.
-        bits: (n,) float64, bits that each byte takes as it is coded; 8 in stored blocks.
+        bits: (n,) float64, bits that each byte takes as it is coded; 8 in stored blocks. Those of a block,
+            divided by 8, are the bytes of its payload to within 8.
         lm_bits: (n,) float64, bits under the network alone; NaN in blocks coded without it.
         token_begin: (n_token,) int64, offset of each token's first byte.
         token_id: (n_token,) uint16.
@@ -237,8 +239,9 @@ class _Traced:
         low, high = max(self._begin - block.offset, 0), min(self._end - block.offset, n)
         bits = np.full(n, 8.0) if engine is None else np.zeros(n)
         network = np.zeros(n) if isinstance(engine, LmEngine) else None
+        spent = SpentBits()
         for decisions in () if engine is None else engine.trace(block.data):
-            np.add.at(bits, decisions.offset, coded_lengths(decisions))
+            np.add.at(bits, decisions.offset, spent(decisions.bits, decisions.p16))
             if network is not None:
                 np.add.at(network, decisions.offset, network_lengths(decisions))
         if low >= high:  # of a chain, before the range

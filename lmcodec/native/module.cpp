@@ -19,6 +19,7 @@
 #include "module_token.h"
 #include "module_weights.h"
 #include "range_decoder.h"
+#include "range_width.h"
 #include "segment.h"
 
 namespace nb = nanobind;
@@ -231,6 +232,20 @@ class BlockCoder {
   bool forget_ = true;
 };
 
+using Bits = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Shares = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Widths = nb::ndarray<std::uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+std::uint64_t range_widths(Bits bits, Shares p16, std::uint64_t range, Widths before, Widths after) {
+  const std::size_t n = bits.size();
+  if (p16.size() != n || before.size() < n || after.size() < n) throw nb::value_error("lengths do not fit");
+  if (range >> 32 == 0) throw nb::value_error("a range is at least 2^32");
+  for (std::size_t i = 0; i < n; ++i)
+    if (!p16.data()[i]) throw nb::value_error("a probability is 1 to 65535");
+  nb::gil_scoped_release release;
+  return lmcodec::range_widths(bits.data(), p16.data(), n, range, before.data(), after.data());
+}
+
 }  // namespace
 
 NB_MODULE(_kernel, m) {
@@ -281,6 +296,8 @@ NB_MODULE(_kernel, m) {
       .def_prop_ro("p", &BlockCoder::p)
       .def_prop_ro("learned", &BlockCoder::learned)
       .def_prop_ro("isa", &BlockCoder::isa);
+  m.def("range_widths", &range_widths, nb::arg("bits"), nb::arg("p16"), nb::arg("range"), nb::arg("before"),
+        nb::arg("after"), "Widths of the range coder's interval before and after each decision; returns the last one.");
   m.def("mixing_isas", [] {
     int n;
     const lmcodec::MixingKernels* kernels = lmcodec::mixing_kernels(&n);
