@@ -14,9 +14,9 @@ import threading
 import warnings
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
-from typing import IO, Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from lmcodec.errors import LmcodecError, one_line
 from lmcodec.measure.bpb import Measurement, Meter
@@ -122,7 +122,7 @@ def measure_task(meter: Meter, task: Task, progress: Progress = lambda nbytes: N
 
 
 def _texts(meter: Meter, task: Task, progress: Progress) -> Iterator[tuple[int, Measurement]]:
-    with _opened(task.path) as file:
+    with open(0 if task.path == STDIN else task.path, "rb", closefd=task.path != STDIN) as file:
 
         def read() -> bytes:
             return file.read(READ_NBYTES)
@@ -133,15 +133,6 @@ def _texts(meter: Meter, task: Task, progress: Progress) -> Iterator[tuple[int, 
         for number, pieces in enumerate(Documents(read)):
             if number % task.n_share == task.share:
                 yield number, meter.measure(pieces, progress=progress)
-
-
-@contextmanager
-def _opened(path: str) -> Iterator[IO[bytes]]:
-    if path == STDIN:
-        yield sys.stdin.buffer
-        return
-    with open(path, "rb") as file:
-        yield file
 
 
 class _Here:
