@@ -14,7 +14,7 @@ import lmcodec
 from lmcodec import _kernel, coder, engine
 from lmcodec.codec import compress, frame_info
 from lmcodec.engine import Engine, LmEngine
-from lmcodec.lm import reference, store
+from lmcodec.lm import reference, store, weights
 from lmcodec.measure.trace import Trace, trace
 
 KIB = 1024
@@ -114,32 +114,59 @@ def test_tokens_spell_the_blocks() -> None:
     assert spelled == {at: MIXED[at : at + KIB] for at in spelled}
 
 
-def test_alternatives_are_the_networks() -> None:
-    """They and the tokens' probabilities are those of the definition, token after token."""
-    data = TEXT[:300]
-    traced = trace(data, alternatives=5, streams=2)
+@pytest.mark.parametrize(
+    ("how", "cuts"),
+    [({"streams": 2}, {0: False, 600: True}), ({"block_size": KIB, "solid": True}, {0: False, KIB: True})],
+    ids=["streams", "chain"],
+)
+def test_alternatives_are_the_networks(
+    how: dict[str, Any], cuts: dict[int, bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They and the tokens' probabilities are those of the definition, token after token.
+
+    Args:
+        cuts: where the network begins anew, and whether in the middle of a document.
+    """
+    monkeypatch.setattr(engine, "Engine", NeverSmaller)
+    data = TEXT[:1200]
+    traced = trace(data, alternatives=5, **how)
     assert traced.model is not None
     assert traced.token_p is not None
     assert traced.alternative_id is not None
     assert traced.alternative_p is not None
-    from lmcodec.lm import weights
-
     made = weights.load(traced.model.path).model
-    place = 0
-    for s in range(2):
-        state = reference.start(made, np.array([s > 0]))
-        before = made.config.mid if s else made.config.bos
-        while place < len(traced.token_id) and (s or traced.token_begin[place] < len(data) // 2):
-            freq = reference.frequencies(reference.step(made, np.array([before]), state))[0].astype(
-                np.float64
-            )
-            token = int(traced.token_id[place])
-            order = sorted(range(len(freq)), key=lambda t: (-freq[t], t))[:5]
-            assert traced.token_p[place] == freq[token] / freq.sum()
-            assert traced.alternative_id[place].tolist() == order
-            assert same(traced.alternative_p[place], freq[order] / freq.sum())
-            before, place = token, place + 1
-    assert place == len(traced.token_id)
+    before = -1
+    for i, (at, token) in enumerate(zip(traced.token_begin.tolist(), traced.token_id.tolist(), strict=True)):
+        if at in cuts:
+            state = reference.start(made, np.array([cuts.pop(at)]))
+            before = made.config.mid if at else made.config.bos
+        freq = reference.frequencies(reference.step(made, np.array([before]), state))[0].astype(float)
+        order = sorted(range(len(freq)), key=lambda t: (-freq[t], t))[:5]
+        assert traced.token_p[i] == freq[token] / freq.sum()
+        assert traced.alternative_id[i].tolist() == order
+        assert same(traced.alternative_p[i], freq[order] / freq.sum())
+        before = token
+    assert not cuts
+
+
+def test_a_part_is_of_a_frame_of_several_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """There naming a model costs a block nothing, in a frame of one block up to nine bytes."""
+    made = trace(b"a").model
+    assert made is not None
+    beside = LmEngine(made, 2)
+
+    class Close(Engine):
+        def encode(self, data: bytes | memoryview) -> bytes:
+            beside.reset()
+            return bytes(len(beside.encode(data)) + 4)
+
+    monkeypatch.setattr(engine, "Engine", Close)
+    data = TEXT[: 3 * KIB]
+    assert [b.method for b in trace(data[:KIB], block_size=KIB).blocks] == ["cm"]
+    assert [b.method for b in trace(data, block_size=KIB).blocks] == ["lm+cm"] * 3
+    for begin in (0, KIB, 2 * KIB):
+        (block,) = trace(data, block_size=KIB, begin=begin, end=begin + 1).blocks
+        assert (block.offset, block.method) == (begin, "lm+cm")
 
 
 def test_the_networks_bits_are_its_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
