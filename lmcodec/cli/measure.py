@@ -216,7 +216,7 @@ class _Work:
             if isinstance(found, Problem):
                 self._fail(found.name, found.message)
                 report.failed.append((found.name, found.message))
-            elif found not in sizes:
+            else:
                 sizes[found] = _size(found)
         n_share = self.jobs if self.split and len(sizes) < self.jobs else 1
         tasks = [
