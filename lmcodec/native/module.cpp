@@ -148,9 +148,10 @@ class BlockCoder {
 
   // Codes decisions of data, the block's bytes, until out is full or the block ends; returns how many.
   std::size_t encode(Bytes data, Output bits, Probabilities p16) {
-    return take(data, std::min(bits.size(), p16.size()), [&](std::size_t n, int bit) {
-      bits.data()[n] = static_cast<std::uint8_t>(bit);
-      p16.data()[n] = static_cast<std::uint16_t>(lockstep_.p());
+    // By value: bytes that are written could be pointers that are captured by reference.
+    return take(data, std::min(bits.size(), p16.size()), [this, b = bits.data(), p = p16.data()](std::size_t n, int bit) {
+      b[n] = static_cast<std::uint8_t>(bit);
+      p[n] = static_cast<std::uint16_t>(lockstep_.p());
     });
   }
 

@@ -217,7 +217,7 @@ std::size_t TokenBlockCoder::take(std::size_t room, Record record) {
 }
 
 std::size_t TokenBlockCoder::encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room) {
-  return take(room, [&](std::size_t n, int bit) {
+  return take(room, [this, bits, p16](std::size_t n, int bit) {
     bits[n] = static_cast<std::uint8_t>(bit);
     p16[n] = static_cast<std::uint16_t>(lockstep_.p());
   });
