@@ -7,10 +7,10 @@ encoding collects decisions and codes them in bulk, decoding runs in the kernel.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -25,6 +25,22 @@ _DECISIONS_PER_CALL = 1 << 17
 _FIXED_NBYTES = 17 << 20  # maps, weights, counters, match tables and buffers of the larger profile
 _STREAM_NBYTES = 5 << 20  # what a second stream and each further one adds: match tables, its view of the text
 _CHAIN_NBYTES = 48 << 20  # the window that blocks which continue one another keep, while it grows
+
+
+class Decisions(NamedTuple):
+    """Some decisions of a block in the order of coding; the arrays hold until the next ones are asked for.
+
+    Attributes:
+      bits: (n,) uint8, what was decided.
+      p16: (n,) uint16, the probability of a 1 in 65536ths under which it is coded.
+      offset: (n,) uint32, the byte of the block that each belongs to; whether a token ends, to the next byte.
+      network_p16: (n,) uint16, the probability that the language model alone gives; None without one.
+    """
+
+    bits: np.ndarray
+    p16: np.ndarray
+    offset: np.ndarray
+    network_p16: np.ndarray | None
 
 
 class Engine:
@@ -56,6 +72,14 @@ class Engine:
         block = np.frombuffer(data, np.uint8)
         self._coder.begin(len(block))
         return _payload(partial(self._coder.encode, block))
+
+    def trace(self, data: bytes | memoryview) -> Iterator[Decisions]:
+        """The decisions that `encode` codes; afterwards the engine is as `encode` leaves it."""
+        block = np.frombuffer(data, np.uint8)
+        self._coder.begin(len(block))
+        bits, p16, offset = _room(np.uint8), _room(np.uint16), _room(np.uint32)
+        while n := self._coder.trace(block, bits, p16, offset):
+            yield Decisions(bits[:n], p16[:n], offset[:n], None)
 
     def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
         """The `nbytes` bytes that `encode` made `payload` of.
@@ -122,12 +146,24 @@ class LmEngine:
 
     def encode(self, data: bytes | memoryview) -> bytes:
         """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
+        self._begin_encode(data)
+        return _payload(self._coder.encode)
+
+    def tokens(self, data: bytes | memoryview) -> list[np.ndarray]:
+        """The tokens of a block's streams, (n,) uint16 each."""
         block = np.frombuffer(data, np.uint8)
         borders = [s * len(block) // self._streams for s in range(self._streams + 1)]
-        segment = self._vocabulary.segment
-        tokens = [segment(block[a:b]) for a, b in pairwise(borders)]
-        self._coder.begin_encode(block, np.concatenate(tokens))
-        return _payload(self._coder.encode)
+        return [self._vocabulary.segment(block[a:b]) for a, b in pairwise(borders)]
+
+    def _begin_encode(self, data: bytes | memoryview) -> None:
+        self._coder.begin_encode(np.frombuffer(data, np.uint8), np.concatenate(self.tokens(data)))
+
+    def trace(self, data: bytes | memoryview) -> Iterator[Decisions]:
+        """The decisions that `encode` codes; afterwards the engine is as `encode` leaves it."""
+        self._begin_encode(data)
+        bits, p16, offset, network_p16 = _room(np.uint8), _room(np.uint16), _room(np.uint32), _room(np.uint16)
+        while n := self._coder.trace(bits, p16, offset, network_p16):
+            yield Decisions(bits[:n], p16[:n], offset[:n], network_p16[:n])
 
     def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
         """The `nbytes` bytes that `encode` made `payload` of.
@@ -148,10 +184,13 @@ class LmEngine:
         return out
 
 
+def _room(dtype: type[np.generic]) -> np.ndarray:
+    return np.empty(_DECISIONS_PER_CALL, dtype)
+
+
 def _payload(decisions: Callable[[np.ndarray, np.ndarray], int]) -> bytes:
     """Codes decisions: `decisions` fills bits and their p16 and returns how many, 0 at the block's end."""
-    bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
-    p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
+    bits, p16 = _room(np.uint8), _room(np.uint16)
     encoder = coder.Encoder()
     while n := decisions(bits, p16):
         encoder.encode(bits[:n], p16[:n])

@@ -20,6 +20,7 @@ RANK = {
     "codec": 3,
     "file": 4,
     "train": 5,
+    "measure": 5,
     "cli": 6,
     "": 7,
 }

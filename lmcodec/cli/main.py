@@ -10,6 +10,7 @@ import click
 
 from lmcodec import __version__
 from lmcodec.cli.lmz import subcommands
+from lmcodec.cli.measure import measure
 from lmcodec.cli.model import model
 from lmcodec.cli.train import train
 from lmcodec.errors import LmcodecError, one_line
@@ -21,7 +22,7 @@ def group() -> None:
     """Lossless text compression with a language model."""
 
 
-for command in [*subcommands(), model, train]:
+for command in [*subcommands(), measure, model, train]:
     group.add_command(command)
 
 

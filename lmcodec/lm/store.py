@@ -79,6 +79,7 @@ class Model:
         config: the network's shape.
         vocabulary: what it predicts.
         isa: the instruction set that its products use.
+        network: laid out in the kernel.
         coding: the network and the trie of its vocabulary, in the kernel.
         profiles: of the context models beside it; a block of method lm+cm names the first of them 1.
         nbytes: that it takes in memory, at most, while it is loaded too.
@@ -90,6 +91,7 @@ class Model:
     config: NetConfig
     vocabulary: Vocabulary
     isa: str
+    network: _kernel.Network = field(repr=False)
     coding: _kernel.TokenCoding = field(repr=False)
     profiles: tuple[Profile, ...] = field(repr=False)
     nbytes: int
@@ -267,6 +269,7 @@ def _load(source: Source) -> Model:
         integer.config,
         vocabulary,
         isa,
+        network,
         coding,
         profiles,
         nbytes,

@@ -19,6 +19,7 @@
 #include "module_token.h"
 #include "module_weights.h"
 #include "range_decoder.h"
+#include "range_width.h"
 #include "segment.h"
 
 namespace nb = nanobind;
@@ -52,6 +53,7 @@ std::size_t segment(const lmcodec::Segmenter& self, Bytes data, Tokens out) {
 
 using Words = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Output = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Places = nb::ndarray<std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 using lmcodec::ProfileData;
@@ -160,18 +162,20 @@ class BlockCoder {
 
   // Codes decisions of data, the block's bytes, until out is full or the block ends; returns how many.
   std::size_t encode(Bytes data, Output bits, Probabilities p16) {
-    if (data.size() != nbytes_ || !nbytes_) throw nb::value_error("data is not the block that was begun");
-    const std::size_t room = bits.size() < p16.size() ? bits.size() : p16.size();
-    nb::gil_scoped_release release;
-    std::size_t n = 0;
-    const std::uint8_t* bytes = data.data();
-    for (; n < room && !lockstep_.done(); ++n) {
-      const int bit = bytes[lockstep_.offset()] >> (7 - lockstep_.n_bit()) & 1;
+    // By value: bytes that are written could be pointers that are captured by reference.
+    return take(data, std::min(bits.size(), p16.size()), [this, b = bits.data(), p = p16.data()](std::size_t n, int bit) {
+      b[n] = static_cast<std::uint8_t>(bit);
+      p[n] = static_cast<std::uint16_t>(lockstep_.p());
+    });
+  }
+
+  // As encode(), with the byte of the block that each decision belongs to.
+  std::size_t trace(Bytes data, Output bits, Probabilities p16, Places offset) {
+    return take(data, std::min({bits.size(), p16.size(), offset.size()}), [&](std::size_t n, int bit) {
       bits.data()[n] = static_cast<std::uint8_t>(bit);
       p16.data()[n] = static_cast<std::uint16_t>(lockstep_.p());
-      lockstep_.push(bit);
-    }
-    return n;
+      offset.data()[n] = lockstep_.offset();
+    });
   }
 
   // The words that decode() reads: those of the block that was begun.
@@ -214,6 +218,21 @@ class BlockCoder {
   std::string isa() const { return mixer_.isa(); }
 
  private:
+  // Takes up to `room` decisions of data; record(n, bit) sees the n-th before it is taken.
+  template <typename Record>
+  std::size_t take(Bytes data, std::size_t room, Record record) {
+    if (data.size() != nbytes_ || !nbytes_) throw nb::value_error("data is not the block that was begun");
+    nb::gil_scoped_release release;
+    std::size_t n = 0;
+    const std::uint8_t* bytes = data.data();
+    for (; n < room && !lockstep_.done(); ++n) {
+      const int bit = bytes[lockstep_.offset()] >> (7 - lockstep_.n_bit()) & 1;
+      record(n, bit);
+      lockstep_.push(bit);
+    }
+    return n;
+  }
+
   const lmcodec::Lockstep& require() const {
     if (done()) throw nb::value_error("no decision is open");
     return lockstep_;
@@ -227,6 +246,20 @@ class BlockCoder {
   std::uint32_t nbytes_ = 0;
   bool forget_ = true;
 };
+
+using Bits = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Shares = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Widths = nb::ndarray<std::uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+
+std::uint64_t range_widths(Bits bits, Shares p16, std::uint64_t range, Widths before, Widths after) {
+  const std::size_t n = bits.size();
+  if (p16.size() != n || before.size() < n || after.size() < n) throw nb::value_error("lengths do not fit");
+  if (range >> 32 == 0) throw nb::value_error("a range is at least 2^32");
+  for (std::size_t i = 0; i < n; ++i)
+    if (!p16.data()[i]) throw nb::value_error("a probability is 1 to 65535");
+  nb::gil_scoped_release release;
+  return lmcodec::range_widths(bits.data(), p16.data(), n, range, before.data(), after.data());
+}
 
 }  // namespace
 
@@ -270,6 +303,7 @@ NB_MODULE(_kernel, m) {
       .def("begin", &BlockCoder::begin, nb::arg("nbytes"))
       .def("reset", &BlockCoder::reset)
       .def("encode", &BlockCoder::encode, nb::arg("data"), nb::arg("bits"), nb::arg("p16"))
+      .def("trace", &BlockCoder::trace, nb::arg("data"), nb::arg("bits"), nb::arg("p16"), nb::arg("offset"))
       .def("load", &BlockCoder::load, nb::arg("payload"))
       .def("decode", &BlockCoder::decode, nb::arg("out"), nb::arg("n"))
       .def("push", &BlockCoder::push, nb::arg("bit"))
@@ -278,6 +312,8 @@ NB_MODULE(_kernel, m) {
       .def_prop_ro("p", &BlockCoder::p)
       .def_prop_ro("learned", &BlockCoder::learned)
       .def_prop_ro("isa", &BlockCoder::isa);
+  m.def("range_widths", &range_widths, nb::arg("bits"), nb::arg("p16"), nb::arg("range"), nb::arg("before"),
+        nb::arg("after"), "Widths of the range coder's interval before and after each decision; returns the last one.");
   m.def("mixing_isas", [] {
     int n;
     const lmcodec::MixingKernels* kernels = lmcodec::mixing_kernels(&n);

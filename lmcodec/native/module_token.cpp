@@ -22,6 +22,7 @@ using Output = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Offsets = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Log2 = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Tokens = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Places = nb::ndarray<std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
 constexpr const char* kOtherTokens = "the tokens do not spell the streams";
@@ -106,6 +107,13 @@ class Coder {
     return coder_->encode(bits.data(), p16.data(), std::min(bits.size(), p16.size()));
   }
 
+  std::size_t trace(Output bits, Probabilities p16, Places offset, Probabilities network_p16) {
+    require(coder_->encoding(), "no block is being encoded");
+    nb::gil_scoped_release release;
+    const std::size_t room = std::min({bits.size(), p16.size(), offset.size(), network_p16.size()});
+    return coder_->trace(bits.data(), p16.data(), offset.data(), network_p16.data(), room);
+  }
+
   void begin_decode(Output out, Bytes payload) {
     const std::uint32_t nbytes = checked(out.size());
     out_ = out;  // shared, not copied
@@ -164,6 +172,7 @@ void bind_token(nb::module_& m) {
       .def("reset", &Coder::reset)
       .def("begin_encode", &Coder::begin_encode, nb::arg("data"), nb::arg("tokens"))
       .def("encode", &Coder::encode, nb::arg("bits"), nb::arg("p16"))
+      .def("trace", &Coder::trace, nb::arg("bits"), nb::arg("p16"), nb::arg("offset"), nb::arg("network_p16"))
       .def("begin_decode", &Coder::begin_decode, nb::arg("out"), nb::arg("payload"))
       .def("decode", &Coder::decode, nb::arg("n"))
       .def("push", &Coder::push, nb::arg("bit"))

@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <utility>
 
+#include "logistic.h"
+
 namespace lmcodec {
 namespace {
 
@@ -207,15 +209,33 @@ void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbyt
                  bytes_.data(), nbytes, ends_.data(), Direction::kEncode);
 }
 
-std::size_t TokenBlockCoder::encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room) {
+template <typename Record>
+std::size_t TokenBlockCoder::take(std::size_t room, Record record) {
   std::size_t n = 0;
   for (; n < room && !lockstep_.done(); ++n) {
     const int bit = lockstep_.truth();
-    bits[n] = static_cast<std::uint8_t>(bit);
-    p16[n] = static_cast<std::uint16_t>(lockstep_.p());
+    record(n, bit);
     lockstep_.push(bit);
   }
   return n;
+}
+
+std::size_t TokenBlockCoder::encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room) {
+  return take(room, [this, bits, p16](std::size_t n, int bit) {
+    bits[n] = static_cast<std::uint8_t>(bit);
+    p16[n] = static_cast<std::uint16_t>(lockstep_.p());
+  });
+}
+
+std::size_t TokenBlockCoder::trace(std::uint8_t* bits, std::uint16_t* p16, std::uint32_t* offset,
+                                   std::uint16_t* network_p16, std::size_t room) {
+  const Logistic& logit = logistic();
+  return take(room, [&](std::size_t n, int bit) {
+    bits[n] = static_cast<std::uint8_t>(bit);
+    p16[n] = static_cast<std::uint16_t>(lockstep_.p());
+    offset[n] = lockstep_.offset();
+    network_p16[n] = static_cast<std::uint16_t>(logit.squash(lockstep_.stretch()));
+  });
 }
 
 void TokenBlockCoder::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload,

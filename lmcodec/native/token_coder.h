@@ -40,6 +40,10 @@ class TokenBlockCoder {
   void begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint16_t* tokens, std::size_t n_token);
   // Up to `room` decisions and their probabilities; returns how many, 0 at the end.
   std::size_t encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room);
+  // As encode(), with more about every decision: the byte of the block that it belongs to, which for the end of a token is
+  // the one that follows it; and the probability that the network alone gives.
+  std::size_t trace(std::uint8_t* bits, std::uint16_t* p16, std::uint32_t* offset, std::uint16_t* network_p16,
+                    std::size_t room);
   // Decoding: the block goes to bytes, which stays where it is until the block is done.
   void begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload, std::size_t n);
   // Up to n decisions more; false if no encoder can have written the payload.
@@ -57,6 +61,9 @@ class TokenBlockCoder {
   class Recorded;  // runs it over tokens that are known
   enum class Direction { kNone, kEncode, kDecode };
 
+  // Takes up to `room` decisions of the block that is encoded; record(n, bit) sees the n-th before it is taken.
+  template <typename Record>
+  std::size_t take(std::size_t room, Record record);
   void begin_block(std::uint32_t nbytes);
   void begin_lockstep(std::unique_ptr<TokenModel> model, std::uint8_t* bytes, std::uint32_t nbytes,
                       const std::uint8_t* ends, Direction direction);

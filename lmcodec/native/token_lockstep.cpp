@@ -40,8 +40,8 @@ std::int32_t TokenStretch::operator()(std::uint64_t one, std::uint64_t zero) con
 
 TokenLockstep::TokenLockstep(ContextMixer* mixer, const TokenTrie& trie, int n_stream, int n_group)
     : mixer_(mixer), trie_(trie), n_stream_(n_stream), n_group_(n_group),
-      streams_(static_cast<std::size_t>(n_stream)), open_(streams_.size()), p_(streams_.size()), bit_(streams_.size()),
-      stepping_(streams_.size()), tokens_(streams_.size()) {}
+      streams_(static_cast<std::size_t>(n_stream)), open_(streams_.size()), p_(streams_.size()),
+      stretch_(streams_.size()), bit_(streams_.size()), stepping_(streams_.size()), tokens_(streams_.size()) {}
 
 void TokenLockstep::begin(TokenModel& model, const std::uint32_t* first, std::uint8_t* bytes, std::uint32_t nbytes,
                           const std::uint8_t* ends) {
@@ -161,14 +161,15 @@ void TokenLockstep::open_round() {
     const int s = open_[static_cast<std::size_t>(k)];
     const Stream& stream = streams_[static_cast<std::size_t>(s)];
     std::uint32_t& p = p_[static_cast<std::size_t>(k)];
+    std::int32_t& stretch = stretch_[static_cast<std::size_t>(k)];
     if (stream.at_end) {
       const std::uint32_t low = trie_.low(stream.node), high = trie_.high(stream.node);
-      const std::int32_t stretch = model_->stretch(s, {low, low + 1, low + 1, high});
+      stretch = model_->stretch(s, {low, low + 1, low + 1, high});
       p = mixer_ ? mixer_->predict_end(s, stretch, low, stream.token, stream.n_byte, trie_) : logistic().squash(stretch);
     } else {
       const std::uint32_t low = child_low(stream, stream.from), middle = child_low(stream, stream.middle),
                           high = child_low(stream, stream.to);
-      const std::int32_t stretch = model_->stretch(s, {middle, high, low, middle});
+      stretch = model_->stretch(s, {middle, high, low, middle});
       if (mixer_) {
         mixer_->set_lm(s, stretch);
         p = mixer_->predict(s);
@@ -214,6 +215,10 @@ int TokenLockstep::truth() const {
   const Stream& stream = streams_[static_cast<std::size_t>(open_[static_cast<std::size_t>(cursor_)])];
   if (stream.at_end) return ends_[stream.position - 1];
   return bytes_[stream.position] >> (7 - stream.n_bit) & 1;
+}
+
+std::uint32_t TokenLockstep::offset() const {
+  return streams_[static_cast<std::size_t>(open_[static_cast<std::size_t>(cursor_)])].position;
 }
 
 }  // namespace lmcodec

@@ -53,6 +53,10 @@ class TokenLockstep {
   // The decision at hand: probability of a 1 in 65536ths, and when encoding what it is.
   std::uint32_t p() const { return p_[cursor_]; }
   int truth() const;
+  // The byte of the block that the decision belongs to, which for the end of a token is the one that follows it; and the
+  // model's stretch.
+  std::uint32_t offset() const;
+  std::int32_t stretch() const { return stretch_[static_cast<std::size_t>(cursor_)]; }
   // Takes the bit and goes on to the next decision.
   void push(int bit) {
     bit_[cursor_] = static_cast<std::uint8_t>(bit);
@@ -93,6 +97,7 @@ class TokenLockstep {
   int n_open_ = 0, cursor_ = 0;
   std::vector<int> open_;               // streams with an open decision, ascending
   std::vector<std::uint32_t> p_;
+  std::vector<std::int32_t> stretch_;
   std::vector<std::uint8_t> bit_;
   std::vector<int> stepping_;
   std::vector<std::uint32_t> tokens_;
