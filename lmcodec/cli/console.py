@@ -6,11 +6,23 @@ import contextlib
 import os
 import sys
 import threading
+from typing import Protocol
 
 from lmcodec.cli.progress import Progress, printable
 
 _ERASE = "\r\x1b[K"
 _FIRST_DRAW_S = 0.3  # what is over sooner needs no progress
+
+
+class Drawn(Protocol):
+    """Something whose progress a line can show."""
+
+    @property
+    def seconds(self) -> float:
+        """Since it began."""
+
+    def line(self, width: int) -> str:
+        """At most `width` characters."""
 
 
 class Console:
@@ -27,7 +39,7 @@ class Console:
         self._encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
         self._draws = progress and verbosity >= 0 and is_terminal(2)
         self._lock = threading.Lock()
-        self._progress: Progress | None = None
+        self._progress: Drawn | None = None
         self._is_drawn = False
 
     def error(self, name: str | None, message: str) -> None:
@@ -50,8 +62,13 @@ class Console:
 
     def begin(self, name: str, total_nbytes: int | None, *, decoding: bool) -> Progress:
         """Count a file's progress, which `draw` shows until `end`."""
-        self._progress = Progress(name, total_nbytes, decoding=decoding, metered=self._draws)
-        return self._progress
+        progress = Progress(name, total_nbytes, decoding=decoding, metered=self._draws)
+        self.follow(progress)
+        return progress
+
+    def follow(self, progress: Drawn) -> None:
+        """Let `draw` show `progress` until `end`."""
+        self._progress = progress
 
     def end(self) -> None:
         with self._lock:
