@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lmcodec import __version__
+from lmcodec.cli.explain import explain
 from lmcodec.cli.lmz import subcommands
 from lmcodec.cli.model import model
 from lmcodec.cli.train import train
@@ -21,7 +22,7 @@ def group() -> None:
     """Lossless text compression with a language model."""
 
 
-for command in [*subcommands(), model, train]:
+for command in [*subcommands(), explain, model, train]:
     group.add_command(command)
 
 
