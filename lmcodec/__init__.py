@@ -21,6 +21,8 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from lmcodec.file import LMFile, open
+    from lmcodec.measure.bpb import Measurement, bits_per_byte
+    from lmcodec.measure.trace import surprisal
 
 __version__ = "0.1.0"
 
@@ -33,14 +35,17 @@ __all__ = [
     "LMFile",
     "LimitExceeded",
     "LmcodecError",
+    "Measurement",
     "ModelNotFound",
     "Truncated",
     "Unsupported",
     "__version__",
+    "bits_per_byte",
     "compress",
     "decompress",
     "frame_info",
     "open",
+    "surprisal",
 ]
 
 
@@ -55,6 +60,10 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
             module = "file"
         elif name in ("Compressor", "Decompressor", "FrameInfo", "compress", "decompress", "frame_info"):
             module = "codec"
+        elif name in ("Measurement", "bits_per_byte"):
+            module = "measure.bpb"
+        elif name == "surprisal":
+            module = "measure.trace"
         value = globals()[name] = getattr(import_module(f"lmcodec.{module}"), name)
         return value
 

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
+from operator import index as as_int
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from lmcodec import coder, frame, profile
-from lmcodec.codec import Compressor
+from lmcodec.codec import LEVELS, Compressor
 from lmcodec.engine import Decisions, Engine, LmEngine
 from lmcodec.frame import Block, FrameWalk, Method
-from lmcodec.lm.store import Model
+from lmcodec.lm import store
+from lmcodec.lm.store import FilePath, Model
+
+
+def model_of(level: int, model: FilePath | None) -> Model | None:
+    """The language model that `compress` can use at a level; None if it uses none."""
+    names = LEVELS[as_int(level)].models
+    source = store.default(model, names) if names else None
+    return None if source is None else store.load(source)
 
 
 class CodedBlock(NamedTuple):

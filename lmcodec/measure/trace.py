@@ -15,12 +15,11 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmcodec import _kernel
-from lmcodec.codec import DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, LEVELS, Compressor, byte_view
+from lmcodec.codec import DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, Compressor, byte_view
 from lmcodec.coder import SpentBits
 from lmcodec.engine import LmEngine
-from lmcodec.lm import store
 from lmcodec.lm.store import FilePath, Model
-from lmcodec.measure.blocks import CodedBlock, FrameWatch, Replay, network_lengths
+from lmcodec.measure.blocks import CodedBlock, FrameWatch, Replay, model_of, network_lengths
 
 MAX_ALTERNATIVES = 256  # every vocabulary has as many tokens
 _ROWS = 64  # tokens whose frequencies are looked at together
@@ -192,13 +191,6 @@ def surprisal(
         streams=streams,
         groups=groups,
     ).bits
-
-
-def model_of(level: int, model: FilePath | None) -> Model | None:
-    """The language model that `compress` can use at a level; None if it uses none."""
-    names = LEVELS[as_int(level)].models
-    source = store.default(model, names) if names else None
-    return None if source is None else store.load(source)
 
 
 def _whole(watch: FrameWatch, view: memoryview, piece_nbytes: int) -> Iterator[CodedBlock]:

@@ -1,0 +1,395 @@
+"""`lmcodec measure`: bits per byte of files, as a table for people, as JSON and as CSV for programs."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import os
+import signal
+import stat
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from functools import reduce
+from operator import add
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from lmcodec.cli.console import Console, is_terminal
+from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, _core_count, _from_environment
+from lmcodec.cli.progress import printable, size_text, time_text
+from lmcodec.cli.safe_file import Stdout, StdoutClosed, die_by, reserve_standard_descriptors, supervise
+from lmcodec.errors import ConfigError, LmcodecError, one_line
+
+if TYPE_CHECKING:
+    from lmcodec.lm.store import Model
+    from lmcodec.measure.bpb import Measurement, Meter
+    from lmcodec.measure.processes import Outcome
+
+OK, ERROR, WARNING = 0, 1, 2
+_SEVERAL_NBYTES = 1 << 16  # of text that is worth starting a second process for
+
+
+@click.command(
+    epilog="Frame is what compress writes, bpb its bits per byte. Mix is the cross-entropy of what is coded,"
+    " in bits per byte, Network that of the language model alone; Gap is what the frame takes beyond the mix."
+    " LMCODEC_LEVEL and LMCODEC_MODEL in the environment set defaults. The exit status is 0 if all went well,"
+    " 1 after an error, 2 after a warning.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+@click.argument("paths", nargs=-1, type=click.Path(allow_dash=True, readable=False))
+@click.option("--level", type=click.IntRange(1, 9), help=f"Level, 1 to 9.  [default: {DEFAULT_LEVEL}]")
+@click.option("--model", metavar="NAME|FILE", help="Language model: a shipped one's name, or a model file.")
+@click.option(
+    "--block-size",
+    "block_nbytes",
+    type=Size(1 << 10, 1 << 24),
+    help="Original bytes in a block, 1K to 16M.  [default: 4M]",
+)
+@click.option("--solid", is_flag=True, help="Let blocks build on those before.")
+@click.option("--network-only", is_flag=True, help="Measure the language model alone: faster, no frames.")
+@click.option("--split-documents", is_flag=True, help="Measure what zero bytes separate apart.")
+@click.option(
+    "-j", "--jobs", type=click.IntRange(0, 1024), metavar="N", help="Processes; 0: one a core.  [default: 0]"
+)
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+@click.option("--csv", "as_csv", is_flag=True, help="Print CSV.")
+@click.option("-q", "--quiet", count=True, help="No warnings; twice: no errors.")
+@click.option("--no-progress", is_flag=True, help="No progress, on a terminal either.")
+def measure(
+    paths: tuple[str, ...],
+    level: int | None,
+    model: str | None,
+    block_nbytes: int | None,
+    solid: bool,
+    network_only: bool,
+    split_documents: bool,
+    jobs: int | None,
+    as_json: bool,
+    as_csv: bool,
+    quiet: int,
+    no_progress: bool,
+) -> None:
+    """Measure the bits per byte of PATHS: files, folders, patterns; standard input if there are none.
+
+    Nothing is written: each file is compressed for real, and each block coded once more to see why it takes
+    what it takes.
+    """
+    if as_json and as_csv:
+        raise click.UsageError("--json and --csv do not go together")
+    level = level or _from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL
+    if level < 3 and (model is not None or network_only):
+        option = "--model" if model is not None else "--network-only"
+        raise ConfigError(f"{option} does not go together with --level {level}, which uses no language model")
+    if not paths and is_terminal(0):
+        raise click.UsageError("name what to measure (- is standard input)")
+    reserve_standard_descriptors()
+    options = {
+        "level": level,
+        "model": model,
+        "block_size": block_nbytes,
+        "solid": solid,
+        "network_only": network_only,
+    }
+    console = Console("lmcodec", -quiet, progress=not no_progress)
+    work = _Work(console, options, jobs or _core_count(), split_documents)
+    show = warnings.showwarning
+    warnings.showwarning = lambda message, *_: console.warning(None, str(message))
+    try:
+        status = supervise(
+            lambda: work.run(paths or ("-",), _as_json if as_json else _as_csv if as_csv else _as_table),
+            console.draw,
+            console.erase,
+        )
+    finally:
+        warnings.showwarning = show
+    if work.stdout_closed and hasattr(signal, "SIGPIPE"):
+        die_by(signal.SIGPIPE)
+    click.get_current_context().exit(status)
+
+
+class _Progress:
+    """Bytes measured of all texts together."""
+
+    def __init__(self, total_nbytes: int | None) -> None:
+        self._total_nbytes = total_nbytes
+        self._nbytes = 0
+        self._started = time.monotonic()
+        self._lock = threading.Lock()
+
+    def add(self, nbytes: int) -> None:
+        with self._lock:
+            self._nbytes += nbytes
+
+    @property
+    def seconds(self) -> float:
+        return time.monotonic() - self._started
+
+    def line(self, width: int) -> str:
+        done, total, seconds = self._nbytes, self._total_nbytes, self.seconds
+        parts = [f"measured {size_text(done)}"]
+        if total:
+            parts[0] += f" of {size_text(total)} ({min(done / total, 1):.0%})"
+        if done:
+            parts.append(f"{size_text(done / seconds)}/s")
+        if done and total:
+            parts.append(f"{time_text(max(total - done, 0) * seconds / done)} left")
+        else:
+            parts.append(time_text(seconds))
+        return "  ".join(parts)[:width]
+
+
+@dataclass
+class _Report:
+    """What was measured, with which settings, and what was not.
+
+    Attributes:
+        settings: for programs.
+        model: the language model, None if the level has none.
+        model_nbytes: of its file.
+        files: names and measurements of the texts in each: one, or with `split` one for every document.
+        failed: names and reasons.
+    """
+
+    settings: dict[str, Any]
+    model: Model | None
+    model_nbytes: int
+    split: bool
+    files: list[tuple[str, list[Measurement]]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+    def total(self) -> Measurement:
+        return reduce(add, (text for _, texts in self.files for text in texts))
+
+    def total_with_model(self) -> Measurement | None:
+        """The total with the bytes of the model's file among the frames', without frames the network's."""
+        total = self.total()
+        if self.model is None or total.network_bits is None:
+            return None
+        if total.frame_nbytes is None:
+            return replace(total, network_bits=total.network_bits + 8 * self.model_nbytes)
+        return replace(total, frame_nbytes=total.frame_nbytes + self.model_nbytes)
+
+
+class _Work:
+    def __init__(self, console: Console, options: dict[str, Any], jobs: int, split: bool) -> None:
+        self.console, self.options, self.jobs, self.split = console, options, jobs, split
+        self.status = OK
+        self.stdout_closed = False
+
+    def run(self, paths: tuple[str, ...], form: Callable[[_Report], str]) -> int:
+        try:
+            report = self._measure(paths)
+            Stdout().write(form(report).encode("utf-8", "backslashreplace"))
+        except StdoutClosed:
+            self.stdout_closed = True
+            self.status = ERROR
+        except (LmcodecError, OSError) as error:
+            self._fail(None, one_line(error))
+        except MemoryError:
+            self._fail(None, "out of memory")
+        except Exception as error:  # our bug
+            self._fail(None, f"internal error, please report it: {type(error).__name__}: {error}")
+        return self.status
+
+    def _fail(self, name: str | None, message: str) -> None:
+        self.status = ERROR
+        self.console.error("(stdin)" if name == "-" else name, message)
+
+    def _measure(self, paths: tuple[str, ...]) -> _Report:
+        from lmcodec.measure.bpb import Meter
+        from lmcodec.measure.processes import Task, measure_all
+        from lmcodec.measure.texts import Problem, find_files
+
+        meter = Meter(**self.options)  # refuses a model that is not there before the first file is read
+        report = _report(meter, self.options, self.split)
+        if meter.network_only and not self.options["network_only"]:
+            message = "the model holds no profile of the context models beside it: it is measured alone"
+            self.console.warning(None, f"{message} (lmcodec model export --mixer)")
+        sizes: dict[str, int | None] = {}
+        for found in find_files(paths):
+            if isinstance(found, Problem):
+                self._fail(found.name, found.message)
+                report.failed.append((found.name, found.message))
+            elif found not in sizes:
+                sizes[found] = _size(found)
+        n_share = self.jobs if self.split and len(sizes) < self.jobs else 1
+        tasks = [
+            (name, Task(name, self.split, share, n))
+            for name, nbytes in sizes.items()
+            for n in [1 if name == "-" or (nbytes or 0) < _SEVERAL_NBYTES else n_share]
+            for share in range(n)
+        ]
+        known = [nbytes for nbytes in sizes.values() if nbytes is not None]
+        n_process = min(self.jobs, len(tasks)) if sum(known) >= _SEVERAL_NBYTES else 1
+        options = self.options | {"threads": max(self.jobs // max(n_process, 1), 1)}
+        progress = _Progress(sum(known) if len(known) == len(sizes) else None)
+        self.console.follow(progress)
+        outcomes = measure_all(
+            [task for _, task in tasks], options, n_process=n_process, progress=progress.add
+        )
+        self.console.end()
+        by_name: dict[str, list[Outcome]] = {}
+        for (name, _), outcome in zip(tasks, outcomes, strict=True):
+            by_name.setdefault(name, []).append(outcome)
+        for name in sizes:
+            self._take(name, by_name[name], report)
+        return report
+
+    def _take(self, name: str, outcomes: list[Outcome], report: _Report) -> None:
+        error = next((outcome.error for outcome in outcomes if outcome.error is not None), None)
+        texts = [m for _, m in sorted((n, m) for outcome in outcomes for n, m in outcome.texts) if m.nbytes]
+        shown = "(stdin)" if name == "-" else name
+        if error is not None:
+            self._fail(name, error)
+            report.failed.append((shown, error))
+        elif texts:
+            report.files.append((shown, texts))
+        else:
+            self.console.warning(shown, "is empty, left out")
+            self.status = self.status or WARNING
+
+
+def _size(name: str) -> int | None:
+    """Bytes of a file; None if that is unknown, 0 if it cannot be read."""
+    try:
+        status = os.stat(name) if name != "-" else os.fstat(0)
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else None
+
+
+def _report(meter: Meter, options: dict[str, Any], split: bool) -> _Report:
+    settings = {
+        "level": options["level"],
+        "block_nbytes": meter.block_nbytes,
+        "solid": options["solid"],
+        "network_only": meter.network_only,
+        "split_documents": split,
+    }
+    nbytes = 0 if meter.model is None else os.path.getsize(meter.model.path)
+    return _Report(settings, meter.model, nbytes, split)
+
+
+# What is printed
+
+
+def _as_table(report: _Report) -> str:
+    """A line for every file, one for all, one with the model's bytes."""
+    if not report.files:
+        return ""
+    rows = [_row(printable(name), len(texts), reduce(add, texts)) for name, texts in report.files]
+    n_document = sum(len(texts) for _, texts in report.files)
+    if len(rows) > 1:
+        rows.append(_row(f"{len(rows)} files", n_document, report.total()))
+    with_model = report.total_with_model()
+    if with_model is not None:
+        row = _row(f"with the model's {report.model_nbytes:,} bytes", n_document, with_model)
+        keep = ("Frame", "bpb") if with_model.frame_nbytes is not None else ("Network",)
+        rows.append({key: value if key in (*keep, "File") else "" for key, value in row.items()})
+    heads = {key: key for key in rows[0]}
+    columns = [key for key in heads if rows[0][key] != "-" and (key != "Documents" or report.split)]
+    width = {key: max(len(row[key]) for row in [heads, *rows]) for key in columns}
+
+    def line(row: dict[str, str]) -> str:
+        cells = [row[key] if key == "File" else row[key].rjust(width[key]) for key in columns]
+        return "  ".join(cells).rstrip() + "\n"
+
+    return "".join(map(line, [heads, *rows]))
+
+
+def _row(name: str, n_document: int, m: Measurement) -> dict[str, str]:
+    def count(value: int | None) -> str:
+        return "-" if value is None else f"{value:,}"
+
+    def bpb(value: float | None) -> str:
+        return "-" if value is None else f"{value:.4f}"
+
+    return {
+        "Documents": count(n_document),
+        "Bytes": count(m.nbytes),
+        "Tokens": count(m.n_token),
+        "Frame": count(m.frame_nbytes),
+        "bpb": bpb(m.frame_bpb),
+        "Mix": bpb(m.mix_bpb),
+        "Gap": bpb(m.gap_bpb),
+        "Network": bpb(m.network_bpb),
+        "File": name,
+    }
+
+
+_BITS, _BPB = 3, 6  # decimals for programs
+
+
+def _figures(m: Measurement) -> dict[str, int | float | None]:
+    def rounded(value: float | None, digits: int) -> float | None:
+        return None if value is None or math.isnan(value) else round(value, digits)
+
+    return {
+        "nbytes": m.nbytes,
+        "n_token": m.n_token,
+        "frame_nbytes": m.frame_nbytes,
+        "frame_bpb": rounded(m.frame_bpb, _BPB),
+        "mix_bits": rounded(m.mix_bits, _BITS),
+        "mix_bpb": rounded(m.mix_bpb, _BPB),
+        "gap_bpb": rounded(m.gap_bpb, _BPB),
+        "network_bits": rounded(m.network_bits, _BITS),
+        "network_bpb": rounded(m.network_bpb, _BPB),
+    }
+
+
+def _as_json(report: _Report) -> str:
+    """One object. Bytes of a name that are no text are "\\udc80" to "\\udcff"."""
+    from lmcodec import __version__
+
+    files = []
+    for name, texts in report.files:
+        entry: dict[str, Any] = {"file": name, **_figures(reduce(add, texts))}
+        if report.split:
+            entry["documents"] = [_figures(text) for text in texts]
+        files.append(entry)
+    with_model = report.total_with_model() if report.files else None
+    model = report.model
+    document = {
+        "version": __version__,
+        "settings": report.settings,
+        "model": None
+        if model is None
+        else {"id": model.model_id, "file": str(model.path), "nbytes": report.model_nbytes},
+        "files": files,
+        "total": _figures(report.total()) if report.files else None,
+        "total_with_model": None if with_model is None else _figures(with_model),
+        "failed": [{"file": name, "error": error} for name, error in report.failed],
+    }
+    return json.dumps(document, indent=1) + "\n"
+
+
+def _as_csv(report: _Report) -> str:
+    """A line for every file, before it one for each of its documents, then the totals."""
+    out = io.StringIO()
+    writer: csv.DictWriter[str] | None = None
+
+    def write(kind: str, name: str, number: int | None, m: Measurement) -> None:
+        nonlocal writer
+        row = {"kind": kind, "file": name, "document": number, **_figures(m)}
+        if writer is None:
+            writer = csv.DictWriter(out, list(row), lineterminator="\n")
+            writer.writeheader()
+        writer.writerow(row)
+
+    for name, texts in report.files:
+        if report.split:
+            for number, text in enumerate(texts, 1):
+                write("document", name, number, text)
+        write("file", name, None, reduce(add, texts))
+    if report.files:
+        write("total", "", None, report.total())
+        with_model = report.total_with_model()
+        if with_model is not None:
+            write("total_with_model", "", None, with_model)
+    return out.getvalue()
