@@ -16,8 +16,7 @@ from lmcodec.codec import DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, byte_view
 from lmcodec.errors import ConfigError
 from lmcodec.lm.store import FilePath, Model
 from lmcodec.measure import visible
-from lmcodec.measure.trace import Trace, TracedBlock, trace
-from lmcodec.measure.trace import _likeliest as likeliest
+from lmcodec.measure.trace import Trace, TracedBlock, likeliest, trace
 
 SHOWN_NBYTES = 20_000  # of the text, unless a range is asked for
 MAX_SHOWN_NBYTES = 1 << 20  # a page of more is too much for a browser
