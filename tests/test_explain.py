@@ -265,6 +265,41 @@ def test_what_was_coded_is_the_blocks_of_the_range(explained: dict[str, Explanat
     assert explained["mixed"].frame_nbytes == trace(MIXED, level=3).frame_nbytes
 
 
+@needs_model
+@pytest.mark.parametrize("seed", range(6))
+def test_a_range_shows_what_the_whole_shows_there(seed: int) -> None:
+    data = SCRIPTS.encode() + PROSE
+    whole = explain(data, level=3)
+    begin = random.Random(seed).randrange(1, len(data) - 40)
+    part = explain(data, level=3, begin=begin, end=begin + 37)
+    expected = [unit for unit in whole.units if unit.end > begin and unit.begin < begin + 37]
+    places = [(unit.begin, unit.end) for unit in expected]
+    assert [(unit.begin, unit.end) for unit in part.units] == places
+    assert [unit.bits for unit in part.units] == pytest.approx([unit.bits for unit in expected], rel=1e-12)
+    for mine, other in zip(part.units, expected, strict=True):
+        ids = [e.tokens.ids[u.first : u.last].tolist() for e, u in ((part, mine), (whole, other))]
+        assert ids[0] == ids[1]
+
+
+@needs_model
+def test_alternatives_in_blocks_of_several_streams() -> None:
+    data = PROSE * 2
+    traced = trace(data, level=3, streams=3, alternatives=3)
+    assert [block.streams for block in traced.blocks] == [3]
+    window = explain_module._Window(memoryview(data), 150, 300, 3)
+    window.add(trace(data, level=3, streams=3))
+    tokens = window.tokens(traced.model)
+    inside = np.searchsorted(traced.token_begin, [tokens.begin[0], tokens.begin[-1] + 1])
+    here = slice(*inside)
+    assert tokens.begin[0] <= 150 < tokens.end[0]
+    assert tokens.begin[-1] < 300 <= tokens.end[-1]
+    assert traced.token_p is not None
+    assert np.array_equal(tokens.ids, traced.token_id[here])
+    assert np.array_equal(tokens.p, traced.token_p[here])
+    assert traced.alternative_id is not None
+    assert np.array_equal(tokens.alternative_id, traced.alternative_id[here])
+
+
 def test_a_range_too_large_for_a_page() -> None:
     with pytest.raises(ConfigError, match="1,048,577 bytes is too large for a page"):
         explain(bytes((1 << 20) + 1), level=1, end=(1 << 20) + 1)

@@ -419,7 +419,7 @@ def _units(window: _Window, tokens: Tokens) -> list[Unit]:
     borders = np.append(cuts[(cuts == 0) | (owner[cuts - 1] != owner[cuts]) | (owner[cuts] < 0)], n)
     begins: list[int] = []
     for a, b in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
-        is_split = owner[a] != owner[b - 1] or (owner[a:b] != owner[a]).any()
+        is_split = owner[a] != owner[b - 1]
         begins += cuts[np.searchsorted(cuts, a) : np.searchsorted(cuts, b)].tolist() if is_split else [a]
     ends = [*begins[1:], n]
     coded = np.add.reduceat(window.bits, begins).tolist()
