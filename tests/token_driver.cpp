@@ -73,7 +73,17 @@ void encode(lmcodec::TokenBlockCoder& coder, const char* text_path, const char* 
   constexpr std::size_t kRoom = 777;
   const std::unique_ptr<std::uint8_t[]> bits(new std::uint8_t[kRoom]);
   const std::unique_ptr<std::uint16_t[]> p16(new std::uint16_t[kRoom]);
-  while (const std::size_t n = coder.encode(bits.get(), p16.get(), kRoom)) {
+  std::vector<std::uint32_t> offset(kRoom);
+  std::vector<std::uint16_t> network_p16(kRoom);
+  bool traces = false;  // the two list the same decisions
+  const auto more = [&] {
+    traces = !traces;
+    return traces ? coder.trace(bits.get(), p16.get(), offset.data(), network_p16.data(), kRoom)
+                  : coder.encode(bits.get(), p16.get(), kRoom);
+  };
+  while (const std::size_t n = more()) {
+    for (std::size_t i = 0; traces && i < n; ++i)
+      if (offset[i] >= nbytes || !network_p16[i]) fail("a decision of no byte");
     std::vector<std::uint32_t> decisions;
     for (std::size_t i = 0; i < n; ++i) decisions.push_back(static_cast<std::uint32_t>(p16[i]) << 1 | bits[i]);
     write(decisions.data(), n);
