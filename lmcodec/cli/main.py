@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from lmcodec import __version__
+from lmcodec.cli.explain import explain
 from lmcodec.cli.lmz import subcommands
 from lmcodec.cli.measure import measure
 from lmcodec.cli.model import model
@@ -22,7 +23,7 @@ def group() -> None:
     """Lossless text compression with a language model."""
 
 
-for command in [*subcommands(), measure, model, train]:
+for command in [*subcommands(), explain, measure, model, train]:
     group.add_command(command)
 
 

@@ -262,13 +262,22 @@ class Target:
       source: whose mode, times and owner it will get; the umask decides where that is no regular file.
       overwrite: replace a regular file or a link of that name.
       device: write into a terminal, pipe or character device of that name (`-o /dev/null`).
+      inherit: False for what is no form of the source: the umask decides its mode.
     """
 
-    def __init__(self, path: str, source: Source, *, overwrite: bool = False, device: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        source: Source,
+        *,
+        overwrite: bool = False,
+        device: bool = False,
+        inherit: bool = True,
+    ) -> None:
         self.name = self._path = path
         self._source = source
         # A standard input that happens to be a file is not the file that this one is made of.
-        self._inherits = source.path is not None and source.is_regular
+        self._inherits = inherit and source.path is not None and source.is_regular
         self._is_device = device and _is_stream(path)
         if self._is_device:
             self.fd = os.open(path, os.O_WRONLY | _O_NOCTTY | _O_BINARY)

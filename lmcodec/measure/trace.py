@@ -307,11 +307,11 @@ def _tokens(
         found: tuple[np.ndarray | None, ...] = (None, None, None)
         if k:
             cut = s > 0 or block.header.continues
-            found = _likeliest(model, ids[:last], cut, first, k)
+            found = likeliest(model, ids[:last], cut, first, k)
         yield _Tokens(begins[first:last] + block.offset, ids[first:last], *found)
 
 
-def _likeliest(
+def likeliest(
     model: Model, ids: np.ndarray, cut: bool, first: int, k: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Probabilities of the tokens of a stream from `first` on, ids and probabilities of the k likeliest.
