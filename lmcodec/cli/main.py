@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from lmcodec import __version__
+from lmcodec.cli.bench import bench
+from lmcodec.cli.corpus import corpus
 from lmcodec.cli.lmz import subcommands
 from lmcodec.cli.model import model
 from lmcodec.cli.train import train
@@ -21,7 +23,7 @@ def group() -> None:
     """Lossless text compression with a language model."""
 
 
-for command in [*subcommands(), model, train]:
+for command in [*subcommands(), bench, corpus, model, train]:
     group.add_command(command)
 
 
