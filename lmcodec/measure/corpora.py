@@ -1,6 +1,6 @@
 """Manifests of corpora: files, sizes, hashes, licences, and whether a shipped model has seen them.
 
-The manifests are the JSON files of the top-level folder `corpora`, in the package as `lmcodec/manifests`.
+The manifests are the JSON files of the top-level folder `corpora`, in the package as `lmcodec/corpora`.
 They hold no text. Nothing is downloaded: whoever has a corpus can see whether it is the one that others
 measure on.
 """
@@ -90,7 +90,7 @@ def manifest_folder() -> Path:
     Raises:
       ModelNotFound: neither is there.
     """
-    for folder in (_PACKAGE / "manifests", _PACKAGE.parent / "corpora"):
+    for folder in (_PACKAGE / "corpora", _PACKAGE.parent / "corpora"):
         if (folder / "canterbury.json").is_file():
             return folder
     raise ModelNotFound(f"the manifests of the corpora are missing beside {_PACKAGE}")
