@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -146,7 +148,7 @@ def bench(
     known.check_names(compressors)
 
     progress = _Progress()
-    with TemporaryDirectory(prefix="lmcodec-text-") as folder:
+    with _interruptible(), TemporaryDirectory(prefix="lmcodec-text-") as folder:
         names = paths or _generate(Path(folder), max(nbytes or (_QUICK_NBYTES,)))
         inputs, failures = measure.gather(names, nbytes or (None,))
         for failure in failures:
@@ -171,6 +173,25 @@ def bench(
         ctx.exit(130)
     if report.failures or not written:
         ctx.exit(1)
+
+
+@contextlib.contextmanager
+def _interruptible() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: compressors have a session of their own and would go on."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    # What is ignored (nohup) stays ignored.
+    numbers = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in numbers:
+        signal.signal(number, interrupt)
+    try:
+        yield
+    finally:
+        for number in numbers:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _split(peers: str | None, default: tuple[str, ...]) -> tuple[str, ...]:

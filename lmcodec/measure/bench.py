@@ -425,6 +425,8 @@ class _Trial:
             )
         except subprocess.TimeoutExpired:
             raise _Failed(f"took longer than {self._timeout:g} s to {verb}") from None
+        except LmcodecError as error:
+            raise _Failed(str(error)) from None
         self.floor_nbytes = _largest((self.floor_nbytes, floor))
         if status:
             how = f"signal {-status}" if status < 0 else f"exit status {status}"
@@ -488,7 +490,7 @@ def execute(
         start_new_session=True,
     )
     try:
-        message = process.communicate(timeout=None if timeout is None else timeout)[1]
+        message = process.communicate(timeout=timeout)[1]
     except BaseException:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
