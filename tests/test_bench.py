@@ -242,6 +242,7 @@ def test_a_wrong_command_is_an_error_before_anything_runs(text: Path, script: Pa
         (["TEXT", "--csv", "-", "--json", "-"], "only one result"),
         (["TEXT", "--plot", "x.pdf"], "must end in .png or .svg"),
         (["TEXT/none", "--peers", "none"], "No such file"),
+        (["-", "--peers", "none"], "standard input cannot be measured"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, text: Path) -> None:

@@ -212,4 +212,5 @@ def test_text_is_the_same_in_another_process(tmp_path: Path) -> None:
     arguments = ["generate", "--kind", "code", "--nbytes", 70_000, "--seed", 3, "-o"]
     assert run(*arguments, "-").stdout == whole
     assert run(*arguments, tmp_path / "code").returncode == 0
-    assert (tmp_path / "code").read_bytes() == whole
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("code", whole)]
+    assert run(*arguments, "/dev/stdout").stdout == whole

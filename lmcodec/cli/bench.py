@@ -48,7 +48,7 @@ class _Sizes(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        one = Size(1)
+        one = Size(1, 1 << 50)
         return tuple(dict.fromkeys(one.convert(part, param, ctx) for part in str(value).split(",")))
 
 

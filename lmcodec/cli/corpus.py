@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 from pathlib import Path
 
@@ -103,13 +105,20 @@ def generate(kind: str, nbytes: int, seed: int, output: str) -> None:
             sys.stdout.buffer.write(piece)
         sys.stdout.buffer.flush()
         return
+    path = Path(output)
+    if path.exists() and not path.is_file():  # a device or a pipe
+        with open(path, "wb") as file:
+            file.writelines(text)
+        return
+    # Half a file would pass for a whole one: it gets its name when it is complete.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with open(output, "wb") as file:
-            for piece in text:
-                file.write(piece)
-    except BaseException:  # half a file would pass for a whole one
-        if Path(output).is_file():
-            Path(output).unlink()
+        with open(temporary, "xb") as file:
+            file.writelines(text)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
         raise
 
 

@@ -200,6 +200,9 @@ def gather(paths: Sequence[str], limits: Sequence[int | None] = (None,)) -> tupl
     failures: list[Failure] = []
     for name in paths:
         path = Path(name)
+        if name == "-":
+            failures.append(Failure("", name, "standard input cannot be measured: name a file"))
+            continue
         try:
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
