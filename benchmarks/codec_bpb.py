@@ -62,6 +62,53 @@ def table(levels: list[int], peers: Sequence[str], rows: Iterable[tuple[str, dic
     return lines
 
 
+def dev_peers() -> dict[str, dict[str, str]]:
+    """PEERS.csv by file, in order of names."""
+    with open(corpora_dir() / "dev" / "PEERS.csv", encoding="utf-8") as file:
+        return {row["file"]: row for row in sorted(csv.DictReader(file), key=lambda row: row["file"])}
+
+
+def dev_paths() -> list[Path]:
+    """The files of `dev` that are measured, those of at least 10,000 bytes."""
+    paths = [corpora_dir() / "dev" / name for name in dev_peers()]
+    return [path for path in paths if path.stat().st_size >= LEAST_NBYTES]
+
+
+def sizes_of_dev(
+    levels: list[int], nbytes: int = PEERS_NBYTES, jobs: int = 1
+) -> tuple[dict[str, dict[str, int]], dict[str, dict[str, int]]]:
+    """Frames' sizes, with peers' where they are for the same bytes.
+
+    Returns:
+      by file, then by kind and "total": `bytes`, `level1`, …, and the names of PEERS.
+    """
+    paths = dev_paths()
+    tasks = [(path, level) for path in paths for level in levels]
+    work = partial(frame_nbytes, nbytes=nbytes)
+    if jobs > 1:
+        with multiprocessing.Pool(jobs) as pool:
+            sizes = dict(zip(tasks, pool.map(work, tasks, chunksize=1), strict=True))
+    else:
+        sizes = {task: work(task) for task in tasks}
+    peers = dev_peers() if nbytes == PEERS_NBYTES else {}
+    kinds = {stem: kind for kind, stems in KINDS.items() for stem in stems.split()}
+    files: dict[str, dict[str, int]] = {}
+    sums: dict[str, dict[str, int]] = {kind: {} for kind in (*KINDS, "total")}
+    for path in paths:
+        row = {"bytes": min(path.stat().st_size, nbytes)}
+        row |= {f"level{level}": sizes[path, level] for level in levels}
+        row |= {peer: int(peers[path.name][peer]) for peer in PEERS if peers}
+        files[path.name] = row
+        for kind in (kinds[path.name.split(".")[0]], "total"):
+            sums[kind] = {key: sums[kind].get(key, 0) + value for key, value in row.items()}
+    return files, sums
+
+
+def n_smaller(files: dict[str, dict[str, int]], level: int, peers: Sequence[str]) -> int:
+    """How many files a level makes smaller than any of the peers does."""
+    return sum(row[f"level{level}"] < min(row[peer] for peer in peers) for row in files.values())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -71,36 +118,14 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="processes")
     parser.add_argument("--csv", type=Path, help="write the sizes file by file")
     options = parser.parse_args()
-    dev = corpora_dir() / "dev"
-    with open(dev / "PEERS.csv", encoding="utf-8") as file:
-        peers = {row["file"]: row for row in csv.DictReader(file)}
-    paths = [dev / name for name in sorted(peers) if (dev / name).stat().st_size >= LEAST_NBYTES]
-    tasks = [(path, level) for path in paths for level in options.levels]
-    work = partial(frame_nbytes, nbytes=options.nbytes)
-    if options.jobs > 1:
-        with multiprocessing.Pool(options.jobs) as pool:
-            sizes = dict(zip(tasks, pool.map(work, tasks, chunksize=1), strict=True))
-    else:
-        sizes = {task: work(task) for task in tasks}
-
+    files, sums = sizes_of_dev(options.levels, options.nbytes, options.jobs)
     shown = PEERS if options.nbytes == PEERS_NBYTES else ()
-    kinds = {stem: kind for kind, stems in KINDS.items() for stem in stems.split()}
-    files: dict[str, dict[str, int]] = {}
-    sums: dict[str, dict[str, int]] = {kind: {} for kind in (*KINDS, "total")}
-    for path in paths:
-        row = {"bytes": min(path.stat().st_size, options.nbytes)}
-        row |= {f"level{level}": sizes[path, level] for level in options.levels}
-        row |= {peer: int(peers[path.name][peer]) for peer in shown}
-        files[path.name] = row
-        for kind in (kinds[path.name.split(".")[0]], "total"):
-            sums[kind] = {key: sums[kind].get(key, 0) + value for key, value in row.items()}
-
-    print(f"lmcodec {lmcodec.__version__}, the first {options.nbytes:,} bytes of {len(paths)} files\n")
+    print(f"lmcodec {lmcodec.__version__}, the first {options.nbytes:,} bytes of {len(files)} files\n")
     print("\n".join(table(options.levels, shown, [*files.items(), *sums.items()])))
     print()
     for level in options.levels:
         for names in (("ppmd", "zpaq5"), ("paq8px",)) if shown else ():
-            won = sum(row[f"level{level}"] < min(row[n] for n in names) for row in files.values())
+            won = n_smaller(files, level, names)
             print(f"level {level}: {won} of {len(files)} files are smaller than {' and '.join(names)}")
     if options.csv:
         with open(options.csv, "w", newline="", encoding="utf-8") as file:

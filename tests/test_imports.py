@@ -19,8 +19,7 @@ RANK = {
     "engine": 2,
     "codec": 3,
     "file": 4,
-    "train": 5,
-    "measure": 5,
+    **dict.fromkeys(["measure", "train"], 5),
     "cli": 6,
     "": 7,
 }

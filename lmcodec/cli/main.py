@@ -9,6 +9,8 @@ from typing import Any
 import click
 
 from lmcodec import __version__
+from lmcodec.cli.bench import bench
+from lmcodec.cli.corpus import corpus
 from lmcodec.cli.explain import explain
 from lmcodec.cli.lmz import subcommands
 from lmcodec.cli.measure import measure
@@ -23,7 +25,7 @@ def group() -> None:
     """Lossless text compression with a language model."""
 
 
-for command in [*subcommands(), explain, measure, model, train]:
+for command in [*subcommands(), bench, corpus, explain, measure, model, train]:
     group.add_command(command)
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmcodec import coder, frame, profile
+from lmcodec import coder, frame
 from lmcodec.codec import LEVELS, Compressor
 from lmcodec.engine import Decisions, Engine, LmEngine
 from lmcodec.frame import Block, FrameWalk, Method
@@ -117,13 +117,13 @@ class Replay:
     """Codes the blocks of a frame again, in their order.
 
     Args:
-        model: of the frame's blocks of method lm+cm; None if there is none.
+        model: of the frame's blocks with a language model; None if there is none.
     """
 
     def __init__(self, model: Model | None) -> None:
         self._model = model
         self._engine: Engine | LmEngine | None = None
-        self._coder: tuple[Method, int, int, int] | None = None
+        self._coder: tuple[int, ...] | None = None
 
     def engine(self, block: CodedBlock) -> Engine | LmEngine | None:
         """What codes the block, as it stands before the block; None for a stored one."""
@@ -134,28 +134,14 @@ class Replay:
             assert not header.continues
             self._coder = header.coder
             if header.method == Method.CM:
-                self._engine = Engine(header.profile, header.streams, header.groups)
+                self._engine = Engine(header.profile, header.streams, header.groups, header.enlarge)
             else:
                 assert self._model is not None
-                self._engine = LmEngine(self._model, header.profile, header.streams, header.groups)
+                profile = header.profile or None  # none of method lm
+                self._engine = LmEngine(self._model, profile, header.streams, header.groups, header.enlarge)
         elif not header.continues:
             self._engine.reset()
         return self._engine
-
-
-# The least that a block with a language model can have beside it.
-_IDLE_SPEC: dict[str, Any] = {
-    "contexts": [["order1"]],
-    "selectors": ["zero"],
-    "maps": [],
-    "matches": [32],
-    "numbers": {"lm": 1, "table_log2": 12, "match_log2": 10, "n_direct": 1},
-}
-
-
-def network_engine(model: Model, streams: int) -> LmEngine:
-    """An engine whose decisions are those of `model`, beside context models that do next to nothing."""
-    return LmEngine(model, profile.build(_IDLE_SPEC), streams)
 
 
 def coded_lengths(decisions: Decisions) -> np.ndarray:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lmcodec.codec import DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, Compressor, byte_view, lm_streams
+from lmcodec.codec import DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, LEVELS, Compressor, byte_view, lm_streams
 from lmcodec.engine import LmEngine
 from lmcodec.lm.store import FilePath, Model
 from lmcodec.measure.blocks import (
@@ -20,7 +20,6 @@ from lmcodec.measure.blocks import (
     Replay,
     coded_lengths,
     model_of,
-    network_engine,
     network_lengths,
 )
 
@@ -248,9 +247,9 @@ class Meter:
 
     def _add_network(self, model: Model, data: bytes, sums: _Sums) -> None:
         """What the network says of a block that is coded without it."""
-        streams = min(self._streams or lm_streams(len(data)), len(data))
+        streams = min(self._streams or lm_streams(len(data), LEVELS[self._level]), len(data))
         if self._network is None or self._network[0] != streams:
-            self._network = streams, network_engine(model, streams)
+            self._network = streams, LmEngine(model, None, streams)
         engine = self._network[1]
         engine.reset()
         for decisions in engine.trace(data):

@@ -1,0 +1,131 @@
+"""`lmcodec corpus`: what corpora there are, proof of one on disk, synthetic text."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+import click
+
+from lmcodec.cli.lmz import Size
+from lmcodec.errors import ConfigError
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+def corpus() -> None:
+    """Corpora to measure on, and synthetic text."""
+
+
+@corpus.command("list")
+@click.argument("name", required=False)
+def list_corpora(name: str | None) -> None:
+    """List the corpora that there are manifests of, or what the manifest NAME says."""
+    from lmcodec.measure import corpora
+
+    if name is None:
+        rows: list[tuple[str, ...]] = [("Name", "Files", "Bytes", "Seen by a model", "Title")]
+        for found in map(corpora.load, corpora.names()):
+            n = sum(not file.optional for file in found.files)
+            rows.append((found.name, str(n), f"{found.nbytes:,}", found.seen, found.title))
+        _table(rows, right=(1, 2))
+        return
+    found = corpora.load(name)
+    facts = [
+        ("title", found.title),
+        ("published", found.published),
+        ("licence", found.licence),
+        ("seen by a shipped model", f"{found.seen}: {found.seen_note}"),
+        *([("note", found.note)] if found.note else []),
+        *(("source", source) for source in found.sources),
+    ]
+    for key, value in facts:
+        click.echo(f"{key}: {value}")
+    click.echo()
+    rows = [("File", "Bytes", "Digest")]
+    for file in found.files:
+        digest = next((f"{key} {file.checks[key]}" for key in corpora.CHECKS if key in file.checks), "none")
+        rows.append((file.name, f"{file.nbytes:,}", digest + (" (optional)" if file.optional else "")))
+    _table(rows, right=(1,))
+
+
+@corpus.command()
+@click.argument("folder", type=click.Path(path_type=Path))
+@click.option("--corpus", "name", metavar="NAME", help="The corpus that it should be (default: as it looks).")
+@click.option("-q", "--quiet", is_flag=True, help="Only what is wrong.")
+@click.pass_context
+def verify(ctx: click.Context, folder: Path, name: str | None, quiet: bool) -> None:
+    """Check that FOLDER holds a corpus: sizes, and the digests that are published.
+
+    The exit status is 1 if a file is missing or differs, 2 if there are only files too many.
+    """
+    from lmcodec.cli.progress import printable
+    from lmcodec.measure import corpora
+
+    if not folder.is_dir():
+        raise ConfigError(f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder")
+    found = corpora.load(name) if name is not None else corpora.identify(folder)
+    findings = corpora.verify(folder, found)
+    for finding in findings:
+        if not quiet or finding.kind not in ("sound", "size only"):
+            click.echo(f"{printable(finding.name)}: {finding.kind} ({printable(finding.text)})")
+    counts = {kind: sum(f.kind == kind for f in findings) for kind in corpora.KINDS}
+    counted = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
+    click.echo(f"{found.name}: {counted}")
+    if counts["missing"] or counts["differs"]:
+        ctx.exit(1)
+    if counts["extra"]:
+        ctx.exit(2)
+
+
+@corpus.command()
+@click.option("--kind", required=True, help="prose, json, csv, log, code, random or repeated.")
+@click.option("--nbytes", type=Size(), required=True, help="How much: 65536, 64K, 4M.")
+@click.option("--seed", type=int, default=1, show_default=True, help="Other seeds, other text.")
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    required=True,
+    metavar="FILE",
+    help="Where to; - is standard output.",
+)
+def generate(kind: str, nbytes: int, seed: int, output: str) -> None:
+    """Write synthetic text: the same bytes for the same kind, size and seed, on every machine."""
+    from lmcodec.measure.synthetic import KINDS, pieces
+
+    if kind not in KINDS:
+        raise ConfigError(f"no kind of text is called {kind!r}: {', '.join(KINDS)}")
+    text = pieces(kind, nbytes, seed)
+    if output == "-":
+        if kind == "random" and sys.stdout.isatty():
+            raise ConfigError("random bytes are not written to a terminal: -o FILE")
+        for piece in text:
+            sys.stdout.buffer.write(piece)
+        sys.stdout.buffer.flush()
+        return
+    path = Path(output)
+    if path.exists() and not path.is_file():  # a device or a pipe
+        with open(path, "wb") as file:
+            file.writelines(text)
+        return
+    # Half a file would pass for a whole one: it gets its name when it is complete.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with open(temporary, "xb") as file:
+            file.writelines(text)
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+def _table(rows: list[tuple[str, ...]], right: tuple[int, ...]) -> None:
+    from lmcodec.cli.progress import printable
+
+    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    for row in rows:
+        cells = [c.rjust(width[i]) if i in right else c.ljust(width[i]) for i, c in enumerate(row)]
+        click.echo(printable("  ".join(cells).rstrip()))
