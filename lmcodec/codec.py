@@ -63,6 +63,10 @@ LEVELS = (
 )
 DEFAULT_LEVEL = 6
 
+# With a language model, a block of as many streams has two groups: while the network steps one, the other is
+# coded. Fewer streams a group would waste more of the products than that gains.
+LM_GROUPED_STREAMS = 8
+
 # What a caller may ask for instead of what makes a block smallest.
 METHODS = {"stored": Method.STORED, "cm": Method.CM, "lm+cm": Method.LM_CM, "lm": Method.LM}
 AUTO = "auto"
@@ -208,15 +212,18 @@ class _Seat:
         self.encoded: tuple[tuple[object, ...], _Encoded] | None = None
         self._decoded: tuple[tuple[object, ...], bytes] | None = None
 
-    def engine(self, coder: _Coder, continues: bool) -> Engine | LmEngine:
+    def engine(self, coder: _Coder, continues: bool, alone: bool = False) -> Engine | LmEngine:
         engine = self._engines.get(coder)
         if engine is None:
             engine = self._engines[coder] = coder.engine()
         elif not continues:
             engine.reset()
+        engine.helped = alone
         return engine
 
-    def decode(self, coder: _Coder, continues: bool, payload: bytes, nbytes: int) -> bytes | bytearray:
+    def decode(
+        self, coder: _Coder, continues: bool, payload: bytes, nbytes: int, alone: bool
+    ) -> bytes | bytearray:
         """The original of a payload.
 
         Raises:
@@ -226,7 +233,7 @@ class _Seat:
         if not continues and self._decoded is not None and self._decoded[0] == source:
             return self._decoded[1]
         self._decoded = None
-        original = self.engine(coder, continues).decode(payload, nbytes)
+        original = self.engine(coder, continues, alone).decode(payload, nbytes)
         if not continues and len(payload) * REPEAT_SHARE <= nbytes:
             self._decoded = source, bytes(original)
         return original
@@ -344,6 +351,10 @@ class _Pipeline:
         """Whether a block that needs `nbytes` may start; one that continues another waits for its end."""
         return not self._jobs or (not continues and len(self._jobs) < self._limit(nbytes))
 
+    def alone(self, nbytes: int, last: bool) -> bool:
+        """Whether threads are left to help with a block that needs `nbytes`: no other will be at work."""
+        return self.threads > 1 and not self._jobs and (last or self._limit(nbytes) == 1)
+
     def start(
         self,
         work: Callable[..., Any],
@@ -415,32 +426,32 @@ def _encode(
     model_nbytes: int,
     last: bool,
     continues: bool,
-    side_by_side: bool,
+    alone: bool,
     seat: _Seat,
 ) -> tuple[Block, bytes]:
     """A block by the method of `key` that makes it smallest, or stored.
 
     Args:
         model_nbytes: what naming the model would cost the frame.
-        side_by_side: try two methods in two threads. Changes no byte.
+        alone: no other block is at work, and further threads may be used. Changes no byte.
     """
     if len(key) > 1 and len(data) > SAMPLED_NBYTES:
-        key = _candidates(data, key, side_by_side)
+        key = _candidates(data, key, alone)
     block, payload, best = Block(Method.STORED, len(data), len(data), last=last), data, len(data)
-    for coder, coded in zip(key, _payloads(data, key, continues, side_by_side, seat), strict=True):
+    for coder, coded in zip(key, _payloads(data, key, continues, alone, seat), strict=True):
         cost = len(coded) + (model_nbytes if coder.model else 0)
         if len(coded) < len(data) and cost < best:
             block, payload, best = coder.block(len(data), len(coded), last, continues), coded, cost
     return block, block.pack(data, payload)
 
 
-def _payloads(data: bytes, key: _Key, continues: bool, side_by_side: bool, seat: _Seat) -> list[bytes]:
+def _payloads(data: bytes, key: _Key, continues: bool, alone: bool, seat: _Seat) -> list[bytes]:
     """What each coder makes of `data`."""
 
     def payload(coder: _Coder, seat: _Seat) -> bytes:
-        return seat.engine(coder, continues).encode(data)
+        return seat.engine(coder, continues, alone).encode(data)
 
-    if not side_by_side:
+    if not alone:
         return [payload(coder, seat) for coder in key]
     others = [_Job(partial(payload, coder), 0, seat) for coder in key[1:]]
     try:
@@ -451,7 +462,7 @@ def _payloads(data: bytes, key: _Key, continues: bool, side_by_side: bool, seat:
         raise
 
 
-def _candidates(data: bytes, key: _Key, side_by_side: bool) -> _Key:
+def _candidates(data: bytes, key: _Key, alone: bool) -> _Key:
     """Of two coders, the second with a model, those that may be the better one for a large block."""
     n_piece = min(max(len(data) // SAMPLE_SHARE // SAMPLE_NBYTES, 2), SAMPLES)
     last = len(data) - SAMPLE_NBYTES
@@ -459,7 +470,7 @@ def _candidates(data: bytes, key: _Key, side_by_side: bool) -> _Key:
     sample = b"".join(data[at : at + SAMPLE_NBYTES] for at in starts)
     key_of_sample = tuple(coder._replace(streams=1, groups=1, enlarge=0) for coder in key)
     seat = _Seat(key_of_sample)
-    without, beside = map(len, _payloads(sample, key_of_sample, False, side_by_side, seat))
+    without, beside = map(len, _payloads(sample, key_of_sample, False, alone, seat))
     if without <= CM_CLEAR * beside:
         return key[:1]
     clear = LM_CLEAR if len(data) <= LARGE_NBYTES else LM_CLEAR_LARGE
@@ -467,7 +478,12 @@ def _candidates(data: bytes, key: _Key, side_by_side: bool) -> _Key:
 
 
 def _decode(
-    block: Block, payload: bytes, where: str, coder: _Coder | None = None, seat: _Seat | None = None
+    block: Block,
+    payload: bytes,
+    where: str,
+    coder: _Coder | None = None,
+    alone: bool = False,
+    seat: _Seat | None = None,
 ) -> bytes | bytearray:
     """The original of a block, checked."""
     original: bytes | bytearray
@@ -475,7 +491,7 @@ def _decode(
         original = payload
     else:
         try:
-            original = seat.decode(coder, block.continues, payload, block.original_nbytes)
+            original = seat.decode(coder, block.continues, payload, block.original_nbytes, alone)
         except Corrupt as error:
             raise Corrupt(f"{where}: {error}") from error
     check = block.compute_check(original, payload)
@@ -529,7 +545,8 @@ class Compressor(_Reusable):
         solid: let each block continue the one before it: smaller, but one thread and no random access.
         content_size: bytes that the first frame will hold, to be said in its header if it has several blocks.
         streams: lockstep streams a block, 1 to 4, with a language model to 128; by the block's size if None.
-        groups: 1 or 2, at most `streams`.
+        groups: 1 or 2, at most `streams`; None for what the level does. With a language model, two can be
+            decoded in two threads.
         model: the language model of levels 3 to 9, by a shipped model's name or as a model file; by default
             the one that LMCODEC_MODEL names, else the level's.
         method: `auto` for the one that makes a block smallest of those that the level has; or the only one to
@@ -555,7 +572,7 @@ class Compressor(_Reusable):
         solid: bool = False,
         content_size: int | None = None,
         streams: int | None = None,
-        groups: int = 1,
+        groups: int | None = None,
         model: FilePath | None = None,
         method: str = AUTO,
     ) -> None:
@@ -572,9 +589,9 @@ class Compressor(_Reusable):
             raise ModelNotFound(f"method {method} needs a language model, and none is shipped or given")
         most = MAX_STREAMS[self._method or (Method.LM_CM if self._source else Method.CM)]
         self._streams = _optional("streams", streams, 1, most)
-        self._groups = _number("groups", groups, 1, 2)
-        if self._groups > (self._streams or 1):
-            raise ValueError(f"groups must be at most streams, not {self._groups} of {self._streams or 1}")
+        self._groups = _optional("groups", groups, 1, 2)
+        if groups is not None and groups > (self._streams or 1):
+            raise ValueError(f"groups must be at most streams, not {groups} of {self._streams or 1}")
         self._block_nbytes = (
             _optional("block_size", block_size, MIN_BLOCK_NBYTES, frame.MAX_BLOCK_NBYTES)
             or DEFAULT_BLOCK_NBYTES
@@ -687,7 +704,8 @@ class Compressor(_Reusable):
                     model.profile(1)  # refuses a model without one
                     profile = min(plan.model_profile, len(model.profiles))
             streams = min(streams, nbytes)
-            key += (_Coder(method, profile, streams, min(self._groups, streams), model, enlarge),)
+            groups = self._groups or (2 if model and streams >= LM_GROUPED_STREAMS else 1)
+            key += (_Coder(method, profile, streams, min(groups, streams), model, enlarge),)
         return key
 
     def _cut(self, last: bool) -> None:
@@ -709,8 +727,8 @@ class Compressor(_Reusable):
         elif previous is not None:
             key = (previous,)
         model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
-        side_by_side = last and self._pipeline.threads > 1 and not self._pipeline.n_at_work
-        work = partial(_encode, data, key, model_nbytes, last, continues, side_by_side)
+        alone = self._pipeline.alone(nbytes, last)
+        work = partial(_encode, data, key, model_nbytes, last, continues, alone)
         self._pipeline.start(work, nbytes, key, continues)
 
     def _previous_coder(self) -> _Coder | None:
@@ -775,7 +793,7 @@ def compress(
     threads: int | None = None,
     solid: bool = False,
     streams: int | None = None,
-    groups: int = 1,
+    groups: int | None = None,
     model: FilePath | None = None,
     method: str = AUTO,
 ) -> bytes:
@@ -1041,7 +1059,8 @@ class Decompressor(_Reusable):
         if block.method == Method.END:
             _decode(block, payload, where)
         else:
-            work = partial(_decode, block, payload, where, *key or ())
+            alone = self._pipeline.alone(need, walk.ended)
+            work = partial(_decode, block, payload, where, coder, alone)
             self._pipeline.start(work, need, key, block.continues)
         return True
 

@@ -48,6 +48,9 @@ class Engine:
 
     One thread at a time may use it. After an exception it must be reset.
 
+    Attributes:
+      helped: as `LmEngine.helped`; here there is nothing that a second thread could do.
+
     Args:
       profile: number of a frozen profile (FORMAT.md section 5), 1 `fast` or 2 `strong`, or a Profile.
       streams: B, lockstep streams a block, 1 to 4.
@@ -61,6 +64,7 @@ class Engine:
 
     def __init__(self, profile: int | Profile, streams: int = 1, groups: int = 1, enlarge: int = 0) -> None:
         loaded = load(profile) if isinstance(profile, int) else profile
+        self.helped = False
         self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(), enlarge)
 
     def reset(self) -> None:
@@ -115,6 +119,10 @@ class LmEngine:
 
     One thread at a time may use it. After an exception it must be reset.
 
+    Attributes:
+      helped: whether a second thread may run the network beside the coding of the block that begins next. It
+        changes no byte. Decoding has use for it where there are two groups.
+
     Args:
       model: the language model with its profiles.
       profile: number of one of these, from 1, or a Profile for a language model; None for the network alone.
@@ -138,6 +146,7 @@ class LmEngine:
         chosen = model.profile(profile) if isinstance(profile, int) else profile
         kernel = None if chosen is None else chosen.kernel
         self._vocabulary, self._streams = model.vocabulary, streams
+        self.helped = False
         self._coder = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(), enlarge)
 
     def reset(self) -> None:
@@ -156,7 +165,8 @@ class LmEngine:
         return [self._vocabulary.segment(block[a:b]) for a, b in pairwise(borders)]
 
     def _begin_encode(self, data: bytes | memoryview) -> None:
-        self._coder.begin_encode(np.frombuffer(data, np.uint8), np.concatenate(self.tokens(data)))
+        block, tokens = np.frombuffer(data, np.uint8), np.concatenate(self.tokens(data))
+        self._coder.begin_encode(block, tokens, self.helped)
 
     def trace(self, data: bytes | memoryview) -> Iterator[Decisions]:
         """The decisions that `encode` codes; afterwards the engine is as `encode` leaves it."""
@@ -172,7 +182,8 @@ class LmEngine:
           Corrupt: no encoder writes such a payload. (Most damage shows only in the block's check.)
         """
         out = bytearray(nbytes)
-        self._coder.begin_decode(np.frombuffer(out, np.uint8), np.frombuffer(payload, np.uint8))
+        block, words = np.frombuffer(out, np.uint8), np.frombuffer(payload, np.uint8)
+        self._coder.begin_decode(block, words, self.helped)
         if coder.use_constriction():
             decoder = coder.Decoder(payload)
             while not self._coder.done:

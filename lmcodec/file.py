@@ -239,7 +239,7 @@ class LMFile(io.BufferedIOBase):
         solid: bool = False,
         content_size: int | None = None,
         streams: int | None = None,
-        groups: int = 1,
+        groups: int | None = None,
         max_output: int | None = None,
         memory_limit: int | None = None,
         model: str | os.PathLike[str] | None = None,

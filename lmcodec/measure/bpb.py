@@ -102,7 +102,7 @@ def bits_per_byte(
     threads: int | None = None,
     solid: bool = False,
     streams: int | None = None,
-    groups: int = 1,
+    groups: int | None = None,
     network_only: bool = False,
 ) -> Measurement:
     """What `data` (any buffer) takes when `compress` with the same arguments codes it, and why.
@@ -161,7 +161,7 @@ class Meter:
         threads: int | None = None,
         solid: bool = False,
         streams: int | None = None,
-        groups: int = 1,
+        groups: int | None = None,
         network_only: bool = False,
     ) -> None:
         self._level = level

@@ -101,7 +101,7 @@ def trace(
     threads: int | None = None,
     solid: bool = False,
     streams: int | None = None,
-    groups: int = 1,
+    groups: int | None = None,
     begin: int | None = None,
     end: int | None = None,
     alternatives: int = 0,
@@ -165,7 +165,7 @@ def surprisal(
     threads: int | None = None,
     solid: bool = False,
     streams: int | None = None,
-    groups: int = 1,
+    groups: int | None = None,
 ) -> np.ndarray:
     """Bits that each byte of `data` (any buffer) takes when `compress` with the same arguments codes it.
 

@@ -82,7 +82,7 @@ class Coder {
     payload_ = Bytes();
   }
 
-  void begin_encode(Bytes data, Tokens tokens) {
+  void begin_encode(Bytes data, Tokens tokens, bool helped) {
     const std::uint32_t nbytes = checked(data.size());
     nb::gil_scoped_release release;
     // Tokens must spell the streams out, each on its own.
@@ -98,7 +98,7 @@ class Coder {
       require(at == border, kOtherTokens);
     }
     require(t == tokens.size(), "there are more tokens than the streams have");
-    coder_->begin_encode(data.data(), nbytes, tokens.data(), tokens.size());
+    coder_->begin_encode(data.data(), nbytes, tokens.data(), tokens.size(), helped);
   }
 
   std::size_t encode(Output bits, Probabilities p16) {
@@ -114,12 +114,12 @@ class Coder {
     return coder_->trace(bits.data(), p16.data(), offset.data(), network_p16.data(), room);
   }
 
-  void begin_decode(Output out, Bytes payload) {
+  void begin_decode(Output out, Bytes payload, bool helped) {
     const std::uint32_t nbytes = checked(out.size());
     out_ = out;  // shared, not copied
     payload_ = payload;
     nb::gil_scoped_release release;
-    coder_->begin_decode(out.data(), nbytes, payload.data(), payload.size());
+    coder_->begin_decode(out.data(), nbytes, payload.data(), payload.size(), helped);
   }
 
   bool decode(std::size_t n) {
@@ -170,10 +170,10 @@ void bind_token(nb::module_& m) {
            nb::arg("profile").none(), nb::arg("streams") = 1, nb::arg("groups") = 1, nb::arg("isa") = "",
            nb::arg("enlarge") = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
       .def("reset", &Coder::reset)
-      .def("begin_encode", &Coder::begin_encode, nb::arg("data"), nb::arg("tokens"))
+      .def("begin_encode", &Coder::begin_encode, nb::arg("data"), nb::arg("tokens"), nb::arg("helped") = false)
       .def("encode", &Coder::encode, nb::arg("bits"), nb::arg("p16"))
       .def("trace", &Coder::trace, nb::arg("bits"), nb::arg("p16"), nb::arg("offset"), nb::arg("network_p16"))
-      .def("begin_decode", &Coder::begin_decode, nb::arg("out"), nb::arg("payload"))
+      .def("begin_decode", &Coder::begin_decode, nb::arg("out"), nb::arg("payload"), nb::arg("helped") = false)
       .def("decode", &Coder::decode, nb::arg("n"))
       .def("push", &Coder::push, nb::arg("bit"))
       .def_prop_ro("done", &Coder::done)

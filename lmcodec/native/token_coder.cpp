@@ -2,7 +2,10 @@
 
 #include <algorithm>
 #include <cstddef>
+#include <system_error>
 #include <utility>
+
+#include "worker.h"
 
 #include "logistic.h"
 
@@ -31,25 +34,43 @@ void for_each_decision(const TokenTrie& trie, const std::uint8_t* bytes, std::ui
   }
 }
 
+// A second thread, if one is wanted and can be had.
+std::unique_ptr<Worker> make_worker(bool helped) {
+  if (!helped) return nullptr;
+  try {
+    return std::make_unique<Worker>();
+  } catch (const std::system_error&) {
+    return nullptr;
+  }
+}
+
 }  // namespace
 
 class TokenBlockCoder::Live : public TokenModel {
  public:
-  Live(const TokenCoding& coding, int n_stream, int n_group, bool continues)
+  // helped: a second thread steps one group's streams while another's are coded.
+  Live(const TokenCoding& coding, int n_stream, int n_group, bool continues, bool helped)
       : coding_(coding), in_first_((n_stream + n_group - 1) / n_group) {
     const int size[2] = {in_first_, n_stream - in_first_};
     for (int g = 0; g < n_group; ++g) {
       sessions_.push_back(std::make_unique<Session>(coding.network, size[g]));
       for (int s = 0; s < size[g]; ++s) sessions_.back()->reset(s, continues || g * in_first_ + s > 0);
     }
-    tokens_.resize(static_cast<std::size_t>(in_first_));
+    for (int g = 0; g < n_group; ++g) tokens_[g].resize(static_cast<std::size_t>(size[g]));
+    worker_ = make_worker(helped && n_group > 1);
   }
 
-  void step(const int* streams, const std::uint32_t* tokens, int n) override {
-    const int group = streams[0] >= in_first_;
-    std::fill(tokens_.begin(), tokens_.end(), 0u);  // of streams that are over
-    for (int k = 0; k < n; ++k) tokens_[static_cast<std::size_t>(streams[k] - group * in_first_)] = tokens[k];
-    sessions_[static_cast<std::size_t>(group)]->step(tokens_.data());
+  void step(int group, const int* streams, const std::uint32_t* tokens, int n) override {
+    std::vector<std::uint32_t>& all = tokens_[group];
+    std::fill(all.begin(), all.end(), 0u);  // of streams that are over
+    for (int k = 0; k < n; ++k) all[static_cast<std::size_t>(streams[k] - group * in_first_)] = tokens[k];
+    const auto job = [this, group] { sessions_[static_cast<std::size_t>(group)]->step(tokens_[group].data()); };
+    if (worker_) ticket_[group] = worker_->submit(job);
+    else job();
+  }
+
+  void wait(int group) override {
+    if (worker_) worker_->wait(ticket_[group]);
   }
 
   std::int32_t stretch(int s, const Sides& sides) override {
@@ -64,31 +85,38 @@ class TokenBlockCoder::Live : public TokenModel {
  private:
   const TokenCoding& coding_;
   const int in_first_;
-  std::vector<std::unique_ptr<Session>> sessions_;
-  std::vector<std::uint32_t> tokens_;
+  std::vector<std::unique_ptr<Session>> sessions_;  // of each group
+  std::vector<std::uint32_t> tokens_[2];
+  std::uint64_t ticket_[2] = {};
+  std::unique_ptr<Worker> worker_;  // the last: it uses the others
 };
 
 class TokenBlockCoder::Recorded : public TokenModel {
  public:
   // bytes, ends: as TokenLockstep's, kept by reference. Bytes and tokens of stream s are those from begin[s] and
-  // begin_token[s] on, up to the next stream's. first: the token before each stream's.
+  // begin_token[s] on, up to the next stream's. first: the token before each stream's. helped: a second thread runs
+  // ahead.
   Recorded(const TokenCoding& coding, const std::uint8_t* bytes, std::vector<std::size_t> begin,
            std::vector<std::uint16_t> tokens, std::vector<std::size_t> begin_token, std::vector<std::uint32_t> first,
-           bool continues)
+           bool continues, bool helped)
       : coding_(coding), n_stream_(first.size()), session_(coding.network, static_cast<int>(n_stream_)), bytes_(bytes),
         position_(std::move(begin)), tokens_(std::move(tokens)), begin_token_(std::move(begin_token)),
-        first_(std::move(first)), step_(n_stream_), stretches_(n_stream_), next_(n_stream_) {
+        first_(std::move(first)), step_(n_stream_), stretches_(n_stream_), fresh_(n_stream_), next_(n_stream_) {
     for (std::size_t s = 0; s < n_stream_; ++s) {
       session_.reset(static_cast<int>(s), continues || s > 0);
       longest_ = std::max(longest_, begin_token_[s + 1] - begin_token_[s]);
     }
+    worker_ = make_worker(helped);
+    begin_record();
   }
 
   // A stream takes as many steps as it has tokens.
-  void step(const int* streams, const std::uint32_t*, int n) override {
-    bool more = false;
-    for (int k = 0; k < n; ++k) more |= step_[static_cast<std::size_t>(streams[k])]++ == recorded_;
-    if (more) record();
+  void step(int, const int* streams, const std::uint32_t*, int n) override {
+    for (int k = 0; k < n; ++k) wanted_ = std::max(wanted_, ++step_[static_cast<std::size_t>(streams[k])]);
+  }
+
+  void wait(int) override {
+    while (available_ < wanted_) take_record();
   }
 
   std::int32_t stretch(int s, const Sides&) override {
@@ -97,17 +125,33 @@ class TokenBlockCoder::Recorded : public TokenModel {
   }
 
  private:
+  void begin_record() {
+    if (worker_) ticket_ = worker_->submit([this] { record(); });
+  }
+
+  // Takes over what was recorded, and has more recorded.
+  void take_record() {
+    if (worker_) worker_->wait(ticket_);
+    else record();
+    for (std::size_t s = 0; s < n_stream_; ++s) {
+      std::vector<std::int16_t>& known = stretches_[s];
+      known.erase(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(next_[s]));
+      known.insert(known.end(), fresh_[s].begin(), fresh_[s].end());
+      fresh_[s].clear();
+      next_[s] = 0;
+    }
+    available_ = recorded_;
+    if (available_ < longest_) begin_record();
+  }
+
   // Answers the decisions of some steps more. Only these are kept: a whole block's would take 13 bytes a byte.
   void record() {
     constexpr std::size_t kRows = 256;  // positions that a session takes through its layers at once
     const std::size_t from = recorded_, n = std::min(std::max<std::size_t>(1, kRows / n_stream_), longest_ - from);
     inputs_.assign(n * n_stream_, 0u);  // of streams that are over
-    for (std::size_t s = 0; s < n_stream_; ++s) {
-      stretches_[s].erase(stretches_[s].begin(), stretches_[s].begin() + static_cast<std::ptrdiff_t>(next_[s]));
-      next_[s] = 0;
+    for (std::size_t s = 0; s < n_stream_; ++s)
       for (std::size_t t = from; t < from + n && begin_token_[s] + t < begin_token_[s + 1]; ++t)
         inputs_[(t - from) * n_stream_ + s] = t ? tokens_[begin_token_[s] + t - 1] : first_[s];
-    }
     session_.run(inputs_.data(), n, [&](std::size_t first_row, int n_row) {
       for (int row = 0; row < n_row; ++row) {
         const std::size_t at = first_row + static_cast<std::size_t>(row), s = at % n_stream_;
@@ -125,7 +169,7 @@ class TokenBlockCoder::Recorded : public TokenModel {
     const std::uint32_t nbytes = coding_.trie.nbytes(tokens_[token]);
     for_each_decision(coding_.trie, bytes_ + position_[s], nbytes, token + 1 == begin_token_[s + 1],
                       [&](const Sides& sides) {
-                        stretches_[s].push_back(static_cast<std::int16_t>(coding_.stretch(
+                        fresh_[s].push_back(static_cast<std::int16_t>(coding_.stretch(
                             span(sides.one_low, sides.one_high), span(sides.zero_low, sides.zero_high))));
                       });
     position_[s] += nbytes;
@@ -140,10 +184,14 @@ class TokenBlockCoder::Recorded : public TokenModel {
   const std::vector<std::size_t> begin_token_;
   const std::vector<std::uint32_t> first_;
   std::vector<std::size_t> step_;                     // steps that each stream has begun
-  std::vector<std::vector<std::int16_t>> stretches_;  // of each stream's recorded decisions, from next_ on to come
+  std::vector<std::vector<std::int16_t>> stretches_;  // of each stream's decisions, from next_ on to come
+  std::vector<std::vector<std::int16_t>> fresh_;      // those recorded after them
   std::vector<std::size_t> next_;
   std::vector<std::uint32_t> inputs_;
-  std::size_t longest_ = 0, recorded_ = 0;  // steps: of the stream with most tokens, recorded
+  // Steps: of the stream with most tokens, begun by any stream, recorded, in stretches_.
+  std::size_t longest_ = 0, wanted_ = 0, recorded_ = 0, available_ = 0;
+  std::uint64_t ticket_ = 0;
+  std::unique_ptr<Worker> worker_;  // the last: it uses the others
 };
 
 TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, const Profile& profile,
@@ -187,7 +235,7 @@ std::vector<std::uint32_t> TokenBlockCoder::first_tokens() const {
 }
 
 void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint16_t* tokens,
-                                   std::size_t n_token) {
+                                   std::size_t n_token, bool helped) {
   begin_block(nbytes);
   bytes_.assign(bytes, bytes + nbytes);
   ends_.assign(nbytes, 0);
@@ -205,7 +253,7 @@ void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbyt
   }
   begin_lockstep(std::make_unique<Recorded>(coding_, bytes_.data(), std::move(begin),
                                             std::vector<std::uint16_t>(tokens, tokens + n_token),
-                                            std::move(begin_token), first_tokens(), continues_),
+                                            std::move(begin_token), first_tokens(), continues_, helped),
                  bytes_.data(), nbytes, ends_.data(), Direction::kEncode);
 }
 
@@ -239,10 +287,10 @@ std::size_t TokenBlockCoder::trace(std::uint8_t* bits, std::uint16_t* p16, std::
 }
 
 void TokenBlockCoder::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload,
-                                   std::size_t n) {
+                                   std::size_t n, bool helped) {
   begin_block(nbytes);
   decoder_ = RangeDecoder(payload, n);
-  begin_lockstep(std::make_unique<Live>(coding_, n_stream_, n_group_, continues_), bytes, nbytes, nullptr,
+  begin_lockstep(std::make_unique<Live>(coding_, n_stream_, n_group_, continues_, helped), bytes, nbytes, nullptr,
                  Direction::kDecode);
 }
 

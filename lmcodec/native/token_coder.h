@@ -35,17 +35,20 @@ class TokenBlockCoder {
   // Whether a block may begin: the one before has ended, or was forgotten.
   bool may_begin() const { return forget_ || lockstep_.done(); }
   // Encoding. The network runs over many positions at once; tokens: those of all streams one after another, whose
-  // strings are the block's bytes. Bytes and tokens are copied. Where this or the next throws, the coder is as after a
+  // strings are the block's bytes. helped: a second thread runs the network ahead. Bytes and tokens are copied. Where this or the next throws, the coder is as after a
   // reset.
-  void begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint16_t* tokens, std::size_t n_token);
+  void begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint16_t* tokens, std::size_t n_token,
+                    bool helped = false);
   // Up to `room` decisions and their probabilities; returns how many, 0 at the end.
   std::size_t encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room);
   // As encode(), with more about every decision: the byte of the block that it belongs to, which for the end of a token is
   // the one that follows it; and the probability that the network alone gives.
   std::size_t trace(std::uint8_t* bits, std::uint16_t* p16, std::uint32_t* offset, std::uint16_t* network_p16,
                     std::size_t room);
-  // Decoding: the block goes to bytes, which stays where it is until the block is done.
-  void begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload, std::size_t n);
+  // Decoding: the block goes to bytes, which stays where it is until the block is done. helped: with two groups, a second
+  // thread steps one while the other is coded.
+  void begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload, std::size_t n,
+                    bool helped = false);
   // Up to n decisions more; false if no encoder can have written the payload.
   bool decode(std::size_t n);
   bool done() const { return lockstep_.done(); }

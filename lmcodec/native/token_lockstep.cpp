@@ -58,25 +58,36 @@ void TokenLockstep::begin(TokenModel& model, const std::uint32_t* first, std::ui
     stream.end = static_cast<std::uint32_t>((s + 1) * nbytes / n_stream);
     stream.token = stream.token_before = first[s];
   }
-  group_ = -1;
+  for (int g = 0; g < n_group_; ++g) step(g);
+  group_ = n_group_ - 1;
   begin_step();
 }
 
-void TokenLockstep::begin_step() {
+int TokenLockstep::gather(int group) {
   const int in_first = (n_stream_ + n_group_ - 1) / n_group_;
+  const int from = group == 0 ? 0 : in_first, to = group == 0 ? in_first : n_stream_;
+  int n = 0;
+  for (int s = from; s < to; ++s) {
+    const Stream& stream = streams_[static_cast<std::size_t>(s)];
+    if (stream.position == stream.end) continue;
+    stepping_[static_cast<std::size_t>(n)] = s;
+    tokens_[static_cast<std::size_t>(n++)] = stream.token;
+  }
+  return n;
+}
+
+void TokenLockstep::step(int group) {
+  const int n = gather(group);
+  if (n) model_->step(group, stepping_.data(), tokens_.data(), n);
+}
+
+void TokenLockstep::begin_step() {
   n_open_ = cursor_ = 0;
   for (int passed = 0; passed < n_group_; ++passed) {
     group_ = (group_ + 1) % n_group_;
-    int n = 0;
-    const int from = group_ == 0 ? 0 : in_first, to = group_ == 0 ? in_first : n_stream_;
-    for (int s = from; s < to; ++s) {
-      Stream& stream = streams_[static_cast<std::size_t>(s)];
-      if (stream.position == stream.end) continue;
-      stepping_[static_cast<std::size_t>(n)] = s;
-      tokens_[static_cast<std::size_t>(n++)] = stream.token;
-    }
+    const int n = gather(group_);
     if (!n) continue;
-    model_->step(stepping_.data(), tokens_.data(), n);
+    model_->wait(group_);
     for (int k = 0; k < n; ++k) {
       const int s = stepping_[static_cast<std::size_t>(k)];
       Stream& stream = streams_[static_cast<std::size_t>(s)];
@@ -207,8 +218,12 @@ void TokenLockstep::end_round() {
   }
   n_open_ = n;
   cursor_ = 0;
-  if (n) open_round();
-  else begin_step();
+  if (n) {
+    open_round();
+  } else {
+    step(group_);
+    begin_step();
+  }
 }
 
 int TokenLockstep::truth() const {

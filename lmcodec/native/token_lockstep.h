@@ -20,8 +20,10 @@ struct Sides {
 class TokenModel {
  public:
   virtual ~TokenModel() = default;
-  // Predicts the token after tokens[k] for stream streams[k], k < n: all of a group's streams that go on.
-  virtual void step(const int* streams, const std::uint32_t* tokens, int n) = 0;
+  // Begins to predict the token after tokens[k] for stream streams[k], k < n: all of a group's streams that go on.
+  virtual void step(int group, const int* streams, const std::uint32_t* tokens, int n) = 0;
+  // Returns when that is done for a group: its decisions are asked for.
+  virtual void wait(int group) = 0;
   // The stretch of a decision of stream s, Q8, within +-3071.
   virtual std::int32_t stretch(int s, const Sides& sides) = 0;
 };
@@ -78,6 +80,8 @@ class TokenLockstep {
     bool at_end = false;                 // the decision is whether the token ends
   };
 
+  int gather(int group);      // its streams that go on, and their last tokens: to stepping_, tokens_; how many
+  void step(int group);       // has the model predict for these
   void begin_step();          // the next group with streams that go on
   bool begin_byte(int s);     // true if a decision is open
   bool go_on(int s);          // through what needs no coding; true if a decision is open, false if the token is complete
