@@ -112,6 +112,7 @@ struct ContextMixer::Stream {
   std::uint32_t place[1 << kPlaceFeatures] = {};
   std::uint32_t hash[kContextMax];
   std::uint8_t* slot[kContextMax];
+  std::uint8_t state[kContextMax] = {};  // of each slot at the bit at hand
   std::uint32_t* direct[kDirectMax];
   Match match[kMatchMax];
   std::uint32_t base[kRowMax];  // of each Row: what is fixed during the byte
@@ -522,12 +523,10 @@ std::uint32_t ContextMixer::predict(int s) {
 
   std::int32_t* x = stream.input;
   const std::uint32_t* maps = &learned_[profile_.maps_at()];
-  for (int i = 0; i < profile_.n_context; ++i, x += 2) {
-    // The empty history's entry stays at one half: both inputs are 0.
-    const std::uint32_t p = maps[i * 256 + stream.slot[i][node]] >> 10;
-    x[0] = logit.stretch(p);
-    x[1] = (static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11;
-  }
+  // The empty history's entry stays at one half: both inputs are 0.
+  for (int i = 0; i < profile_.n_context; ++i) stream.state[i] = stream.slot[i][node];
+  mixing_->map_inputs(maps, stream.state, profile_.n_context, logit.stretch12, x);
+  x += 2 * profile_.n_context;
   for (int d = 0; d < profile_.n_direct; ++d, x += 2) {
     const std::uint32_t p = stream.direct[d][node] >> 10;
     x[0] = logit.stretch(p);
@@ -618,12 +617,12 @@ void ContextMixer::update(int s, int bit) {
 
   std::uint32_t* maps = &learned_[profile_.maps_at()];
   const std::uint32_t limit = static_cast<std::uint32_t>(profile_.map_limit);
-  for (int i = 0; i < profile_.n_context; ++i) {
+  for (int i = 0; i < profile_.n_context; ++i) {  // contexts may share a slot: each takes it as the one before left it
     std::uint8_t& state = stream.slot[i][node];
-    train_counter(maps[i * 256 + state], bit, limit);
-    maps[i * 256] = kHalf22 << 10;
+    stream.state[i] = state;
     state = histories.next[state][bit];
   }
+  mixing_->train_maps(maps, stream.state, profile_.n_context, bit, limit);
   for (int d = 0; d < profile_.n_direct; ++d)
     train_counter(stream.direct[d][node], bit, static_cast<std::uint32_t>(profile_.direct_limit));
   for (int m = 0; m < profile_.n_match; ++m) {

@@ -12,7 +12,7 @@ constexpr std::uint32_t kHalf22 = 1u << (kProbabilityBits - 1);
 
 struct Logistic {
   std::uint16_t squash16[2 * kStretchMax + 1];  // p of 16 bits, 1 to 65535, for a stretch of x - kStretchMax
-  std::int16_t stretch12[4096];                 // Q8, by the upper 12 bits of a 22-bit p
+  std::int16_t stretch12[4096 + 1] = {};        // Q8, by the upper 12 bits of a 22-bit p; gathers read one more
 
   Logistic();
 

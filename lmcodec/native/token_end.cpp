@@ -81,10 +81,11 @@ std::uint32_t TokenEnd::predict(int s, const Situation& at, const MixingKernels&
   for (int i = 0; i < n_context_; ++i) {
     std::uint16_t& entry = *stream.entry[i];
     if (entry >> 8 != stream.check[i]) entry = static_cast<std::uint16_t>(stream.check[i] << 8);
-    const std::uint32_t p = maps_[static_cast<std::size_t>(i) * 256 + (entry & 255u)] >> 10;
-    add(logit.stretch(p), p, 1);
+    stream.state[i] = static_cast<std::uint8_t>(entry);
     (i < kOrders ? known : others) += (entry & 255) != 0;
   }
+  mixing.map_inputs(maps_.data(), stream.state, n_context_, logit.stretch12, x);
+  x += 2 * n_context_;
   const MapPlace place(at.stretch);
   const std::uint32_t map_row[kMaps] = {at.token & (kMapRows[0] - 1), mix32(at.token * 0x9E3779B1u + at.tail) >> 16};
   for (int a = 0; a < kMaps; ++a) {
@@ -131,11 +132,10 @@ void TokenEnd::update(int s, int bit, const MixingKernels& mixing) {
   for (int i = 0; i < n_context_; ++i) {
     // Two contexts may share an entry: each takes it as the one before left it.
     std::uint16_t& entry = *stream.entry[i];
-    std::uint32_t* map = &maps_[static_cast<std::size_t>(i) * 256];
-    train_counter(map[entry & 255], bit, kMapLimit);
-    map[0] = kHalf22 << 10;
+    stream.state[i] = static_cast<std::uint8_t>(entry);
     entry = static_cast<std::uint16_t>((entry & 0xff00) | histories.next[entry & 255][bit]);
   }
+  mixing.train_maps(maps_.data(), stream.state, n_context_, bit, kMapLimit);
   if (stream.match) train_counter(*stream.counter[kCounters - 1], bit == stream.match_bit, 1023);
 }
 

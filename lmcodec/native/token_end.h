@@ -63,7 +63,7 @@ class TokenEnd {
     std::uint32_t* counter[kCounters] = {};
     std::uint16_t* cell[kMaps] = {};
     std::uint16_t* entry[kContextMax] = {};
-    std::uint8_t check[kContextMax] = {};
+    std::uint8_t check[kContextMax] = {}, state[kContextMax] = {};
     std::uint32_t mixed_p = 0;
     bool match = false;
     int match_bit = 0;  // what the match model expects

@@ -1,0 +1,79 @@
+"""A second thread beside the coding of a block: the same bytes in both directions."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from itertools import product
+from pathlib import Path
+
+import pytest
+from test_lm_codec import NOISE, TEXT, model, model_file  # noqa: F401
+
+from lmcodec.codec import compress, decompress, frame_info, lm_streams
+from lmcodec.engine import LmEngine
+from lmcodec.errors import LmcodecError
+from lmcodec.lm.store import Model
+
+SHAPES = [(1, 1), (2, 1), (2, 2), (3, 2), (8, 2), (16, 2), (17, 1), (128, 2)]
+TEXTS = {"text": TEXT, "noise": NOISE, "short": TEXT[:130], "uneven": TEXT[:500] + NOISE[:7]}
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("profile", [1, None], ids=["mixed", "alone"])
+def test_the_same_bytes(model: Model, profile: int | None, shape: tuple[int, int]) -> None:  # noqa: F811
+    plain, helped = LmEngine(model, profile, *shape), LmEngine(model, profile, *shape)
+    helped.helped = True
+    for text in TEXTS.values():  # one continues the other
+        payload = plain.encode(text)
+        assert helped.encode(text) == payload
+    for engine, text in product((plain, helped), TEXTS.values()):
+        engine.reset()
+        payload = engine.encode(text)
+        engine.reset()
+        assert engine.decode(payload, len(text)) == text
+        (plain if engine is helped else helped).reset()
+        assert (plain if engine is helped else helped).decode(payload, len(text)) == text
+
+
+def test_it_may_change_from_block_to_block(model: Model) -> None:  # noqa: F811
+    rng = random.Random(4)
+    one, other = LmEngine(model, 1, 4, 2), LmEngine(model, 1, 4, 2)
+    payloads = []
+    for text in TEXTS.values():
+        one.helped = rng.random() < 0.5
+        payloads.append(one.encode(text))
+    for text, payload in zip(TEXTS.values(), payloads, strict=True):
+        other.helped = rng.random() < 0.5
+        assert other.decode(payload, len(text)) == text
+
+
+def test_blocks_that_are_left_or_damaged(model: Model) -> None:  # noqa: F811
+    engine = LmEngine(model, 1, 8, 2)
+    engine.helped = True
+    payload = engine.encode(TEXT)
+    rng = random.Random(6)
+    for _ in range(40):
+        damaged = bytearray(payload)
+        damaged[rng.randrange(len(damaged))] ^= 1 << rng.randrange(8)
+        engine.reset()
+        cut = bytes(damaged[: rng.randrange(len(damaged) + 1)])
+        with contextlib.suppress(LmcodecError):
+            assert len(engine.decode(cut, len(TEXT))) == len(TEXT)
+        engine.reset()
+    engine._begin_encode(TEXT)  # left at its beginning, its thread at work
+    engine.reset()
+    assert engine.decode(payload, len(TEXT)) == TEXT
+    engine._begin_encode(TEXT)
+    del engine
+
+
+def test_frames_do_not_depend_on_threads(model: Model, model_file: Path) -> None:  # noqa: F811
+    text = (TEXT * 300)[: 600 << 10]
+    frames = {compress(text, method="lm+cm", model=model_file, threads=threads) for threads in (1, 2, 3)}
+    assert len(frames) == 1
+    (frame,) = frames
+    (block,) = frame_info(frame).blocks
+    assert (block.streams, block.groups) == (lm_streams(len(text)), 2)
+    for threads in (1, 2):
+        assert decompress(frame, model=model_file, threads=threads) == text
