@@ -79,8 +79,10 @@ MAX_STREAMS = {Method.STORED: 128, Method.CM: 4, Method.LM_CM: 128, Method.LM: 1
 # it. Pieces of a larger block than SAMPLED_NBYTES, one after another, a sixteenth of it but not more than
 # SAMPLES of them, tell first. They favour the language model, which knows at once what context models learn
 # in time: where these need LM_CLEAR times its bytes or more (LM_CLEAR_LARGE in a block of more than
-# LARGE_NBYTES, which gives them longer) they never caught up, and where they need at most
-# CM_CLEAR times as many they always won (benchmarks/NOTES.md). In between both are tried.
+# LARGE_NBYTES, which gives them longer) they never caught up, and where they need at most CM_CLEAR times as
+# many they always won (benchmarks/NOTES.md). In between both are tried, and text that context models get
+# below REPETITIVE_BPB in the pieces (records, logs) has a quarter of the streams: it repeats what came just
+# before, which lockstep streams cannot see of each other.
 SAMPLED_NBYTES = 64 << 10
 SAMPLE_SHARE = 16
 SAMPLE_NBYTES = 4 << 10
@@ -88,7 +90,8 @@ SAMPLES = 16
 LM_CLEAR = 1.28
 LM_CLEAR_LARGE = 1.35
 LARGE_NBYTES = 1 << 20
-CM_CLEAR = 1.1
+CM_CLEAR = 1.03
+REPETITIVE_BPB = 1.6
 
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
 ENCODE_BUDGET_NBYTES = 1 << 30
@@ -154,6 +157,14 @@ class _Coder(NamedTuple):
     groups: int
     model: Model | None = None
     enlarge: int = 0
+    may_thin: bool = False
+
+    def thinned(self) -> _Coder:
+        """With a quarter of the streams, where their number is the codec's choice."""
+        if not self.may_thin:
+            return self
+        streams = max(self.streams // 4, 1)
+        return self._replace(streams=streams, groups=min(self.groups, lm_groups(streams)))
 
     def block(self, original_nbytes: int, payload_nbytes: int, last: bool, continues: bool) -> Block:
         """The header of a block that is coded so."""
@@ -473,8 +484,9 @@ def _candidates(data: bytes, key: _Key, alone: bool) -> _Key:
     without, beside = map(len, _payloads(sample, key_of_sample, False, alone, seat))
     if without <= CM_CLEAR * beside:
         return key[:1]
-    clear = LM_CLEAR if len(data) <= LARGE_NBYTES else LM_CLEAR_LARGE
-    return key[1:] if without >= clear * beside else key
+    if without >= (LM_CLEAR if len(data) <= LARGE_NBYTES else LM_CLEAR_LARGE) * beside:
+        return key[1:]
+    return tuple(coder.thinned() for coder in key) if 8 * without < REPETITIVE_BPB * len(sample) else key
 
 
 def _decode(
@@ -704,8 +716,9 @@ class Compressor(_Reusable):
                     model.profile(1)  # refuses a model without one
                     profile = min(plan.model_profile, len(model.profiles))
             streams = min(streams, nbytes)
-            groups = self._groups or (2 if model and streams >= LM_GROUPED_STREAMS else 1)
-            key += (_Coder(method, profile, streams, min(groups, streams), model, enlarge),)
+            groups = self._groups or (lm_groups(streams) if model else 1)
+            may_thin = method == Method.LM_CM and self._streams is None and self._groups is None
+            key += (_Coder(method, profile, streams, min(groups, streams), model, enlarge, may_thin),)
         return key
 
     def _cut(self, last: bool) -> None:
@@ -736,7 +749,8 @@ class Compressor(_Reusable):
         previous = None if self._walk is None else self._walk.previous
         if previous is None:
             return None
-        return next((c for c in self._chain_key if c.block(0, 0, False, False).coder == previous.coder), None)
+        coders = [variant for coder in self._chain_key for variant in (coder, coder.thinned())]
+        return next((c for c in coders if c.block(0, 0, False, False).coder == previous.coder), None)
 
     def _take(self) -> None:
         block, packed = self._pipeline.take()
@@ -765,6 +779,11 @@ class Compressor(_Reusable):
 def lm_streams(nbytes: int, plan: Level = LEVELS[DEFAULT_LEVEL]) -> int:
     """Lockstep streams of a block of `nbytes` bytes with a language model."""
     return min(1 << max(nbytes // plan.stream_nbytes, 1).bit_length() - 1, plan.streams)
+
+
+def lm_groups(streams: int) -> int:
+    """Groups of a block of so many lockstep streams with a language model."""
+    return 2 if streams >= LM_GROUPED_STREAMS else 1
 
 
 def _method(name: Any) -> Method | None:
