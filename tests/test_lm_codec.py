@@ -406,8 +406,8 @@ def pieces(data: bytes, n_piece: int, nbytes: int) -> bytes:
     [
         (0.5, 0.39, Method.LM_CM),  # 1.28 times as many bytes and more
         (0.5, 0.395, None),
-        (0.5, 0.45, None),
-        (0.5, 0.46, Method.CM),  # less than 1.1 times as many
+        (0.5, 0.48, None),
+        (0.5, 0.49, Method.CM),  # less than 1.03 times as many
         (0.5, 0.6, Method.CM),
     ],
 )
@@ -454,6 +454,36 @@ def test_large_blocks_give_context_models_longer(
     compress(bytes(nbytes), model=model_file)
     assert cm.coded == [2000] + [nbytes] * n_trial
     assert lm.coded == [2000, nbytes]
+
+
+@pytest.mark.parametrize(
+    ("cm_share", "lm_share", "streams", "groups", "given"),
+    [
+        (0.19, 0.16, 2, 1, {}),  # less than 1.6 bits a byte
+        (0.21, 0.17, 8, 2, {}),
+        (0.19, 0.14, 8, 2, {}),  # clear
+        (0.19, 0.16, 8, 1, {"streams": 8}),
+    ],
+)
+def test_records_have_fewer_streams(
+    cm_share: float,
+    lm_share: float,
+    streams: int,
+    groups: int,
+    given: dict[str, Any],
+    model_file: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(engine, "Engine", Fixed(cm_share))
+    monkeypatch.setattr(engine, "LmEngine", Fixed(lm_share))
+    data = random.Random(1).randbytes(512 * KIB)
+    given = {**given, "groups": 1} if given else {}
+    compressor = Compressor(6, model=model_file, solid=True, block_size=len(data), **given)
+    packed = compressor.compress(data + data[: 100 * KIB]) + compressor.flush()
+    first, second = frame_info(packed).blocks or ()
+    assert (first.method, first.streams, first.groups) == (Method.LM_CM, streams, groups)
+    assert second.continues
+    assert second.coder == first.coder
 
 
 def test_two_methods_are_tried_at_the_same_time(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
