@@ -171,8 +171,8 @@ _NUMBERS = {**profile.load(1).spec["numbers"], "table_log2": 14, "map_limit": 25
 
 
 def spec_of(part: int, n_part: int) -> dict[str, Any]:
-    """One of n_part specifications that together have every feature and every selector."""
-    features = profile.FEATURES[1:]
+    """One of n_part specifications that together have every feature and every selector of method cm."""
+    features = [name for name in profile.FEATURES[1:] if name not in profile.LM_FEATURES]
     selectors = [name for name in profile.SELECTORS if name not in profile.LM_SELECTORS]
     return {
         "contexts": [[name] for name in features[part::n_part]],
