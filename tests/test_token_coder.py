@@ -62,7 +62,9 @@ CM_SPEC = {
 }
 # As many of everything as there can be, the fastest rates.
 LARGEST: dict[str, Any] = {
-    "contexts": [[f"order{1 + i % 8}", *profile.LM_FEATURES[i % 4 : i // 8]] for i in range(64)],
+    "contexts": [
+        [f"order{1 + i % 8}", *profile.LM_FEATURES[i % 4 : min(i // 8, i % 4 + 3)]] for i in range(64)
+    ],
     "selectors": [
         *("order0", "match", "known", "lm", "lm_match", "token"),
         *("word", "field", "nest", "match_byte", "byte1", "column"),
