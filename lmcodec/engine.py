@@ -244,7 +244,18 @@ def _table_nbytes(profile: Profile, block_nbytes: int, chained: bool, enlarge: i
     return min(most, max(profile.table_nbytes, 1 << (wanted - 1).bit_length()))
 
 
-_LM_FIXED_NBYTES = 14 << 20  # direct counters, counters of token ends, maps, weights, buffers
+def _end_table_nbytes(profile: Profile, block_nbytes: int, chained: bool) -> int:
+    """Bytes of the table of token ends: 16 bits an entry, sized by a chain's first block."""
+    numbers = profile.spec["numbers"]
+    most = numbers.get("end_log2", 22)  # the kernel's default
+    wanted = max(numbers.get("n_end", 0) * block_nbytes, 1)
+    return 2 << (most if chained else min(max((wanted - 1).bit_length(), 10), most))
+
+
+_LM_FIXED_NBYTES = 16 << 20  # direct counters, counters and maps of token ends, buffers
+_MAP_ROW_NBYTES = 25 * 2  # cells of an adaptive map
+_MAP_ROWS = {"order1": 1 << 16, "tokens": 1 << 16, **dict.fromkeys(("hash2", "hash3", "hash_word"), 1 << 14)}
+_MAP_ROWS_ELSE = 640  # at most
 _LM_TOKEN_NBYTES = 1 << 10  # of the vocabulary: 128 rows of frequencies and their sums
 _LM_STREAM_NBYTES = 640 << 10  # a stream's view of the text, its states and frequencies
 _LM_ALONE_NBYTES = 6 << 20  # buffers, where no context models stand beside the network
@@ -284,6 +295,10 @@ def lm_memory_nbytes(
         return len(chosen.spec["matches"]) * (4 << max(log2, 10))
 
     tables = _table_nbytes(chosen, block_nbytes, chained, enlarge) + match_nbytes(block_nbytes)
+    tables += _end_table_nbytes(chosen, block_nbytes, chained)
+    maps = [*chosen.spec["maps"], *chosen.spec.get("lm_maps", [])]
+    tables += sum(_MAP_ROW_NBYTES * _MAP_ROWS.get(name, _MAP_ROWS_ELSE) for name in maps)
+    tables += 16 * chosen.kernel.n_learned  # what coding begins with, how it is read, what becomes of it
     if streams > 1:
         tables += streams * match_nbytes(-(-block_nbytes // streams))
     extra = _LM_FIXED_NBYTES + _LM_STREAM_NBYTES * streams + (_CHAIN_NBYTES if chained else 0)

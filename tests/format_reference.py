@@ -285,6 +285,7 @@ def class_of(c: int) -> int:
 
 CLASS = [class_of(c) for c in range(256)]
 DELIMITERS = b" ,;\t|"
+PLACE = ["begun", "token", "token1", "token2"]
 FIELD_MAX = 63
 
 
@@ -437,6 +438,7 @@ class TextState:
             "key_before": self.key_before,
             "value": self.value,
             "parent": self.parent,
+            **dict.fromkeys(PLACE, 0),
         }
 
     # Update
@@ -612,16 +614,21 @@ class Profile:
     """A profile's specification and the values that state begins with."""
 
     spec: dict[str, Any]
-    maps: list[tuple[int, int]]  # (p, count): 256 for each context, 1024 for each match model
+    # (p, count): 256 for each context, 1024 for each match model, 256 for each context of token ends
+    maps: list[tuple[int, int]]
     weights: list[int]  # Q16: rows of the first layer, selector by selector; rows of the second
 
     def number(self, name: str) -> int:
         return int(self.spec["numbers"].get(name, DEFAULTS[name]))
 
     @property
+    def lm_maps(self) -> list[str]:
+        return list(self.spec.get("lm_maps", []))
+
+    @property
     def n_input(self) -> int:
         n = 2 * len(self.spec["contexts"]) + 2 * self.number("n_direct") + 2 * len(self.spec["matches"]) + 1
-        n += 2 * self.number("lm")
+        n += 2 * self.number("lm") + len(self.lm_maps)
         return (n + 15) // 16 * 16
 
 
@@ -637,6 +644,9 @@ DEFAULTS = {
     "apm_rate": 6,
     "apm_weight": 8,
     "lm": 0,
+    "lm_map_rate": 5,
+    "n_end": 0,
+    "end_log2": 22,
 }
 
 
@@ -662,7 +672,8 @@ def read_profiles(data: bytes) -> list[Profile]:
 
 def _read_profile(spec: dict[str, Any], packed: bytes) -> Profile:
     body = lzma.decompress(packed)
-    n_map = 256 * len(spec["contexts"]) + 1024 * len(spec["matches"])
+    n_end = spec["numbers"].get("n_end", DEFAULTS["n_end"])
+    n_map = 256 * len(spec["contexts"]) + 1024 * len(spec["matches"]) + 256 * n_end
     n_weight = (len(body) - 3 * n_map) // 2
     p = struct.unpack_from(f"<{n_map}H", body)
     count = struct.unpack_from(f"<{n_map}B", body, 2 * n_map)
@@ -696,6 +707,7 @@ SELECTOR_ROWS = {
     "lm": 192,
     "lm_match": 216,
     "token": 128,
+    "tokens": 65536,
 }
 FINAL_SELECTORS = {0: "zero", 1: "order0"}
 WEIGHT_MAX = 2**19 - 1
@@ -777,7 +789,7 @@ class Stream:
         self.d: list[int] = []
         self.final_row: list[int] = []
         self.p_final = 0
-        self.cells: list[tuple[list[int], int]] = []  # (cells, index) of the final maps to train
+        self.cells: list[Cell] = []  # of the final maps
 
 
 def train(row: list[int], inputs: list[tuple[int, int]], p: int, y: int, rate: int) -> None:
@@ -786,6 +798,29 @@ def train(row: list[int], inputs: list[tuple[int, int]], p: int, y: int, rate: i
     for i, x in inputs:
         w = row[i] + (x * e + 32768 >> 16)
         row[i] = w if -WEIGHT_MAX <= w <= WEIGHT_MAX else WEIGHT_MAX if w > 0 else -WEIGHT_MAX
+
+
+@dataclass
+class Cell:
+    """Of a map over a stretch: what was read there, and what is trained."""
+
+    cells: list[int]
+    j: int
+    f: int
+
+    @property
+    def q(self) -> int:
+        return self.cells[self.j] * (256 - self.f) + self.cells[self.j + 1] * self.f >> 8
+
+    def train(self, y: int, rate: int) -> None:
+        j = self.j + (self.f >= 128)
+        self.cells[j] += (65535 + 2**rate - 1 if y else 0) - self.cells[j] >> rate
+
+
+def cell_of(cells: list[int], stretched: int) -> Cell:
+    v = stretched + 3072
+    j = min(v >> 8, 23)
+    return Cell(cells, j, v - 256 * j)
 
 
 class Coder(Protocol):
@@ -854,22 +889,24 @@ class ContextMixer:
         for match, table in zip(stream.matches, self.match_tables, strict=True):
             self._find(stream, match, table)
 
+    def make_hashes(self, stream: Stream) -> None:
+        """Once a byte."""
+        if stream.hashes:
+            return
+        match = stream.matches[0]
+        values = stream.text.features()
+        values["match_byte"] = 0 if match.at is None else match.predicted + 1 + (bucket(match.length) << 9)
+        stream.hashes = [
+            context_hash(i, [values[name] for name in names]) for i, names in enumerate(self.spec["contexts"])
+        ]
+
     def lookup(self, stream: Stream) -> None:
-        if not stream.hashes:
-            match = stream.matches[0]
-            values = stream.text.features()
-            values["match_byte"] = (
-                0 if match.at is None else match.predicted + 1 + (bucket(match.length) << 9)
-            )
-            stream.hashes = [
-                context_hash(i, [values[name] for name in names])
-                for i, names in enumerate(self.spec["contexts"])
-            ]
+        self.make_hashes(stream)
         c0 = stream.c0 >> stream.n_bit - 4 if stream.n_bit >= 4 else 0
         stream.slots = []
         filled = []  # whether the slot's first node was not empty, before the next context's lookup
-        for h in stream.hashes:
-            slot = self.table.lookup(mix(h + c0 * GOLDEN32))
+        for h, place in zip(stream.hashes, self.places(stream), strict=True):
+            slot = self.table.lookup(mix(h + c0 * GOLDEN32 + place))
             stream.slots.append(slot)
             filled.append(slot[1] != 0)
         stream.known = [*(filled[i] for i in self.known), False].index(False)
@@ -937,23 +974,26 @@ class ContextMixer:
         stream.final_row = self.final[self.row(stream, self.final_selector)]
         d = clip(sum(w * v >> 8 for w, v in zip(stream.final_row, stream.d, strict=False)) >> 8)
         stream.p_final = p = squash(d)
-        stream.cells = []
-        if not self.final_maps:
+        stream.cells = [
+            cell_of(rows[self.row(stream, name)], d)
+            for rows, name in zip(self.final_maps, self.spec["maps"], strict=True)
+        ]
+        if not stream.cells:
             return min(max(p, 1), 65535)
-        v = d + 3072
-        j = min(v >> 8, 23)
-        f = v - 256 * j
-        total = 0
-        for rows, name in zip(self.final_maps, self.spec["maps"], strict=True):
-            cells = rows[self.row(stream, name)]
-            total += cells[j] * (256 - f) + cells[j + 1] * f >> 8
-            stream.cells.append((cells, j + (f >= 128)))
+        average = sum(cell.q for cell in stream.cells) // len(stream.cells)
         weight = self.profile.number("apm_weight")
-        p = p * (16 - weight) + total // len(self.final_maps) * weight >> 4
+        p = p * (16 - weight) + average * weight >> 4
         return min(max(p, 1), 65535)
 
-    def lm_inputs(self, stream: Stream) -> tuple[int, ...]:
-        return ()
+    def lm_inputs(self, stream: Stream) -> list[int]:
+        return []
+
+    def update_lm_maps(self, stream: Stream, y: int) -> None:
+        pass
+
+    def places(self, stream: Stream) -> list[int]:
+        """Of each context: what section 8.4 adds to its hash."""
+        return [0] * len(self.spec["contexts"])
 
     @staticmethod
     def _node(stream: Stream) -> int:
@@ -1005,10 +1045,9 @@ class ContextMixer:
         for row, d in zip(stream.rows, stream.d, strict=True):
             train(row, stream.inputs, squash(d), y, number("weight_rate"))
         train(stream.final_row, list(enumerate(stream.d)), stream.p_final, y, number("final_rate"))
-        rate = number("apm_rate")
-        goal = 65535 + 2**rate - 1 if y else 0
-        for cells, j in stream.cells:
-            cells[j] += goal - cells[j] >> rate
+        for cell in stream.cells:
+            cell.train(y, number("apm_rate"))
+        self.update_lm_maps(stream, y)
         node = self._node(stream)
         for slot, counters in zip(stream.slots, self.maps, strict=True):
             state = slot[node]  # others may share the slot and have changed it since predict
@@ -1065,7 +1104,8 @@ class TokenStream(Stream):
 
     def __init__(self, spec: dict[str, Any]) -> None:
         super().__init__(spec)
-        self.before = 0  # the last complete token
+        self.before = self.before2 = 0  # the last complete token, the one before it
+        self.begun = False  # the byte at hand, or the next one
         self.state: network.State | None = None
         self.cum = np.zeros(1, np.uint64)  # sums of the frequencies below each token
         # The token so far.
@@ -1078,6 +1118,8 @@ class TokenStream(Stream):
         self.zero: list[int] = []
         self.stretch = 0  # L
         self.nibble = -1  # that was looked up
+        self.lm_cells: list[Cell] = []  # of the language model's maps
+        self.entries: list[tuple[list[int], int]] = []  # of the token's end: entry, check
         self.question: Question | None = None
 
 
@@ -1089,12 +1131,20 @@ class TokenMixer(ContextMixer):
     ) -> None:
         self.model = model
         self.strings = model.vocabulary.strings
+        self.nbytes = nbytes
+        prefixes = {s[:n] for s in self.strings for n in range(len(s) + 1)}
+        self.numbers = {s: i for i, s in enumerate(sorted(prefixes, key=lambda s: (len(s), s)))}
+        self.lm_maps = [defaultdict[int, list[int]](CELLS.copy) for _ in profile.lm_maps]
         super().__init__(profile, nbytes, n_stream, enlarge)
 
     def begin(self) -> None:
         weights, at = self.profile.weights, self.weights_end
-        self.token_end = TokenEnd(weights[at : at + TokenEnd.N_WEIGHT])
-        at += TokenEnd.N_WEIGHT
+        n_end = self.profile.number("n_end")
+        end_maps = [Counter(p, n) for p, n in self.profile.maps[len(self.profile.maps) - 256 * n_end :]]
+        n = TokenEnd.n_weight(n_end)
+        n_entry = power_of_two(2**10, n_end * self.nbytes, 2 ** self.profile.number("end_log2"))
+        self.token_end = TokenEnd(n_end, end_maps, weights[at : at + n], n_entry.bit_length() - 1)
+        at += n
         for rows, name in zip(self.final_maps, self.spec["maps"], strict=True):
             if SELECTOR_ROWS[name] > 1024:
                 continue
@@ -1113,7 +1163,8 @@ class TokenMixer(ContextMixer):
         for s, stream in enumerate(self.token_streams):
             cut = s > 0 or not self.is_first
             stream.state = network.start(self.model, np.array([cut]))
-            stream.before = len(self.strings) + cut
+            stream.before = stream.before2 = len(self.strings) + cut
+            stream.begun = False
         self.is_first = False
         n_first = -(-len(self.streams) // n_group)
         groups = [self.token_streams[:n_first], self.token_streams[n_first:]]
@@ -1133,7 +1184,9 @@ class TokenMixer(ContextMixer):
         is_open = [stream for stream in streams if self._go_on(stream)]
         while is_open:
             for stream in is_open:
-                if not stream.at_end and stream.nibble != stream.n_bit // 4:
+                if stream.at_end:
+                    self.lookup_end(stream)
+                elif stream.nibble != stream.n_bit // 4:
                     self.lookup(stream)
                     stream.nibble = stream.n_bit // 4
             p = [self._predict(stream) for stream in is_open]
@@ -1143,7 +1196,9 @@ class TokenMixer(ContextMixer):
     # 8.2 Bytes
 
     def _begin_byte(self, stream: TokenStream) -> None:
-        self.find_matches(stream)
+        if not stream.begun:
+            self.find_matches(stream)
+            stream.begun = True
         stream.left = [t for t in stream.within if len(self.strings[t]) > len(stream.u)]
         stream.nibble = -1
 
@@ -1161,21 +1216,22 @@ class TokenMixer(ContextMixer):
             stream.u += bytes([stream.c0 & 255])
             stream.within = stream.left
             self.end_byte(stream)
+            stream.begun = False
             is_token = self.strings[stream.within[0]] == stream.u
             if stream.at == stream.end:
                 require(is_token, "corrupt: a stream ends inside a token")
                 return self._end_token(stream)
             if is_token and len(stream.within) == 1:
                 return self._end_token(stream)
+            self._begin_byte(stream)
             if is_token:
                 stream.at_end = True
                 stream.one, stream.zero = stream.within[:1], stream.within[1:]
                 return True
-            self._begin_byte(stream)
 
     @staticmethod
     def _end_token(stream: TokenStream) -> bool:
-        stream.before = stream.within[0]
+        stream.before2, stream.before = stream.before, stream.within[0]
         return False
 
     def _predict(self, stream: TokenStream) -> int:
@@ -1195,8 +1251,11 @@ class TokenMixer(ContextMixer):
         stream.at_end = False
         if y:
             return self._end_token(stream)
-        self._begin_byte(stream)
         return self._go_on(stream)
+
+    def lookup_end(self, stream: TokenStream) -> None:
+        self.make_hashes(stream)
+        stream.entries = self.token_end.lookup(stream.within[0], stream.hashes)
 
     def _update_end(self, stream: TokenStream, y: int) -> None:
         assert stream.question is not None
@@ -1214,9 +1273,31 @@ class TokenMixer(ContextMixer):
 
     # 8.4 A bit
 
-    def lm_inputs(self, stream: Stream) -> tuple[int, ...]:
+    def places(self, stream: Stream) -> list[int]:
         assert isinstance(stream, TokenStream)
-        return lm_pair(stream.stretch)
+        said = [int(stream.u != b""), self.numbers[stream.u], stream.before, stream.before2]
+        places = []
+        for names in self.spec["contexts"]:
+            x = 0
+            for name, v in zip(PLACE, said, strict=True):
+                if name in names:
+                    x = (x + v + 1) * 0xD6E8FEB86659FD93 & MASK64
+                    x ^= x >> 32
+            places.append(x >> 20 & MASK32)
+        return places
+
+    def lm_inputs(self, stream: Stream) -> list[int]:
+        assert isinstance(stream, TokenStream)
+        stream.lm_cells = [
+            cell_of(rows[self.row(stream, name)], stream.stretch)
+            for rows, name in zip(self.lm_maps, self.profile.lm_maps, strict=True)
+        ]
+        return [*lm_pair(stream.stretch), *(STRETCH[64 * cell.q >> 10] for cell in stream.lm_cells)]
+
+    def update_lm_maps(self, stream: Stream, y: int) -> None:
+        assert isinstance(stream, TokenStream)
+        for cell in stream.lm_cells:
+            cell.train(y, self.profile.number("lm_map_rate"))
 
     def row(self, stream: Stream, selector: str) -> int:
         assert isinstance(stream, TokenStream)
@@ -1228,6 +1309,9 @@ class TokenMixer(ContextMixer):
         if selector == "lm_match":
             used = stream.match_used[0]
             return 9 * step + (1 + 4 * used[1] + bucket(stream.matches[0].length) // 4 if used else 0)
+        if selector == "tokens":
+            tokens = mix(self.numbers[stream.u] * GOLDEN32 + mix(stream.before))
+            return (tokens + stream.c0 * 0x9E3B) % 2**16
         return super().row(stream, selector)
 
 
@@ -1246,46 +1330,66 @@ class Question:
     counters: list[Counter]  # of tables 0 to 3
     of_match: Counter | None  # of table 4
     ends: int
+    cells: list[Cell]
+    entries: list[list[int]]  # (check, history) of the contexts
     inputs: list[tuple[int, int]]
     rows: list[list[int]]
     d: list[int]
     final_row: list[int]
-    p_final: int
+    p: int
 
-    @property
-    def p(self) -> int:
-        return min(max(self.p_final, 1), 65535)
+
+def empty_entry() -> list[int]:
+    return [0, 0]
 
 
 class TokenEnd:
-    """Counters and mixer."""
+    """Tables and mixer."""
 
-    ROWS = 24, 24, 16
-    N_WEIGHT = (24 + 24 + 16 + 24) * 16
+    ROWS = 24, 24, 16, 64
 
-    def __init__(self, weights: list[int]) -> None:
-        rows = [weights[16 * i : 16 * (i + 1)] for i in range(24 + 24 + 16 + 24)]
-        self.layers = [rows[:24], rows[24:48], rows[48:64]]
-        self.final = rows[64:]
+    @staticmethod
+    def n_input(n_end: int) -> int:
+        return (2 * n_end + 15 + 15) // 16 * 16
+
+    @classmethod
+    def n_weight(cls, n_end: int) -> int:
+        return sum(cls.ROWS) * cls.n_input(n_end) + 24 * 16
+
+    def __init__(self, n_end: int, maps: list[Counter], weights: list[int], log2: int) -> None:
+        n_input, at = self.n_input(n_end), 0
+        self.layers = []
+        for n_row in self.ROWS:
+            self.layers.append([weights[at + n_input * i : at + n_input * (i + 1)] for i in range(n_row)])
+            at += n_row * n_input
+        self.final = [weights[at + 16 * i : at + 16 * (i + 1)] for i in range(24)]
+        self.maps = [maps[256 * i : 256 * (i + 1)] for i in range(n_end)]
+        self.log2 = log2
+        self.entries = defaultdict[int, list[int]](empty_entry)
         self.tables = [defaultdict[int, Counter](Counter) for _ in range(4)]
         self.of_matches = [Counter(3 * 2**20) for _ in range(16)]
+        self.cells = [defaultdict[int, list[int]](CELLS.copy) for _ in range(2)]
+
+    def lookup(self, u: int, hashes: list[int]) -> list[tuple[list[int], int]]:
+        """(entry, check) of each context."""
+        a = [mix(h + u * GOLDEN32) for h, _ in zip(hashes, self.maps, strict=False)]
+        return [(self.entries[x >> 32 - self.log2], x & 255) for x in a]
 
     def ask(self, stream: TokenStream, history: bytearray, strings: tuple[bytes, ...]) -> Question:
         u, before, n, stretched = stream.within[0], stream.before, len(stream.u), stream.stretch
-        match = stream.matches[0]
-        at = match.at
-        counts = at is not None and match.length >= n and at < len(history) and at >= n
+        match, tail = stream.matches[0], stream.text.order(4)
         length = after = ends = 0
+        counts = match.at is not None and match.length >= n and match.at >= n
         if counts:
-            assert at is not None
-            length, after = 1 + bucket(match.length) // 2, 1 + history[at]
-            text = bytes(history[at - n :])
+            assert match.at is not None
+            length, after = 1 + bucket(match.length) // 2, 1 + history[match.at]
+            text = bytes(history[match.at - n :])
             ends = int(max(len(s) for s in strings if text.startswith(s)) == n)
         index = [
             u % 2**16,
             self._hash(u << 16 | before),
             self._hash(u << 16 | after),
-            self._hash((u << 32 | stream.text.order(4)) + 1),
+            self._hash((u << 32 | tail) + 1),
         ]
         counters = [table[i] for table, i in zip(self.tables, index, strict=True)]
         of_match = self.of_matches[length]
@@ -1293,27 +1397,47 @@ class TokenEnd:
         x = list(lm_pair(stretched))
         for counter, factor in (*((c, 1) for c in counters), (of_match, sign)):
             x += [factor * STRETCH[counter.p >> 10], factor * (counter.p - 2**21 >> 11)]
+        seen = []
+        for (entry, check), of_context in zip(stream.entries, self.maps, strict=True):
+            if entry[0] != check:
+                entry[:] = [check, 0]
+            p = of_context[entry[1]].p
+            x += [STRETCH[p >> 10], p - 2**21 >> 11]
+            seen.append(entry[1] != 0)
+        map_rows = [u % 2**13, mix(u * GOLDEN32 + tail) >> 16]
+        cells = [cell_of(rows[i], stretched) for rows, i in zip(self.cells, map_rows, strict=True)]
+        x += [STRETCH[64 * cell.q >> 10] for cell in cells]
         x.append(256)
         inputs = list(enumerate(x))
         chosen = 2 * length + ends if counts else 0
-        numbers = [stretched + 3072 >> 8, chosen, min(n, 15)]
+        orders = 8 * sum(seen[:7]) + 7 * sum(seen[7:]) // max(1, len(seen) - 7)
+        numbers = [stretched + 3072 >> 8, chosen, min(n, 15), orders]
         rows = [layer[i] for layer, i in zip(self.layers, numbers, strict=True)]
         d = [clip(sum(row[i] * v >> 8 for i, v in inputs) >> 8) for row in rows]
         final_row = self.final[chosen]
         p = squash(clip(sum(final_row[i] * v >> 8 for i, v in enumerate(d)) >> 8))
-        return Question(counters, of_match if counts else None, ends, inputs, rows, d, final_row, p)
+        entries = [entry for entry, _ in stream.entries]
+        return Question(
+            counters, of_match if counts else None, ends, cells, entries, inputs, rows, d, final_row, p
+        )
 
     @staticmethod
     def _hash(x: int) -> int:
         return (x * GOLDEN64 & MASK64) >> 48
 
-    @staticmethod
-    def update(asked: Question, y: int) -> None:
+    def update(self, asked: Question, y: int) -> None:
         for row, d in zip(asked.rows, asked.d, strict=True):
-            train(row, asked.inputs, squash(d), y, 3)
-        train(asked.final_row, list(enumerate(asked.d)), asked.p_final, y, 2)
+            train(row, asked.inputs, squash(d), y, 6)
+        train(asked.final_row, list(enumerate(asked.d)), asked.p, y, 2)
+        for cell in asked.cells:
+            cell.train(y, 5)
         for counter in asked.counters:
             counter.train(y, 255)
+        for entry, of_context in zip(asked.entries, self.maps, strict=True):
+            state = entry[1]  # others may share the entry and have changed it since it was asked
+            if state:
+                of_context[state].train(y, 1023)
+            entry[1] = NEXT[state][y]
         if asked.of_match:
             asked.of_match.train(int(y == asked.ends), 1023)
 
@@ -1336,6 +1460,9 @@ class NetworkAlone(TokenMixer):
         pass
 
     def lookup(self, stream: Stream) -> None:
+        pass
+
+    def lookup_end(self, stream: TokenStream) -> None:
         pass
 
     def _predict(self, stream: TokenStream) -> int:

@@ -26,10 +26,11 @@ SHAPES = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (4, 1), (4, 2)]  # streams, gr
 
 
 def covering_specs() -> dict[str, dict[str, Any]]:
-    """Profiles that together use every feature and every selector, and most of what there can be most of."""
+    """Profiles that together use every feature and every selector but those of language models, and most of
+    what there can be most of."""
     wide = [name for name in profile.SELECTORS if name == "order1" or name.startswith("hash")]  # 65,536 rows
     narrow = [name for name in profile.SELECTORS if name not in [*wide, *profile.LM_SELECTORS]]
-    features = [name for name in profile.FEATURES if name != "none"]
+    features = [name for name in profile.FEATURES if name not in ["none", *profile.LM_FEATURES]]
     rng = random.Random(1)
     several = [rng.sample(features, 2 + i % 3) for i in range(64 - len(features))]
     numbers = {"match_log2": 12, "weight_rate": 10, "final_rate": 3, "apm_rate": 5, "map_limit": 1023}
@@ -141,7 +142,8 @@ def test_every_shape(which: int | str, streams: int, groups: int) -> None:
 def test_the_specs_cover_everything() -> None:
     specs = covering_specs().values()
     assert {f for spec in specs for context in spec["contexts"] for f in context} == {*profile.FEATURES} - {
-        "none"
+        "none",
+        *profile.LM_FEATURES,
     }
     assert {s for spec in specs for s in (*spec["selectors"], *spec["maps"])} == {*profile.SELECTORS} - {
         *profile.LM_SELECTORS

@@ -171,8 +171,8 @@ _NUMBERS = {**profile.load(1).spec["numbers"], "table_log2": 14, "map_limit": 25
 
 
 def spec_of(part: int, n_part: int) -> dict[str, Any]:
-    """One of n_part specifications that together have every feature and every selector."""
-    features = profile.FEATURES[1:]
+    """One of n_part specifications that together have every feature and every selector of method cm."""
+    features = [name for name in profile.FEATURES[1:] if name not in profile.LM_FEATURES]
     selectors = [name for name in profile.SELECTORS if name not in profile.LM_SELECTORS]
     return {
         "contexts": [[name] for name in features[part::n_part]],
@@ -256,21 +256,56 @@ LM_INPUTS = {
     # With two streams, the first one's match runs up to the block's end.
     "ahead": b"xyz" + bytes(497 + 17) + bytes(random.Random(1).choices(range(0x80, 0x90), k=483)),
     "counts": b"a" * 900,
+    # The least of all tables, and after each byte the question whether the token ends.
+    "short": bytes(random.Random(3).choices(b"awtbi", k=90)),
 }
 LM_SHAPES = [(1, 1), (2, 1), (2, 2), (3, 2), (8, 1), (40, 2)]
-LM_QUICK = [("words", (1, 1)), ("runs", (3, 2)), ("ladder", (8, 1)), ("ahead", (2, 1))]
+LM_QUICK = [("words", (1, 1)), ("runs", (3, 2)), ("ladder", (8, 1)), ("ahead", (2, 1)), ("short", (1, 1))]
 
 
 def lm_spec(part: int) -> dict[str, Any]:
-    """Every selector that a language model adds, and some that match models and lookups have a part in."""
+    """Every feature, selector and list that a language model adds, and some that match models and lookups
+    have a part in; the last one without what it may leave out."""
+    contexts = [["order1"], ["order2"], ["order3", "column"], ["word"], ["match_byte"], ["above_next"]]
+    if part == 2:
+        contexts = contexts[1:2]  # few inputs for the rows of `tokens`
+    placed = [
+        [
+            *(["order1", "begun"], ["token2", "order2", "begun"], ["token1", "token", "order1"]),
+            *(["token"], ["token2"], ["token2", "token1", "token", "begun"], ["token1", "token1", "word"]),
+        ],
+        [["begun"], ["order3", "token1"], ["token", "order1"]],
+        [],
+    ][part]
+    selectors = [
+        ["order0", "known", "lm", "token"],
+        ["match", "lm_match", "match_byte", "token"],
+        ["zero", "tokens"],
+    ]
+    lm_maps = [
+        {"lm_maps": ["order1", "tokens", "hash2", "hash3", "hash_word", "match_byte", "lm_match", "tokens"]},
+        {"lm_maps": ["token", "lm", "zero", "classes", "field", "known"]},
+        {},
+    ]
+    numbers: list[dict[str, int]] = [
+        # More than seven contexts of token ends; few entries, so that they share them, and the check decides.
+        {"n_end": len(contexts) + len(placed), "end_log2": 10, "lm_map_rate": 3},
+        {"n_end": 8, "end_log2": 13},
+        {},
+    ]
     return {
-        "contexts": [["order1"], ["order2"], ["order3", "column"], ["word"], ["match_byte"], ["above_next"]],
-        "selectors": [["order0", "known", "lm", "token"], ["match", "lm_match", "match_byte", "token"]][part],
-        "maps": [["lm", "lm_match", "order1"], ["token"]][part],
-        "matches": [[5, 2], [3]][part],
+        # The order of all: those of token ends are the first.
+        "contexts": [*placed[:3], *contexts, *placed[3:]],
+        "selectors": selectors[part],
+        "maps": [["lm", "lm_match", "order1"], ["token", "tokens"], []][part],
+        "matches": [[5, 2], [3], [4]][part],
         # The rest as a profile has it that does not say.
-        "numbers": {"lm": 1, "table_log2": 13, "match_log2": 10, "weight_rate": 14},
+        "numbers": {"lm": 1, "table_log2": 13, "match_log2": 10, "weight_rate": 14, **numbers[part]},
+        **lm_maps[part],
     }
+
+
+N_LM_PART = 3
 
 
 @cache
@@ -288,8 +323,8 @@ def lm_model() -> IntegerModel:
 
 @cache
 def lm_file() -> bytes:
-    """Its file, with both profiles."""
-    plain = b"".join(profile.pack(s, profile_start(s)) for s in map(lm_spec, range(2)))
+    """Its file, with all profiles."""
+    plain = b"".join(profile.pack(s, profile_start(s)) for s in map(lm_spec, range(N_LM_PART)))
     return weights.pack(replace(lm_model(), mixer=plain))
 
 
@@ -301,6 +336,7 @@ def profile_start(spec: dict[str, Any]) -> np.ndarray:
     learned = np.empty(kernel.n_learned, np.uint32)
     learned[:n_map] = rng.integers(1, 65536, n_map) << 16 | rng.integers(0, 255, n_map)
     learned[: 256 * len(spec["contexts"]) : 256] = 1 << 31
+    learned[n_map - 256 * spec["numbers"].get("n_end", 0) : n_map : 256] = 1 << 31
     learned[n_map:n_cell].view(np.int32)[:] = rng.integers(-(1 << 13), 1 << 15, n_cell - n_map)
     learned[n_cell:] = rng.integers(0, 65536, len(learned) - n_cell)
     return learned
@@ -321,7 +357,7 @@ def lm_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for shape in LM_SHAPES
     ],
 )
-@pytest.mark.parametrize("number", [1, 2])
+@pytest.mark.parametrize("number", range(1, N_LM_PART + 1))
 def test_token_decisions(lm_path: Path, number: int, name: str, shape: tuple[int, int]) -> None:
     """The reference predicts what the kernel predicts, along a chain of two blocks."""
     n_stream, n_group = shape

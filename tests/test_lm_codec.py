@@ -37,14 +37,24 @@ WORDS = ["the", "of", "and", "walrus", "überzählig", "наука", "文字", "
 TEXT = " ".join(random.Random(3).choices(WORDS, k=600)).encode()
 NOISE = random.Random(5).randbytes(3000)
 
-# Few contexts; every input, selector and map that a language model adds.
+# Few contexts; every feature, input, selector and map that a language model adds.
 SPECS: list[dict[str, Any]] = [
     {
-        "contexts": [["order2"], ["word", "order1"]],
+        "contexts": [["order2", "begun"], ["word", "order1"], ["token", "token2"], ["order1", "token1"]],
         "selectors": ["order0", "match", "lm", "lm_match", "token"],
         "maps": ["lm", "lm_match", "order1"],
+        "lm_maps": ["order1", "tokens", "hash_word", "match_byte"],
         "matches": [4],
-        "numbers": {"lm": 1, "table_log2": 14, "match_log2": 10, "n_direct": 1, "weight_rate": 10},
+        "numbers": {
+            "lm": 1,
+            "table_log2": 14,
+            "match_log2": 10,
+            "n_direct": 1,
+            "weight_rate": 10,
+            "n_end": 3,
+            "end_log2": 21,
+            "lm_map_rate": 4,
+        },
     },
     {
         "contexts": [["order3"]],
@@ -734,7 +744,7 @@ def test_models_are_loaded_once_unless_their_file_changes(
 # Limits, damage
 
 
-MEASURE_ALONE = """
+MEASURE = """
 import sys
 from lmcodec.engine import LmEngine, lm_memory_nbytes
 from lmcodec.lm import store
@@ -743,26 +753,58 @@ def status(name):
     with open("/proc/self/status") as file:
         return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
 
-path, streams, nbytes = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
+path, number, streams, nbytes = sys.argv[1], *map(int, sys.argv[2:])
 data = bytes(range(97, 123)) * (nbytes // 26)
 before = status("VmRSS")
 model = store.load(store.find(path))
-coder = LmEngine(model, None, streams)
+coder = LmEngine(model, number or None, streams)
 payload = coder.encode(data)
 coder.reset()
 assert coder.decode(payload, len(data)) == data
-print(status("VmHWM") - before, lm_memory_nbytes(model, None, len(data), streams, encoding=True))
+print(status("VmHWM") - before, lm_memory_nbytes(model, number or None, len(data), streams, encoding=True))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("streams", "nbytes"), [(1, 1 << 12), (128, 1 << 12), (4, 1 << 19)])
-def test_memory_without_context_models(streams: int, nbytes: int, model_file: Path) -> None:
-    arguments = [sys.executable, "-I", "-c", MEASURE_ALONE, str(model_file), str(streams), str(nbytes)]
+def check_memory(path: Path, number: int, streams: int, nbytes: int) -> None:
+    arguments = [sys.executable, "-I", "-c", MEASURE, str(path), *map(str, (number, streams, nbytes))]
     run = subprocess.run(arguments, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr
     used, most = map(int, run.stdout.split())
     assert used <= most
+
+
+linux = pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+
+
+@linux
+@pytest.mark.parametrize(("streams", "nbytes"), [(1, 1 << 12), (128, 1 << 12), (4, 1 << 19)])
+def test_memory_without_context_models(streams: int, nbytes: int, model_file: Path) -> None:
+    check_memory(model_file, 0, streams, nbytes)
+
+
+@linux
+@pytest.mark.parametrize(
+    ("number", "streams", "nbytes"), [(1, 1, 1 << 12), (1, 3, 1 << 18), (2, 128, 1 << 12)]
+)
+def test_memory_with_context_models(number: int, streams: int, nbytes: int, model_file: Path) -> None:
+    check_memory(model_file, number, streams, nbytes)
+
+
+@linux
+def test_memory_of_large_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The most there can be of rows: maps of the language model, final maps, entries of token ends."""
+    spec = {
+        "contexts": [["order1"], ["token"]] * 32,
+        "selectors": ["zero"],
+        "maps": ["tokens", "order1"] * 3,
+        "lm_maps": ["tokens", "order1"] * 4,
+        "matches": [5],
+        "numbers": {"lm": 1, "table_log2": 12, "n_end": 64, "end_log2": 24},
+    }
+    monkeypatch.setitem(globals(), "SPECS", [spec])
+    path = tmp_path / "large.lmm"
+    path.write_bytes(weights.pack(with_profiles(tiny_model())))
+    check_memory(path, 1, 1, 1 << 17)
 
 
 @pytest.mark.usefixtures("_no_cm")

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_token_coder import coding
 
 from lmcodec import _kernel, profile
 from lmcodec.engine import Engine
@@ -254,6 +255,104 @@ def test_specifications_out_of_range(name: str) -> None:
     with pytest.raises(ValueError, match="out of range"):
         profile.build(changed(**copy.deepcopy(OUT_OF_RANGE[name])))
     check_corrupt(rebuilt(changed(**copy.deepcopy(OUT_OF_RANGE[name]))))
+
+
+# A profile for a language model, and what is out of bounds there.
+LM_SPEC: dict[str, Any] = {
+    **SPEC,
+    "contexts": [["order1"], ["token", "order3"], ["token1", "begun", "token2"]],
+    "selectors": ["tokens", "zero"],
+    "lm_maps": ["lm", "order0"],
+    "numbers": {**SPEC["numbers"], "lm": 1, "n_end": 2, "end_log2": 11, "lm_map_rate": 6},
+}
+LM_OUT_OF_RANGE: dict[str, dict[str, Any]] = {
+    "nine of the model's maps": {"lm_maps": ["zero"] * 9},
+    **{
+        f"{name} {value}": {"numbers": {**LM_SPEC["numbers"], name: value}}
+        for name, low, high in (("lm", 0, 1), ("n_end", 0, 3), ("end_log2", 10, 24), ("lm_map_rate", 1, 15))
+        for value in (low - 1, high + 1)
+    },
+}
+
+
+@pytest.mark.parametrize("name", LM_OUT_OF_RANGE)
+def test_specifications_for_a_language_model_out_of_range(name: str) -> None:
+    with pytest.raises(ValueError, match="out of range"):
+        profile.build({**LM_SPEC, **LM_OUT_OF_RANGE[name]})
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [
+        *({"contexts": [["order1"], [name]]} for name in profile.LM_FEATURES),
+        *({"selectors": [name]} for name in profile.LM_SELECTORS),
+        *({"maps": [name]} for name in profile.LM_SELECTORS),
+        {"lm_maps": ["zero"]},
+        {"numbers": {"n_end": 1}},
+    ],
+)
+def test_what_needs_a_language_model(parts: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="a language model: lm must be 1"):
+        profile.build(changed(**parts))
+    numbers = {"lm": 1, **parts.get("numbers", {})}
+    profile.build(changed(**{**parts, "numbers": numbers}))
+
+
+def lm_values() -> np.ndarray:
+    """Every value another one, each within its bounds."""
+    kernel = profile.build(LM_SPEC).kernel
+    rng = np.random.default_rng(1)
+    n_map, n_weight = kernel.weights_at, kernel.cells_at
+    learned = np.empty(kernel.n_learned, np.uint32)
+    learned[:n_map] = rng.integers(1, 65536, n_map) << 16 | rng.integers(0, 256, n_map)
+    for empty in (0, 256, 512, n_map - 512, n_map - 256):  # histories of contexts, of those of token ends
+        learned[empty] = 1 << 31
+    learned[n_map:n_weight].view(np.int32)[:] = rng.integers(-(1 << 14), 1 << 14, n_weight - n_map) << 4
+    learned[n_weight:] = rng.integers(0, 4096, len(learned) - n_weight) << 4
+    return learned
+
+
+def test_learned_state_of_token_ends() -> None:
+    """Maps, match maps, maps of token ends; weights, among them those of token ends; cells of final maps."""
+    kernel = profile.build(LM_SPEC).kernel
+    n_end, n_input, n_end_input = 2, kernel.n_input, 32  # 2 * 2 + 15 of 32
+    assert kernel.weights_at == 256 * 3 + 1024 + 256 * n_end
+    n_weight = (65536 + 1) * n_input + 16 + (24 + 24 + 16 + 64) * n_end_input + 24 * 16
+    assert kernel.cells_at - kernel.weights_at == n_weight
+    assert kernel.n_learned - kernel.cells_at == 25
+    learned = lm_values()
+    kernel.set_learned(learned)
+    last = kernel.n_learned - 1
+    for at, value in (
+        *((0, 0), (512, 1023), (kernel.weights_at - 512, 0), (kernel.weights_at - 256, (1 << 31) + 1)),
+        *((kernel.weights_at, 1 << 19), (kernel.cells_at - 1, 1 << 19), (kernel.cells_at - 1, 1 << 31)),
+        *((kernel.cells_at, 65536), (last, 65536), (last, 0xFFFFFFFF)),
+    ):
+        bad = learned.copy()
+        bad[at] = value
+        with pytest.raises(ValueError, match="out of range"):
+            kernel.set_learned(bad)
+
+
+def lm_learned_of(loaded: profile.Profile) -> np.ndarray:
+    """What a coder's state begins with."""
+    one = _kernel.TokenCoder(coding(), loaded.kernel)
+    one.begin_encode(np.zeros(1, np.uint8), np.zeros(1, np.uint16))
+    return one.learned
+
+
+def test_what_is_packed_for_a_language_model_is_parsed() -> None:
+    packed = profile.pack(LM_SPEC, lm_values())
+    parsed = profile.parse(packed)
+    assert parsed.spec == LM_SPEC
+    assert (lm_learned_of(parsed) == lm_values()).all()
+    n_text, n_packed = struct.unpack_from("<II", packed, 5)
+    assert len(packed) == 13 + n_text + n_packed
+    # A file whose counter for the empty history of token ends is another.
+    body = bytearray(lzma.decompress(packed[13 + n_text :]))
+    body[2 * (parsed.kernel.weights_at - 256) + 1] ^= 1
+    damaged = lzma.compress(bytes(body), preset=0)
+    check_corrupt(packed[:9] + struct.pack("<I", len(damaged)) + packed[13 : 13 + n_text] + damaged)
 
 
 def test_unknown_names() -> None:

@@ -32,14 +32,62 @@ from lmcodec.lm.vocab import Vocabulary
 SHAPES = [(1, 1), (2, 1), (2, 2), (3, 1), (3, 2), (8, 1), (8, 2), (128, 1), (128, 2)]
 ROOM = 777  # decisions a call: no divisor of what there is
 
+# Every feature, selector, list and number that a language model adds.
 SPEC: dict[str, Any] = {
-    "contexts": [["order1"], ["order2"], ["order3"], ["word", "order1"], ["column", "above"]],
-    "selectors": ["order0", "match", "known", "lm", "lm_match", "token"],
-    "maps": ["lm", "lm_match", "order1"],
+    "contexts": [
+        *(["order1", "begun"], ["order2"], ["order3"], ["word", "order1", "token"], ["column", "above"]),
+        *(["token1", "token2"], ["token2", "begun", "order1"], ["token"], ["token1", "token", "order1"]),
+    ],
+    "selectors": ["order0", "match", "known", "lm", "lm_match", "token", "tokens"],
+    "maps": ["lm", "lm_match", "order1", "tokens"],
+    "lm_maps": ["order1", "tokens", "hash2", "hash_word", "match_byte", "lm_match", "token", "lm"],
     "matches": [5, 12],
-    "numbers": {"lm": 1, "table_log2": 14, "match_log2": 11, "weight_rate": 12, "final_selector": 1},
+    "numbers": {
+        "lm": 1,
+        "table_log2": 14,
+        "match_log2": 11,
+        "weight_rate": 12,
+        "final_selector": 1,
+        "n_end": 8,
+        "end_log2": 11,
+        "lm_map_rate": 6,
+    },
 }
-CM_SPEC = {**SPEC, "selectors": ["order0", "match"], "maps": [], "numbers": {"table_log2": 14}}
+CM_SPEC = {
+    "contexts": [["order1"], ["order2"], ["word", "order1"]],
+    "selectors": ["order0", "match"],
+    "maps": [],
+    "matches": [5, 12],
+    "numbers": {"table_log2": 14},
+}
+# As many of everything as there can be, the fastest rates.
+LARGEST: dict[str, Any] = {
+    "contexts": [
+        [f"order{1 + i % 8}", *profile.LM_FEATURES[i % 4 : min(i // 8, i % 4 + 3)]] for i in range(64)
+    ],
+    "selectors": [
+        *("order0", "match", "known", "lm", "lm_match", "token"),
+        *("word", "field", "nest", "match_byte", "byte1", "column"),
+    ],
+    "maps": ["lm", "lm_match", "token", "tokens", "order1", "zero"],
+    "lm_maps": ["tokens", "order1", "hash2", "hash3", "hash_word", "lm", "lm_match", "match_byte"],
+    "matches": [5, 12, 1],
+    "numbers": {
+        "lm": 1,
+        "table_log2": 14,
+        "match_log2": 11,
+        "final_selector": 1,
+        "n_direct": 4,
+        "apm_weight": 16,
+        "weight_rate": 64,
+        "final_rate": 64,
+        "apm_rate": 1,
+        "lm_map_rate": 1,
+        "map_limit": 1023,
+        "n_end": 64,
+        "end_log2": 10,
+    },
+}
 
 
 @cache
@@ -73,15 +121,16 @@ def neutral() -> profile.Profile:
 
 
 @cache
-def extreme_profile(sign: int) -> profile.Profile:
-    """Every weight at its bound, maps and cells at their ends, the fastest rates."""
-    made = profile.build({**SPEC, "numbers": {**SPEC["numbers"], "weight_rate": 64, "final_rate": 64}})
+def extreme_profile(sign: int, certain: int) -> profile.Profile:
+    """Every weight at its bound, maps and cells at an end, the most inputs and the fastest rates."""
+    made = profile.build(LARGEST)
     learned = np.empty(made.kernel.n_learned, np.uint32)
     n_map, n_weight = made.kernel.weights_at, made.kernel.cells_at
-    learned[:n_map] = 0xFFFFFFFF if sign > 0 else 1023
-    learned[: 256 * len(SPEC["contexts"]) : 256] = 1 << 31
+    learned[:n_map] = 0xFFFFFFFF if certain else 1023
+    learned[: 256 * len(LARGEST["contexts"]) : 256] = 1 << 31
+    learned[n_map - 256 * LARGEST["numbers"]["n_end"] : n_map : 256] = 1 << 31
     learned[n_map:n_weight].view(np.int32)[:] = sign * ((1 << 19) - 1)
-    learned[n_weight:] = 65535 if sign > 0 else 0
+    learned[n_weight:] = 65535 if certain else 0
     made.kernel.set_learned(learned)
     return made
 
@@ -151,6 +200,12 @@ def check_roundtrip(chain: list[bytes], streams: int, groups: int) -> None:
     encoder.reset()
     for then, now in zip(made[0], decisions(encoder, chain[0], streams), strict=True):
         assert (then == now).all()
+
+
+def test_the_specification_covers_what_a_language_model_adds() -> None:
+    assert {*profile.LM_FEATURES} <= {name for context in SPEC["contexts"] for name in context}
+    assert {*profile.LM_SELECTORS} <= {*SPEC["selectors"]}
+    assert {*profile.LM_SELECTORS} <= {*SPEC["maps"], *SPEC["lm_maps"]}
 
 
 @pytest.mark.parametrize(("streams", "groups"), SHAPES)
@@ -227,6 +282,7 @@ def test_the_stretch_of_the_first_decision() -> None:
         **SPEC,
         "selectors": ["zero"],
         "maps": [],
+        "lm_maps": [],
         "numbers": {"lm": 1, "apm_weight": 0, "table_log2": 14},
     }
     only_lm = profile.build({**spec, "numbers": {**spec["numbers"], "final_selector": 0}})
@@ -260,9 +316,11 @@ def test_every_instruction_set() -> None:
 
 
 @pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("certain", [0, 1])
 @pytest.mark.parametrize("streams", [1, 3])
-def test_extreme_weights(sign: int, streams: int) -> None:
-    chosen = extreme_profile(sign).kernel
+def test_extreme_weights(sign: int, certain: int, streams: int) -> None:
+    chosen = extreme_profile(sign, certain).kernel
+    assert chosen.n_input == 160
     coders = [_kernel.TokenCoder(coding(extreme=True), chosen, streams) for _ in range(2)]
     for block in blocks():
         bits, p16 = decisions(coders[0], block, streams)
@@ -506,8 +564,9 @@ def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 CASES: dict[str, tuple[bool, Callable[[], profile.Profile | None]]] = {
     "neutral": (False, neutral),
-    "extreme, up": (True, lambda: extreme_profile(1)),
-    "extreme, down": (True, lambda: extreme_profile(-1)),
+    "extreme, up": (True, lambda: extreme_profile(1, 1)),
+    "extreme, down": (True, lambda: extreme_profile(-1, 1)),
+    "extreme, both down": (True, lambda: extreme_profile(-1, 0)),
     "network alone": (False, lambda: None),
 }
 

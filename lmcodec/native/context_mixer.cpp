@@ -215,6 +215,7 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
     while (end_log2 < profile_.end_log2 &&
            (std::uint64_t{1} << end_log2) < std::uint64_t{nbytes} * static_cast<unsigned>(profile_.n_end))
       ++end_log2;
+    end_.reset();  // before the next is made: two of them would take twice the memory
     end_ = std::make_unique<TokenEnd>(profile_.n_end, &prior_[profile_.end_maps_at()], &prior_[profile_.end_at()],
                                       end_log2, n_stream);
   }
