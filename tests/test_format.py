@@ -28,7 +28,7 @@ LEVELS = {"fast": 1, "strong": 2}
 
 # Golden frames small enough for every run; the others are slow.
 QUICK_GOLDEN = ["empty", "one-byte", "stored", "bytes-fast", "text-fast", "streams-4-2-fast", "bytes-strong"]
-QUICK_GOLDEN += ["network", "network-solid-3-2"]
+QUICK_GOLDEN += ["network", "network-solid-3-2", "mixed"]
 
 
 def check_reference_decodes(frame: bytes, original: bytes) -> None:

@@ -36,21 +36,42 @@ SHAPES = [(1, 1), (2, 1), (4, 2)]  # streams, groups
 LM_SHAPES = [(1, 1), (3, 2), (8, 1), (40, 2)]
 WIDE = ["Ωκεανός", "наука", "文字", "überzählig", "한국어", "😀", "𠀀𠀁", "naïve", "ελληνικά", "🜁🜂"]
 
-# Of lm.lmm: every input, selector and map that a language model adds.
+# Of lm.lmm: every feature, input, selector, map and number that a language model adds.
 SPECS: list[dict[str, Any]] = [
     {
-        "contexts": [["order1"], ["order2"], ["word", "order1"]],
+        "contexts": [
+            ["order1", "begun"],
+            ["order2"],
+            ["word", "order1"],
+            ["order3", "begun", "token2"],
+            ["order1", "token", "token1"],
+            ["token"],
+            ["token1", "token2"],
+            ["column", "above"],
+            ["order4"],
+        ],
         "selectors": ["order0", "match", "lm", "lm_match", "token"],
-        "maps": ["lm", "lm_match", "order1"],
+        "maps": ["lm", "lm_match", "order1", "tokens"],
+        "lm_maps": ["order1", "tokens", "hash2", "hash_word", "match_byte", "lm_match"],
         "matches": [4, 12],
-        "numbers": {"lm": 1, "table_log2": 14, "match_log2": 10, "n_direct": 1, "weight_rate": 10},
+        "numbers": {
+            "lm": 1,
+            "table_log2": 14,
+            "match_log2": 10,
+            "n_direct": 1,
+            "weight_rate": 10,
+            "lm_map_rate": 4,
+            "n_end": 9,
+            "end_log2": 12,
+        },
     },
     {
         "contexts": [["order2"], ["order4"]],
-        "selectors": ["zero", "token"],
+        "selectors": ["zero", "token", "tokens"],
         "maps": [],
+        "lm_maps": ["hash3"],
         "matches": [5, 3],
-        "numbers": {"lm": 1, "table_log2": 12, "match_log2": 10, "n_direct": 2},
+        "numbers": {"lm": 1, "table_log2": 12, "match_log2": 10, "n_direct": 2, "n_end": 1},
     },
 ]
 

@@ -172,6 +172,17 @@ CASES |= {
     ),
 }
 
+# Beside context models: lm.lmm (hashes.py makes it), whose profiles have all that a language model adds.
+_mixed = {"method": "lm+cm", "model": str(HERE / "lm.lmm")}
+CASES |= {
+    "mixed": Case(_original(50, text=700), {**_mixed, "level": 3}),
+    "mixed-2-1": Case(_original(51, json=900), {**_mixed, "streams": 2}),
+    "mixed-solid-3-2": Case(
+        _original(52, json=1000, text=900),
+        {**_mixed, "level": 3, "block_size": 1024, "solid": True, "streams": 3, "groups": 2},
+    ),
+}
+
 
 def frame_of(case: Case) -> bytes:
     import lmcodec
