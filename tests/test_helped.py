@@ -73,7 +73,7 @@ def test_frames_do_not_depend_on_threads(model: Model, model_file: Path) -> None
     frames = {compress(text, method="lm+cm", model=model_file, threads=threads) for threads in (1, 2, 3)}
     assert len(frames) == 1
     (frame,) = frames
-    (block,) = frame_info(frame).blocks
+    (block,) = frame_info(frame).blocks or ()
     assert (block.streams, block.groups) == (lm_streams(len(text)), 2)
     for threads in (1, 2):
         assert decompress(frame, model=model_file, threads=threads) == text

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import stat
 import time
 from dataclasses import dataclass
@@ -14,18 +13,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmcodec.cli.console import Console, is_terminal
-from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, _from_environment
+from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, from_environment
 from lmcodec.cli.progress import printable, size_text, time_text
-from lmcodec.cli.safe_file import (
-    Source,
-    Stdout,
-    StdoutClosed,
-    Target,
-    die_by,
-    reserve_standard_descriptors,
-    supervise,
-)
-from lmcodec.errors import ConfigError, LmcodecError, ModelNotFound
+from lmcodec.cli.safe_file import Source, Stdout, Target, reserve_standard_descriptors
+from lmcodec.errors import ConfigError, LmcodecError
 
 if TYPE_CHECKING:
     from lmcodec.measure.explain import Explanation
@@ -126,44 +117,20 @@ def explain(file: str, range_: tuple[int, int | None] | None, level: int | None,
     settings = _Settings(
         file=file,
         range=range_,
-        level=level or _from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL,
+        level=level or from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL,
         **options,
     )
     if settings.model is not None and settings.level < 3:
         raise ConfigError(
             f"--model does not go together with --level {settings.level}, which uses no language model"
         )
-    _run(settings)
-
-
-def _run(settings: _Settings) -> None:
     reserve_standard_descriptors()
     console = Console("lmcodec", -1 if settings.quiet else 0, progress=not settings.quiet)
-    failure: list[BaseException] = []
-
-    def work() -> int:
-        try:
-            _explain(settings, console)
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            console.end()
-        return 0
-
-    supervise(work, console.draw, console.erase)
-    for error in failure:
-        if isinstance(error, StdoutClosed):
-            if hasattr(signal, "SIGPIPE"):
-                die_by(signal.SIGPIPE)
-            raise SystemExit(1)
-        if isinstance(error, MemoryError):
-            raise LmcodecError(f"{_name(settings)}: out of memory")
-        if isinstance(error, ModelNotFound):
-            raise ModelNotFound(str(error).replace("model=", "--model"))
-        raise error
+    click.get_current_context().exit(console.supervise(lambda: _explain(settings, console)))
 
 
-def _explain(settings: _Settings, console: Console) -> None:
+def _explain(settings: _Settings, console: Console) -> int:
+    """Do the work; returns the exit status."""
     from lmcodec.measure import picture
     from lmcodec.measure.explain import explain as explain_data
 
@@ -209,6 +176,7 @@ def _explain(settings: _Settings, console: Console) -> None:
             console.warning(name, f"{shown:,} of {len(data):,} bytes are shown (--range chooses others)")
     finally:
         source.close()
+    return 0
 
 
 def _name(settings: _Settings) -> str:

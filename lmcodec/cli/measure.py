@@ -7,11 +7,9 @@ import io
 import json
 import math
 import os
-import signal
 import stat
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -21,9 +19,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmcodec.cli.console import Console, is_terminal
-from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, _core_count, _from_environment
+from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, core_count, from_environment
 from lmcodec.cli.progress import printable, size_text, time_text
-from lmcodec.cli.safe_file import Stdout, StdoutClosed, die_by, reserve_standard_descriptors, supervise
+from lmcodec.cli.safe_file import Stdout, StdoutClosed, reserve_standard_descriptors
 from lmcodec.errors import ConfigError, LmcodecError, one_line
 
 if TYPE_CHECKING:
@@ -82,7 +80,7 @@ def measure(
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv do not go together")
-    level = level or _from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL
+    level = level or from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL
     if level < 3 and (model is not None or network_only):
         option = "--model" if model is not None else "--network-only"
         raise ConfigError(f"{option} does not go together with --level {level}, which uses no language model")
@@ -97,20 +95,9 @@ def measure(
         "network_only": network_only,
     }
     console = Console("lmcodec", -quiet, progress=not no_progress)
-    work = _Work(console, options, jobs or _core_count(), split_documents)
-    show = warnings.showwarning
-    warnings.showwarning = lambda message, *_: console.warning(None, str(message))
-    try:
-        status = supervise(
-            lambda: work.run(paths or ("-",), _as_json if as_json else _as_csv if as_csv else _as_table),
-            console.draw,
-            console.erase,
-        )
-    finally:
-        warnings.showwarning = show
-    if work.stdout_closed and hasattr(signal, "SIGPIPE"):
-        die_by(signal.SIGPIPE)
-    click.get_current_context().exit(status)
+    work = _Work(console, options, jobs or core_count(), split_documents)
+    form = _as_json if as_json else _as_csv if as_csv else _as_table
+    click.get_current_context().exit(console.supervise(lambda: work.run(paths or ("-",), form)))
 
 
 class _Progress:
@@ -180,15 +167,13 @@ class _Work:
     def __init__(self, console: Console, options: dict[str, Any], jobs: int, split: bool) -> None:
         self.console, self.options, self.jobs, self.split = console, options, jobs, split
         self.status = OK
-        self.stdout_closed = False
 
     def run(self, paths: tuple[str, ...], form: Callable[[_Report], str]) -> int:
         try:
             report = self._measure(paths)
             Stdout().write(form(report).encode("utf-8", "backslashreplace"))
         except StdoutClosed:
-            self.stdout_closed = True
-            self.status = ERROR
+            raise
         except (LmcodecError, OSError) as error:
             self._fail(None, one_line(error))
         except MemoryError:

@@ -6,8 +6,6 @@ Knows nothing of options: `lmz` and the subcommands of `lmcodec` both fill in `S
 from __future__ import annotations
 
 import os
-import signal
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,9 +20,7 @@ from lmcodec.cli.safe_file import (
     Stdout,
     StdoutClosed,
     Target,
-    die_by,
     reserve_standard_descriptors,
-    supervise,
 )
 from lmcodec.errors import ConfigError, LimitExceeded, LmcodecError, ModelNotFound, one_line
 
@@ -85,15 +81,7 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
     quiet = settings.mode == "list" or (settings.mode != "test" and writes_stdout and settings.verbosity < 1)
     console = Console(settings.program, settings.verbosity, progress=settings.progress and not quiet)
     work = _Work(settings, console)
-    show = warnings.showwarning
-    warnings.showwarning = lambda message, *_: console.warning(None, str(message))
-    try:
-        status = supervise(lambda: work.run(operands), console.draw, console.erase)
-    finally:
-        warnings.showwarning = show
-    if work.stdout_closed and hasattr(signal, "SIGPIPE"):
-        die_by(signal.SIGPIPE)
-    return status
+    return console.supervise(lambda: work.run(operands))
 
 
 def _check_model(settings: Settings) -> None:
@@ -112,18 +100,13 @@ class _Work:
     def __init__(self, settings: Settings, console: Console) -> None:
         self.settings, self.console = settings, console
         self.status = OK
-        self.stdout_closed = False
         self.listed: list[Listed] = []
 
     def run(self, operands: tuple[str, ...]) -> int:
-        try:
-            for operand in operands:
-                self._guard(operand, self._operand)
-            if self.settings.mode == "list":
-                self._guard(Stdout.name, lambda _: self._print_list())
-        except StdoutClosed:
-            self.stdout_closed = True
-            self.status = ERROR
+        for operand in operands:
+            self._guard(operand, self._operand)
+        if self.settings.mode == "list":
+            self._guard(Stdout.name, lambda _: self._print_list())
         return self.status
 
     def _guard(self, name: str, work: Callable[[str], None]) -> None:
