@@ -680,7 +680,7 @@ def test_without_matplotlib(tmp_path: Path) -> None:
         cwd=tmp_path,
         check=False,
     )
-    assert done.stderr == "lmcodec: a picture needs matplotlib: pip install 'lmcodec[plot]'\n"
+    assert done.stderr == "lmcodec: pictures need matplotlib: pip install 'lmcodec[plot]'\n"
     assert done.returncode == 1
 
 

@@ -15,7 +15,7 @@ import click
 from lmcodec.cli.console import Console, is_terminal
 from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, from_environment
 from lmcodec.cli.progress import printable, size_text, time_text
-from lmcodec.cli.safe_file import Source, Stdout, Target, reserve_standard_descriptors
+from lmcodec.cli.safe_file import Source, Stdout, reserve_standard_descriptors, write_file
 from lmcodec.errors import ConfigError, LmcodecError
 
 if TYPE_CHECKING:
@@ -224,12 +224,7 @@ def _write(path: str, source: Source, force: bool, data: bytes) -> None:
     if path in _STDOUT:
         Stdout().write(data)
         return
-    target = Target(path, source, overwrite=force, device=True, inherit=False)
-    try:
-        target.write(data)
-        target.finish()
-    finally:
-        target.discard()
+    write_file(path, [data], source, overwrite=force)
 
 
 def _document(explanation: Explanation, as_json: bool) -> bytes:

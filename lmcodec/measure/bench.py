@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -27,6 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from lmcodec.errors import LmcodecError
+from lmcodec.measure import visible
 from lmcodec.measure.machine import describe
 from lmcodec.measure.peers import Command, Compressor, locate, stored_name
 
@@ -632,15 +634,20 @@ def as_markdown(report: Report, *, files: bool = False) -> str:
     """
     lines: list[str] = []
     for title, measurements in sections(report, files=files):
-        lines += [f"{title}:", ""]
+        lines += [f"{_as_plain(title)}:", ""]
         head, *body = rows(report, measurements)
         lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in body]
+        lines += ["| " + " | ".join(map(_as_plain, row)) + " |" for row in body]
         lines.append("")
-    lines += [*notes(report), ""]
+    lines += [*map(_as_plain, notes(report)), ""]
     lines += [f"- {key}: {value}" for key, value in report.machine.items()]
     lines += [f"- {c.name}: {c.version}" for c in report.compressors if c.version and c.family != "lmcodec"]
     return "\n".join(lines) + "\n"
+
+
+def _as_plain(text: str) -> str:
+    """What Markdown shows as `text`, whatever file names are in it."""
+    return re.sub(r"([\\`*<|\[\]])", r"\\\1", visible.title(text, 10_000))
 
 
 def sections(report: Report, *, files: bool = False) -> Iterator[tuple[str, list[Measurement]]]:
