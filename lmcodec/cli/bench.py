@@ -17,6 +17,7 @@ from lmcodec.cli.console import Console
 from lmcodec.cli.lmz import Size
 from lmcodec.cli.progress import printable
 from lmcodec.cli.safe_file import die_by, write_file
+from lmcodec.cli.table import table
 from lmcodec.errors import ConfigError, LmcodecError, one_line
 
 if TYPE_CHECKING:
@@ -300,13 +301,8 @@ def _as_text(report: Report, *, files: bool) -> str:
 
     lines = []
     for title, measurements in measure.sections(report, files=files):
-        table = [[printable(cell) for cell in row] for row in measure.rows(report, measurements)]
-        width = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        lines.append(printable(title))
-        for first, *rest in table:
-            cells = [first.ljust(width[0]), *(c.rjust(w) for c, w in zip(rest, width[1:], strict=True))]
-            lines.append("  ".join(cells))
-        lines.append("")
+        rows = measure.rows(report, measurements)
+        lines += [printable(title), table(rows, right=range(1, len(rows[0])))]
     return "\n".join([*lines, *measure.notes(report)]) + "\n"
 
 

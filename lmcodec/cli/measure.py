@@ -20,8 +20,9 @@ import click
 
 from lmcodec.cli.console import Console, is_terminal
 from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, core_count, from_environment
-from lmcodec.cli.progress import printable, size_text, time_text
+from lmcodec.cli.progress import size_text, time_text
 from lmcodec.cli.safe_file import Stdout, StdoutClosed, reserve_standard_descriptors
+from lmcodec.cli.table import table
 from lmcodec.errors import ConfigError, LmcodecError, one_line
 
 if TYPE_CHECKING:
@@ -268,7 +269,7 @@ def _as_table(report: _Report) -> str:
     """A line for every file, one for all, one with the model's bytes."""
     if not report.files:
         return ""
-    rows = [_row(printable(name), len(texts), reduce(add, texts)) for name, texts in report.files]
+    rows = [_row(name, len(texts), reduce(add, texts)) for name, texts in report.files]
     n_document = sum(len(texts) for _, texts in report.files)
     if len(rows) > 1:
         rows.append(_row(f"{len(rows)} files", n_document, report.total()))
@@ -277,15 +278,9 @@ def _as_table(report: _Report) -> str:
         row = _row(f"with the model's {report.model_nbytes:,} bytes", n_document, with_model)
         keep = ("Frame", "bpb") if with_model.frame_nbytes is not None else ("Network",)
         rows.append({key: value if key in (*keep, "File") else "" for key, value in row.items()})
-    heads = {key: key for key in rows[0]}
-    columns = [key for key in heads if rows[0][key] != "-" and (key != "Documents" or report.split)]
-    width = {key: max(len(row[key]) for row in [heads, *rows]) for key in columns}
-
-    def line(row: dict[str, str]) -> str:
-        cells = [row[key] if key == "File" else row[key].rjust(width[key]) for key in columns]
-        return "  ".join(cells).rstrip() + "\n"
-
-    return "".join(map(line, [heads, *rows]))
+    columns = [key for key in rows[0] if rows[0][key] != "-" and (key != "Documents" or report.split)]
+    cells = [columns, *([row[key] for key in columns] for row in rows)]
+    return table(cells, right=range(len(columns) - 1))
 
 
 def _row(name: str, n_document: int, m: Measurement) -> dict[str, str]:

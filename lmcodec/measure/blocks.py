@@ -43,12 +43,7 @@ class CodedBlock(NamedTuple):
 
     @property
     def method(self) -> str:
-        return method_name(self.header.method)
-
-
-def method_name(method: Method) -> str:
-    """`stored`, `cm`, `lm+cm` or `lm`."""
-    return method.name.lower().replace("_", "+")
+        return self.header.method.label
 
 
 class FrameWatch:
