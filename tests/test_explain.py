@@ -651,6 +651,7 @@ def test_the_command_draws(tmp_path: Path) -> None:
             "--model does not go together with --level 1",
         ),
         (["a.txt", "-o", "x", "--model", "none"], "none: neither a shipped model"),
+        (["a.txt", "-o", "x", "--level", "2", "--method", "lm"], "--method lm does not go together with"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(arguments: list[str], message: str, tmp_path: Path) -> None:

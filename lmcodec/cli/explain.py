@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmcodec.cli.console import Console, is_terminal
-from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, from_environment
+from lmcodec.cli.lmz import BLOCK_SIZE, DEFAULT_LEVEL, METHOD, MODEL, Size, from_environment
+from lmcodec.cli.operate import check_model
 from lmcodec.cli.progress import printable, size_text, time_text
 from lmcodec.cli.safe_file import Source, Stdout, reserve_standard_descriptors, write_file
 from lmcodec.errors import ConfigError, LmcodecError
@@ -53,6 +54,7 @@ class _Settings:
     range: tuple[int, int | None] | None
     level: int
     model: str | None
+    method: str
     block_nbytes: int | None
     alternatives: int
     force: bool
@@ -78,13 +80,9 @@ class _Settings:
 @click.option(
     "--level", type=click.IntRange(1, 9), help=f"Explain what this level does.  [default: {DEFAULT_LEVEL}]"
 )
-@click.option("--model", metavar="NAME|FILE", help="Language model: a shipped one's name, or a model file.")
-@click.option(
-    "--block-size",
-    "block_nbytes",
-    type=Size(1 << 10, 1 << 24),
-    help="Original bytes in a block, as of compress.  [default: 4M]",
-)
+@click.option("--model", **MODEL)
+@click.option("--method", **METHOD)
+@click.option("--block-size", "block_nbytes", **BLOCK_SIZE)
 @click.option(
     "--alternatives",
     type=click.IntRange(0, 256),
@@ -101,7 +99,13 @@ class _Settings:
 @click.option("--json", "as_json", is_flag=True, help="Write the numbers as JSON instead of the page.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite PAGE and PICTURE.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notices.")
-def explain(file: str, range_: tuple[int, int | None] | None, level: int | None, **options: Any) -> None:
+def explain(
+    file: str,
+    range_: tuple[int, int | None] | None,
+    level: int | None,
+    method: str | None,
+    **options: Any,
+) -> None:
     """Show where the bits of FILE go: how much every piece of its text costs when it is compressed.
 
     PAGE is a self-contained HTML file: the text coloured by bits, and for every piece its probability and
@@ -118,12 +122,10 @@ def explain(file: str, range_: tuple[int, int | None] | None, level: int | None,
         file=file,
         range=range_,
         level=level or from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL,
+        method=method or "auto",
         **options,
     )
-    if settings.model is not None and settings.level < 3:
-        raise ConfigError(
-            f"--model does not go together with --level {settings.level}, which uses no language model"
-        )
+    check_model(f"--level {settings.level}", settings.level, settings.method, settings.model)
     reserve_standard_descriptors()
     console = Console("lmcodec", -1 if settings.quiet else 0, progress=not settings.quiet)
     click.get_current_context().exit(console.supervise(lambda: _explain(settings, console)))
@@ -159,6 +161,7 @@ def _explain(settings: _Settings, console: Console) -> int:
             settings.level,
             name=name if source.path is None else os.path.basename(name),
             model=settings.model,
+            method=settings.method,
             block_size=settings.block_nbytes,
             begin=begin,
             end=end,

@@ -92,23 +92,23 @@ _LEVELS = [
         f" shipped.  [default: -{DEFAULT_LEVEL}]",
     ),
 ]
-_MODEL = [
-    click.Option(
-        ["--model"], metavar="NAME|FILE", help="Language model: a shipped one's name, or a model file."
-    )
-]
+MODEL: dict[str, Any] = {
+    "metavar": "NAME|FILE",
+    "help": "Language model: a shipped one's name, or a model file.",
+}
+METHOD: dict[str, Any] = {
+    "type": click.Choice(["auto", "cm", "lm+cm", "lm", "stored"]),
+    "help": "Code every block by one method: context models, a language model beside them, a language model"
+    " alone, or none.  [default: auto, whichever is smallest]",
+}
+BLOCK_SIZE: dict[str, Any] = {
+    "type": Size(1 << 10, 1 << 24),
+    "help": "Original bytes in a block, 1K to 16M.  [default: 4M]",
+}
+_MODEL = [click.Option(["--model"], **MODEL)]
 _ENCODING = [
-    click.Option(
-        ["--method"],
-        type=click.Choice(["auto", "cm", "lm+cm", "lm", "stored"]),
-        help="Code every block by one method: context models, a language model beside them, a language model"
-        " alone, or none.  [default: auto, whichever is smallest]",
-    ),
-    click.Option(
-        ["--block-size", "block_nbytes"],
-        type=Size(1 << 10, 1 << 24),
-        help="Original bytes in a block, 1K to 16M.  [default: 4M]",
-    ),
+    click.Option(["--method"], **METHOD),
+    click.Option(["--block-size", "block_nbytes"], **BLOCK_SIZE),
     _flag("--solid", help="Let blocks build on those before: smaller, no random access."),
     _flag("--verify", help="Decode what was written before it counts as done."),
 ]

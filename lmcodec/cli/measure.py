@@ -19,18 +19,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmcodec.cli.console import Console, is_terminal
-from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, core_count, from_environment
+from lmcodec.cli.lmz import (
+    BLOCK_SIZE,
+    DEFAULT_LEVEL,
+    METHOD,
+    MODEL,
+    core_count,
+    from_environment,
+)
+from lmcodec.cli.operate import ERROR, OK, WARNING, check_model
 from lmcodec.cli.progress import size_text, time_text
 from lmcodec.cli.safe_file import Stdout, StdoutClosed, reserve_standard_descriptors
 from lmcodec.cli.table import table
-from lmcodec.errors import ConfigError, LmcodecError, one_line
+from lmcodec.errors import LmcodecError, one_line
 
 if TYPE_CHECKING:
     from lmcodec.lm.store import Model
     from lmcodec.measure.bpb import Measurement, Meter
     from lmcodec.measure.processes import Outcome
 
-OK, ERROR, WARNING = 0, 1, 2
 _SEVERAL_NBYTES = 1 << 16  # of text that is worth starting a second process for
 
 
@@ -43,13 +50,9 @@ _SEVERAL_NBYTES = 1 << 16  # of text that is worth starting a second process for
 )
 @click.argument("paths", nargs=-1, type=click.Path(allow_dash=True, readable=False))
 @click.option("--level", type=click.IntRange(1, 9), help=f"Level, 1 to 9.  [default: {DEFAULT_LEVEL}]")
-@click.option("--model", metavar="NAME|FILE", help="Language model: a shipped one's name, or a model file.")
-@click.option(
-    "--block-size",
-    "block_nbytes",
-    type=Size(1 << 10, 1 << 24),
-    help="Original bytes in a block, 1K to 16M.  [default: 4M]",
-)
+@click.option("--model", **MODEL)
+@click.option("--method", **METHOD)
+@click.option("--block-size", "block_nbytes", **BLOCK_SIZE)
 @click.option("--solid", is_flag=True, help="Let blocks build on those before.")
 @click.option("--network-only", is_flag=True, help="Measure the language model alone: faster, no frames.")
 @click.option("--split-documents", is_flag=True, help="Measure what zero bytes separate apart.")
@@ -64,6 +67,7 @@ def measure(
     paths: tuple[str, ...],
     level: int | None,
     model: str | None,
+    method: str | None,
     block_nbytes: int | None,
     solid: bool,
     network_only: bool,
@@ -82,9 +86,9 @@ def measure(
     if as_json and as_csv:
         raise click.UsageError("--json and --csv do not go together")
     level = level or from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL
-    if level < 3 and (model is not None or network_only):
-        option = "--model" if model is not None else "--network-only"
-        raise ConfigError(f"{option} does not go together with --level {level}, which uses no language model")
+    check_model(f"--level {level}", level, method or "auto", model)
+    if network_only:
+        check_model(f"--level {level}", level, method or "auto", "", "--network-only")
     if not paths and is_terminal(0):
         raise click.UsageError("name what to measure (- is standard input)")
     reserve_standard_descriptors()
@@ -93,6 +97,7 @@ def measure(
         "model": model,
         "block_size": block_nbytes,
         "solid": solid,
+        "method": method or "auto",
         "network_only": network_only,
     }
     console = Console("lmcodec", -quiet, progress=not no_progress)
@@ -196,7 +201,8 @@ class _Work:
         report = _report(meter, self.options, self.split)
         if meter.network_only and not self.options["network_only"]:
             message = "the model holds no profile of the context models beside it: it is measured alone"
-            self.console.warning(None, f"{message} (lmcodec model export --mixer)")
+            how = "--method lm makes frames with it, lmcodec model export --mixer adds a profile"
+            self.console.warning(None, f"{message} ({how})")
         sizes: dict[str, int | None] = {}
         for found in find_files(paths):
             if isinstance(found, Problem):
@@ -255,6 +261,7 @@ def _report(meter: Meter, options: dict[str, Any], split: bool) -> _Report:
         "level": options["level"],
         "block_nbytes": meter.block_nbytes,
         "solid": options["solid"],
+        "method": options["method"],
         "network_only": meter.network_only,
         "split_documents": split,
     }
@@ -351,16 +358,15 @@ def _as_json(report: _Report) -> str:
 
 def _as_csv(report: _Report) -> str:
     """A line for every file, before it one for each of its documents, then the totals."""
+    from lmcodec.measure.bpb import Measurement
+
     out = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
+    columns = ["kind", "file", "document", *_figures(Measurement(0, None, None, None, None))]
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
 
     def write(kind: str, name: str, number: int | None, m: Measurement) -> None:
-        nonlocal writer
-        row = {"kind": kind, "file": name, "document": number, **_figures(m)}
-        if writer is None:
-            writer = csv.DictWriter(out, list(row), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)
+        writer.writerow({"kind": kind, "file": name, "document": number, **_figures(m)})
 
     for name, texts in report.files:
         if report.split:

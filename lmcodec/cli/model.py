@@ -127,7 +127,7 @@ def export(
         f"{output}: {len(data):,} bytes, model {header.model_id}, {n_weight:,} weights of {bits:.3f} bits"
     )
     if not profiles:
-        click.echo("It holds no profile of the context models and can be measured, not used to compress.")
+        click.echo("It holds no profile of the context models: only --method lm compresses with it.")
 
 
 def _integer_model(folder: Path, vocab: Path | None, card: dict[str, Any], mixer: bytes) -> Any:
@@ -181,7 +181,7 @@ def verify(model: str) -> None:
 
     def profiles() -> None:
         if not parse_all(integer.mixer):
-            raise LmcodecError("none: the model can be measured, not used to compress")
+            raise LmcodecError("none: only --method lm compresses with the model")
 
     checks: list[tuple[str, Callable[[], None]]] = [("profiles", profiles), ("definition", definition)]
     checks += [(f"kernel, {isa}", lambda isa=isa: native(isa)) for isa in _kernel.network_isas()]  # type: ignore[misc]

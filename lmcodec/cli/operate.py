@@ -74,7 +74,7 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
         if settings.to_stdout or settings.recursive or settings.mode in ("test", "list"):
             raise ConfigError("-o does not go together with -c, -r, -t or -l")
     if settings.mode == "compress":
-        _check_model(settings)
+        check_model(f"-{settings.level}", settings.level, settings.method, settings.model)
     reserve_standard_descriptors()
     # Who writes into a pipe may share the terminal with another program (tar -v, less): no progress unasked.
     writes_stdout = settings.to_stdout or (operands == ("-",) and settings.output is None)
@@ -84,16 +84,23 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
     return console.supervise(lambda: work.run(operands))
 
 
-def _check_model(settings: Settings) -> None:
-    method = f"--method {settings.method}"
-    if settings.level < 3 and settings.method in ("lm", "lm+cm"):
+def check_model(shown: str, level: int, method: str, model: str | None, option: str = "--model") -> None:
+    """Refuse a language model where none is used.
+
+    Args:
+      shown: the level, as the user gives it.
+      model: a model, or whatever else `option` asks for that needs one; None if it does not.
+
+    Raises:
+      ConfigError: the level or the method uses none.
+    """
+    if level < 3 and method in ("lm", "lm+cm"):
         raise ConfigError(
-            f"{method} does not go together with -{settings.level}, which uses no language model"
+            f"--method {method} does not go together with {shown}, which uses no language model"
         )
-    if settings.model is not None:
-        without = f"-{settings.level}" if settings.level < 3 else method
-        if settings.level < 3 or settings.method in ("cm", "stored"):
-            raise ConfigError(f"--model does not go together with {without}, which uses no language model")
+    if model is not None and (level < 3 or method in ("cm", "stored")):
+        without = shown if level < 3 else f"--method {method}"
+        raise ConfigError(f"{option} does not go together with {without}, which uses no language model")
 
 
 class _Work:
