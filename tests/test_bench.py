@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -15,6 +16,7 @@ import time
 import zlib
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -144,7 +146,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_unreadable_files_and_folders(text: Path, tmp_path: Path) -> None:
+def test_unreadable_files_and_folders(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "none" / "deep").mkdir(parents=True)
     os.mkfifo(tmp_path / "fifo")
     (text / "sub").mkdir()
@@ -153,13 +155,25 @@ def test_unreadable_files_and_folders(text: Path, tmp_path: Path) -> None:
     names = [str(tmp_path / n) for n in ("none", "fifo", "absent")]
     inputs, failures = bench.gather([*names, str(text), str(text / "b.log")], (5, None))
     assert [str(f) for f in failures] == [
-        f"{names[0]}: no files are in this folder",
+        f"{names[0]}: holds no file",
         f"{names[1]}: not a regular file",
         f"{names[2]}: No such file or directory",
     ]
     # Each once, at each size; names that occur twice are paths.
     labels = [str(text / "a.txt"), "b.log", str(text / "sub" / "a.txt")]
     assert [(i.name, i.limit) for i in inputs] == [(n, limit) for n in labels for limit in (5, None)]
+    # A folder that cannot be listed takes along only what is in it.
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path == str(text / "sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    inputs, failures = bench.gather([str(text)])
+    assert [str(f) for f in failures] == [f"{text / 'sub'}: Permission denied"]
+    assert [i.name for i in inputs] == ["a.txt", "b.log"]
 
 
 def test_reading_fails_in_the_middle(script: Path) -> None:

@@ -15,7 +15,7 @@ import click
 from lmcodec.cli.console import Console, is_terminal
 from lmcodec.cli.lmz import BLOCK_SIZE, DEFAULT_LEVEL, METHOD, MODEL, Size, from_environment
 from lmcodec.cli.operate import check_model
-from lmcodec.cli.progress import printable, size_text, time_text
+from lmcodec.cli.progress import named_line, printable, size_text, time_text
 from lmcodec.cli.safe_file import Source, Stdout, reserve_standard_descriptors, write_file
 from lmcodec.errors import ConfigError, LmcodecError
 
@@ -260,7 +260,4 @@ class _Progress:
         figures = f"{size_text(self._total)}  {time_text(self.seconds)}"
         if self._done:
             figures = f"{size_text(self._done)} of {figures}"
-        name, room = printable(self._name), width - len(figures) - 2
-        if len(name) > room:
-            name = "…" + name[len(name) - room + 1 :] if room > 8 else ""
-        return f"{name}  {figures}".lstrip()[:width]
+        return named_line(self._name, figures, width)

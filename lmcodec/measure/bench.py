@@ -31,6 +31,7 @@ from lmcodec.errors import LmcodecError
 from lmcodec.measure import visible
 from lmcodec.measure.machine import describe
 from lmcodec.measure.peers import Command, Compressor, locate, stored_name
+from lmcodec.measure.texts import Problem, in_folder
 
 # Columns of lzbench -o4 (https://github.com/inikep/lzbench); speeds in MB/s, the ratio in percent.
 LZBENCH_COLUMNS = (
@@ -208,10 +209,11 @@ def gather(paths: Sequence[str], limits: Sequence[int | None] = (None,)) -> tupl
         try:
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
-                inside = list(_walk(path))
-                if not inside:
-                    failures.append(Failure("", name, "no files are in this folder"))
-                files += inside
+                for found in in_folder(name):
+                    if isinstance(found, Problem):
+                        failures.append(Failure("", found.name, found.message))
+                    else:
+                        files.append(Path(found))
             elif stat.S_ISREG(mode):
                 files.append(path)
             else:
@@ -225,16 +227,6 @@ def gather(paths: Sequence[str], limits: Sequence[int | None] = (None,)) -> tupl
         label = path.name if names.count(path.name) == 1 else str(path)
         inputs += [Input(path, label, limit) for limit in limits]
     return inputs, failures
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as scan:
-        entries = sorted(scan, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
-        elif entry.is_file(follow_symlinks=False):
-            yield Path(entry.path)
 
 
 def run(
