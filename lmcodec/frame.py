@@ -36,6 +36,11 @@ class Method(IntEnum):
     LM_CM = 3
     LM = 4
 
+    @property
+    def label(self) -> str:
+        """What people call it: `stored`, `cm`, `lm+cm`, `lm`."""
+        return self.name.lower().replace("_", "+")
+
 
 class Flag(IntFlag):
     """Bits 4-7 of a frame header's fifth byte."""

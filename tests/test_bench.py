@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import errno
 import io
 import json
 import os
@@ -13,7 +14,9 @@ import subprocess
 import sys
 import time
 import zlib
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -143,7 +146,7 @@ def alive(pid: int) -> bool:
     return True
 
 
-def test_unreadable_files_and_folders(text: Path, tmp_path: Path) -> None:
+def test_unreadable_files_and_folders(text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "none" / "deep").mkdir(parents=True)
     os.mkfifo(tmp_path / "fifo")
     (text / "sub").mkdir()
@@ -152,13 +155,25 @@ def test_unreadable_files_and_folders(text: Path, tmp_path: Path) -> None:
     names = [str(tmp_path / n) for n in ("none", "fifo", "absent")]
     inputs, failures = bench.gather([*names, str(text), str(text / "b.log")], (5, None))
     assert [str(f) for f in failures] == [
-        f"{names[0]}: no files are in this folder",
+        f"{names[0]}: holds no file",
         f"{names[1]}: not a regular file",
         f"{names[2]}: No such file or directory",
     ]
     # Each once, at each size; names that occur twice are paths.
     labels = [str(text / "a.txt"), "b.log", str(text / "sub" / "a.txt")]
     assert [(i.name, i.limit) for i in inputs] == [(n, limit) for n in labels for limit in (5, None)]
+    # A folder that cannot be listed takes along only what is in it.
+    scandir = os.scandir
+
+    def refuse(path: str) -> Any:
+        if path == str(text / "sub"):
+            raise PermissionError(errno.EACCES, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    inputs, failures = bench.gather([str(text)])
+    assert [str(f) for f in failures] == [f"{text / 'sub'}: Permission denied"]
+    assert [i.name for i in inputs] == ["a.txt", "b.log"]
 
 
 def test_reading_fails_in_the_middle(script: Path) -> None:
@@ -243,13 +258,20 @@ def test_a_wrong_command_is_an_error_before_anything_runs(text: Path, script: Pa
         (["TEXT", "--plot", "x.pdf"], "must end in .png or .svg"),
         (["TEXT/none", "--peers", "none"], "No such file"),
         (["-", "--peers", "none"], "standard input cannot be measured"),
+        (["TEXT", "--levels", "0"], "'0' is not a list of levels"),
+        (["TEXT", "--timeout", "nan"], "is not a number"),
+        (["TEXT", "--timeout", "inf"], "inf is not in the range"),
+        (["TEXT", "--csv", "TEXT/x", "--json", "TEXT/./x"], "two results cannot be in one file"),
+        (["TEXT", "--markdown", "TEXT/a.txt"], "is one of the files to measure on"),
     ],
 )
 def test_errors_are_one_line(arguments: list[str], message: str, text: Path) -> None:
+    before = {path.name: path.read_bytes() for path in text.iterdir()}
     result = cli(*(argument.replace("TEXT", str(text)) for argument in arguments))
     assert result.returncode == 1
     assert message in result.stderr.splitlines()[0]
     assert "Traceback" not in result.stderr
+    assert {path.name: path.read_bytes() for path in text.iterdir()} == before
 
 
 def test_two_compressors_of_one_name(script: Path) -> None:
@@ -403,12 +425,80 @@ def test_interrupted_runs_keep_what_they_have(
         time.sleep(0.02)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
-    assert process.returncode == 130
+    assert process.returncode == -number
     assert err == "lmcodec: interrupted\n"
     assert "good" in out
     assert "Interrupted: only what had been measured by then." in out
     assert not alive(int(pids.read_text()))
     assert list(folder.iterdir()) == []
+
+
+def test_results_outlive_a_reader_that_leaves_and_failures(text: Path, tmp_path: Path) -> None:
+    """Files are written before anything is printed, and what was there stays until they are complete."""
+    result = tmp_path / "result.csv"
+    result.write_text("old")
+    command = [sys.executable, "-I", "-m", "lmcodec", "bench", str(text / "a.txt"), "--csv", str(result)]
+    command += ["--levels", "1", "--peers", "none", "--runs", "1"]
+    limited = ["sh", "-c", "ulimit -f 0; trap '' XFSZ; exec \"$@\"", "sh", *command[:6]]
+    limited += ["--csv", str(result), "--levels", "none", "--peers", "none", "--runs", "1"]
+    limited += ["--command", "true=true {in} {out};true {in} {out}"]
+    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert (result.read_text(), sorted(os.listdir(tmp_path))) == ("old", ["result.csv", "text"])
+    read, write = os.pipe()
+    os.close(read)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    os.close(write)
+    assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
+    assert result.read_text().startswith("Compressor name,")
+
+
+def test_an_interrupt_before_the_first_result_keeps_the_old_one(
+    text: Path, script: Path, tmp_path: Path
+) -> None:
+    pids, result = tmp_path / "pids", tmp_path / "result.csv"
+    result.write_text("old")
+    arguments = ["--levels", "none", "--peers", "none", "--command", command("hangs", script)]
+    process = subprocess.Popen(
+        [sys.executable, "-I", "-m", "lmcodec", "bench", str(text), "--csv", str(result), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"BENCH_PIDS": str(pids)},
+    )
+    deadline = time.monotonic() + 60
+    while not (pids.exists() and pids.read_text().endswith("\n")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60) == ("", "lmcodec: interrupted\n")
+    assert process.returncode == -signal.SIGINT
+    assert result.read_text() == "old"
+
+
+def test_odd_names(tmp_path: Path) -> None:
+    names = [b"line\nbreak", b"no \xff text", b"a|b<i>"]
+    try:
+        for name in names:
+            Path(os.fsdecode(tmp_path / os.fsdecode(name))).write_bytes(b"some text, some text\n" * 9)
+    except OSError:
+        pytest.skip("the file system refuses such names")
+    out = {form: tmp_path.parent / f"{tmp_path.name}.{form}" for form in ("csv", "json", "markdown", "png")}
+    options = [part for form in ("csv", "json", "markdown") for part in (f"--{form}", out[form])]
+    if find_spec("matplotlib"):
+        options += ["--plot", out["png"]]
+    arguments = ["--levels", "1", "--peers", "none", "--runs", "1", "--files"]
+    done = cli(tmp_path, *arguments, *options, PYTHONIOENCODING="ascii")
+    assert (done.returncode, done.stderr) == (0, "")
+    shown = ["line\\nbreak", "no \\xff text", "a|b<i>"]
+    assert all(f"{name}, 189 bytes\n" in done.stdout for name in shown)
+    with open(out["csv"], encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["Filename"] for row in rows} == {"line\nbreak", "no \\udcff text", "a|b<i>"}
+    document = json.loads(out["json"].read_text())
+    assert {os.fsencode(m["file"]) for m in document["measurements"]} == set(names)
+    text = out["markdown"].read_text(encoding="utf-8")
+    assert all(f"\n{name}, 189 bytes:\n" in text for name in ("line↵break", "no ⟨FF⟩ text", "a\\|b\\<i>"))
 
 
 def test_the_environment_changes_nothing(text: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -55,3 +57,53 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     check_error(run("train", config), "typo.toml", "'model.dimm'", "did you mean 'model.dim'")
     check_error(run("train", "run", config, "--set", "x"), "KEY=VALUE")
     check_error(run("train", "vocab", tmp_path / "no" / "v.lmv", "--corpora", tmp_path), "missing")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "part"),
+    [
+        (["nosuch"], "No such command 'nosuch'"),
+        (["measure", "--level", "12"], "'--level': 12"),
+        (["compress", "--nosuch"], "No such option '--nosuch'"),
+        (["explain"], "Missing argument 'FILE'"),
+        (["corpus", "generate", "--kind", "log"], "Missing option '--nbytes'"),
+        (["model", "show"], "Missing argument"),
+    ],
+)
+def test_wrong_usage_is_one_line_and_no_warning(arguments: list[str], part: str) -> None:
+    """Exit status 2 is left to warnings, as in `lmz`."""
+    result = run(*arguments)
+    check_error(result, part, "(-h helps)")
+    assert result.stdout == ""
+
+
+def test_a_group_without_a_command_says_what_there_is() -> None:
+    for group in ([], ["corpus"], ["model"]):
+        result = run(*group)
+        assert result.returncode in (0, 1)  # 0 before click 8.2
+        assert "Commands:" in result.stdout + result.stderr
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGPIPE"), reason="no such signal here")
+@pytest.mark.parametrize("arguments", [["corpus", "list"], ["-h"], ["model", "list"]])
+def test_a_standard_output_that_ends(arguments: list[str]) -> None:
+    read, write = os.pipe()
+    os.close(read)
+    result = subprocess.run(
+        [sys.executable, "-I", "-m", "lmcodec", *arguments], stdout=write, stderr=subprocess.PIPE, check=False
+    )
+    os.close(write)
+    assert (result.returncode, result.stderr) == (-signal.SIGPIPE, b"")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_standard_output_that_is_full() -> None:
+    with open("/dev/full", "wb") as full:
+        result = subprocess.run(
+            [sys.executable, "-I", "-m", "lmcodec", "corpus", "list"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (result.returncode, result.stderr) == (1, "lmcodec: No space left on device\n")

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 import zlib
 from pathlib import Path
 
@@ -214,3 +217,25 @@ def test_text_is_the_same_in_another_process(tmp_path: Path) -> None:
     assert run(*arguments, tmp_path / "code").returncode == 0
     assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("code", whole)]
     assert run(*arguments, "/dev/stdout").stdout == whole
+    # What is there stays unless -f says otherwise, and then until the text is complete.
+    (tmp_path / "code").write_bytes(b"mine")
+    refused = run(*arguments, tmp_path / "code")
+    assert refused.returncode == 1
+    assert refused.stderr.decode() == f"lmcodec: {tmp_path / 'code'}: exists already (-f overwrites it)\n"
+    assert (tmp_path / "code").read_bytes() == b"mine"
+    assert run(*arguments, tmp_path / "code", "-f").returncode == 0
+    assert (tmp_path / "code").read_bytes() == whole
+
+
+@pytest.mark.skipif(os.name != "posix", reason="needs POSIX signals")
+@pytest.mark.parametrize("number", ["SIGINT", "SIGTERM"])
+def test_a_signal_leaves_no_half_of_a_text(number: str, tmp_path: Path) -> None:
+    command = [sys.executable, "-I", "-m", "lmcodec", "corpus", "generate", "--kind", "log", "--nbytes", "1G"]
+    process = subprocess.Popen([*command, "-o", str(tmp_path / "log")], stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 30
+    while not any(path.stat().st_size for path in tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    process.send_signal(getattr(signal, number))
+    assert process.communicate(timeout=30)[1] == b""
+    assert process.returncode == -getattr(signal, number)
+    assert list(tmp_path.iterdir()) == []

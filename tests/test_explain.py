@@ -651,6 +651,7 @@ def test_the_command_draws(tmp_path: Path) -> None:
             "--model does not go together with --level 1",
         ),
         (["a.txt", "-o", "x", "--model", "none"], "none: neither a shipped model"),
+        (["a.txt", "-o", "x", "--level", "2", "--method", "lm"], "--method lm does not go together with"),
     ],
 )
 def test_errors_are_one_line_and_leave_nothing(arguments: list[str], message: str, tmp_path: Path) -> None:
@@ -665,8 +666,9 @@ def test_errors_are_one_line_and_leave_nothing(arguments: list[str], message: st
 @pytest.mark.parametrize("text", ["1000", "5:2", "a:b", "-5:", "1:2:3"])
 def test_ranges_that_are_none(text: str) -> None:
     done = run("-", "--range", text, input=b"")
-    assert done.returncode == 2
+    assert done.returncode == 1
     assert b"--range" in done.stderr
+    assert done.stderr.count(b"\n") == 1
 
 
 def test_without_matplotlib(tmp_path: Path) -> None:
@@ -679,7 +681,7 @@ def test_without_matplotlib(tmp_path: Path) -> None:
         cwd=tmp_path,
         check=False,
     )
-    assert done.stderr == "lmcodec: a picture needs matplotlib: pip install 'lmcodec[plot]'\n"
+    assert done.stderr == "lmcodec: pictures need matplotlib: pip install 'lmcodec[plot]'\n"
     assert done.returncode == 1
 
 

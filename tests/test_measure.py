@@ -58,7 +58,7 @@ def test_figures_agree_with_frames_and_traces(how: dict[str, Any]) -> None:
     assert found.frame_bpb == 8 * found.frame_nbytes / len(MIXED)
     assert found.mix_bpb == found.mix_bits / len(MIXED)
     assert found.gap_bpb == pytest.approx(found.frame_bpb - found.mix_bpb)
-    if how.get("level", 6) < 3:
+    if how.get("level", 6) < 3 or how.get("method") in ("cm", "stored"):
         assert (found.n_token, found.network_bits, found.network_bpb, found.bits_per_token) == (None,) * 4
         return
     assert found.network_bits is not None
@@ -132,6 +132,10 @@ def test_a_model_without_profiles_is_measured_alone(tmp_path: Path, model_file: 
     assert found.frame_bpb is None
     with pytest.raises(lmcodec.Unsupported, match="no profile"):
         surprisal(TEXT, model=path)
+    # Method lm needs none.
+    found = bits_per_byte(TEXT, model=path, method="lm")
+    assert found.frame_nbytes == len(compress(TEXT, model=path, method="lm"))
+    assert surprisal(TEXT, model=path, method="lm").sum() == pytest.approx(found.mix_bits, rel=1e-3)
 
 
 def test_an_empty_text() -> None:
@@ -159,6 +163,10 @@ def test_wrong_arguments() -> None:
         ({"groups": 2}, ValueError),
         ({"threads": 0}, ValueError),
         ({"model": "no such model"}, lmcodec.ModelNotFound),
+        ({"method": "zip"}, ValueError),
+        ({"method": "lm", "level": 2}, ValueError),
+        ({"method": "cm", "model": "small"}, ValueError),
+        ({"method": "cm", "network_only": True}, ValueError),
     ):
         for function in (bits_per_byte, surprisal):
             if function is bits_per_byte or "network_only" not in how:
@@ -332,7 +340,8 @@ def test_measure_agrees_with_compress_to_the_byte(
     for i, text in enumerate([TEXT, MIXED, NOISE]):
         (tmp_path / f"{i}.txt").write_bytes(text)
     small = ["--block-size", "1K"]
-    for options in (["--level", "1"], ["--model", model_file], small, [*small, "--solid"]):
+    alone = ["--method", "lm", "--model", model_file]
+    for options in (["--level", "1"], ["--model", model_file], small, [*small, "--solid"], alone):
         assert run("measure", "--json", *options, tmp_path) == 0
         found = json.loads(capfd.readouterr().out)
         for entry in found["files"]:
@@ -409,17 +418,22 @@ def test_what_cannot_be_measured_is_said_and_the_rest_goes_on(
     assert capfd.readouterr().out == ""
     for form in ("--json", "--csv"):
         assert run("measure", form, "--level", "1", "none") == 1
-    out = capfd.readouterr().out
-    assert json.loads(out)["total"] is None
+    found, heading, *rows = capfd.readouterr().out.rpartition("kind,file,")
+    assert json.loads(found)["total"] is None
+    assert heading == "kind,file,"  # of a table that is empty
+    assert len("".join(rows).splitlines()) == 1
     for options, part in (
         (["--level", "2", "--model", "small"], "--model does not go together with --level 2"),
         (["--level", "1", "--network-only"], "--network-only does not go together with --level 1"),
         (["--model", "none"], "none: neither a shipped model"),
+        (["--method", "lm", "--level", "2"], "--method lm does not go together with --level 2"),
+        (["--method", "cm", "--network-only"], "--network-only does not go together with --method cm"),
+        (["--method", "stored", "--model", "small"], "--model does not go together with --method stored"),
     ):
         assert run("measure", *options, "text") == 1
         (line,) = capfd.readouterr().err.splitlines()
         assert part in line
-    assert run("measure", "--json", "--csv", "text") == 2
+    assert run("measure", "--json", "--csv", "text") == 1
 
 
 def test_a_model_without_profiles_on_the_command_line(

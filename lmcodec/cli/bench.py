@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import math
+import os
 import re
 import signal
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmcodec.cli.console import Console
 from lmcodec.cli.lmz import Size
+from lmcodec.cli.progress import printable
+from lmcodec.cli.safe_file import die_by, write_file
+from lmcodec.cli.table import table
 from lmcodec.errors import ConfigError, LmcodecError, one_line
 
 if TYPE_CHECKING:
-    from lmcodec.measure.bench import Failure, Report
+    from lmcodec.measure.bench import Failure, Input, Report
 
 _QUICK_NBYTES = 32 << 10
 _QUICK_PEERS = ("gzip", "bzip2", "xz", "zstd", "brotli", "bzip3", "ppmd")
 _QUICK_KINDS = ("prose", "json", "log")
 _PLOTS = (".png", ".svg")
+_MAX_TIMEOUT_S = 1_000_000
 
 
 class _Levels(click.ParamType):
@@ -50,6 +56,12 @@ class _Sizes(click.ParamType):
     ) -> tuple[int, ...]:
         one = Size(1, 1 << 50)
         return tuple(dict.fromkeys(one.convert(part, param, ctx) for part in str(value).split(",")))
+
+
+def _number(ctx: click.Context, param: click.Parameter, value: float | None) -> float | None:
+    if value is not None and math.isnan(value):  # which is in every range
+        raise click.BadParameter("it is not a number")
+    return value
 
 
 def _output(*names: str, help: str) -> Callable[[Any], Any]:
@@ -92,7 +104,11 @@ def _output(*names: str, help: str) -> Callable[[Any], Any]:
     help="For the programs that take them.",
 )
 @click.option(
-    "--timeout", type=click.FloatRange(0, min_open=True), metavar="SECONDS", help="Most for one command."
+    "--timeout",
+    type=click.FloatRange(0, _MAX_TIMEOUT_S, min_open=True),
+    callback=_number,
+    metavar="SECONDS",
+    help="Most for one command.",
 )
 @click.option(
     "--quick", is_flag=True, help="One run of few compressors on little text; without PATH on generated text."
@@ -147,14 +163,16 @@ def bench(
         raise ConfigError("there is no compressor to measure")
     known.check_names(compressors)
 
-    progress = _Progress()
-    with _interruptible(), TemporaryDirectory(prefix="lmcodec-text-") as folder:
+    console = Console("lmcodec", progress=True)
+    progress = _Progress(console)
+    with _interruptible() as interrupts, TemporaryDirectory(prefix="lmcodec-text-") as folder:
         names = paths or _generate(Path(folder), max(nbytes or (_QUICK_NBYTES,)))
         inputs, failures = measure.gather(names, nbytes or (None,))
         for failure in failures:
             progress.say(failure)
         if not inputs:
             raise LmcodecError("there is no file to measure on")
+        _keep_inputs(outputs, inputs)
         report = measure.run(
             compressors,
             inputs,
@@ -164,22 +182,29 @@ def bench(
             on_failure=progress.say,
             on_step=progress.step,
         )
-    progress.end()
+    console.end()
     report.missing = found.missing
     report.failures[:0] = failures
-    written = _write(report, outputs, files=files)
     if report.interrupted:
-        click.echo("lmcodec: interrupted", err=True)
-        ctx.exit(130)
+        console.error(None, "interrupted")
+        if report.measurements:
+            _write(report, outputs, console, files=files)
+        die_by(interrupts[0] if interrupts else signal.SIGINT)
+    written = _write(report, outputs, console, files=files)
     if report.failures or not written:
         ctx.exit(1)
 
 
 @contextlib.contextmanager
-def _interruptible() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP do what Ctrl-C does: compressors have a session of their own and would go on."""
+def _interruptible() -> Iterator[list[int]]:
+    """Let SIGTERM and SIGHUP do what Ctrl-C does: compressors have a session of their own and would go on.
+
+    Which of them came is put into the list.
+    """
+    came: list[int] = []
 
     def interrupt(number: int, frame: object) -> None:
+        came.append(number)
         raise KeyboardInterrupt
 
     numbers = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
@@ -188,7 +213,7 @@ def _interruptible() -> Iterator[None]:
     for number in numbers:
         signal.signal(number, interrupt)
     try:
-        yield
+        yield came
     finally:
         for number in numbers:
             signal.signal(number, signal.SIG_DFL)
@@ -216,88 +241,89 @@ def _check_outputs(outputs: dict[str, str | None]) -> None:
         folder = Path(name).parent
         if not folder.is_dir():
             raise LmcodecError(f"--{option} {name}: the folder {folder} is not there")
-    if [*outputs.values()].count("-") > 1:
+    places = ["-" if name == "-" else os.path.realpath(name) for name in outputs.values() if name is not None]
+    if places.count("-") > 1:
         raise ConfigError("only one result fits on standard output")
+    if len(set(places)) < len(places):
+        raise ConfigError("two results cannot be in one file: give each a file of its own")
     plot = outputs["plot"]
     if plot is not None:
         if not plot.lower().endswith(_PLOTS):
             raise ConfigError(f"--plot {plot}: the name must end in {' or '.join(_PLOTS)}")
-        from lmcodec.measure.plots import require
+        from lmcodec.measure.picture import require_matplotlib
 
-        require()
+        require_matplotlib()
 
 
-def _write(report: Report, outputs: dict[str, str | None], *, files: bool) -> bool:
-    """Print and write the results; whether all could be written."""
+def _keep_inputs(outputs: dict[str, str | None], inputs: list[Input]) -> None:
+    """Refuse to write results over what is measured."""
+    for option, name in outputs.items():
+        if name is not None and name != "-" and os.path.isfile(name):
+            for source in inputs:
+                if os.path.samefile(name, source.path):
+                    raise ConfigError(f"--{option} {name}: is one of the files to measure on")
+
+
+def _write(report: Report, outputs: dict[str, str | None], console: Console, *, files: bool) -> bool:
+    """Write and print the results; whether all could be written. Who leaves what is printed loses no file."""
     from lmcodec.measure import bench as measure
 
-    if "-" not in outputs.values():
-        click.echo(_as_text(report, files=files), nl=False)
-    texts: dict[str, Callable[[], str]] = {
-        "csv": lambda: measure.as_csv(report),
-        "markdown": lambda: measure.as_markdown(report, files=files),
-        "json": lambda: measure.as_json(report),
-    }
-    written = True
-    for option, name in outputs.items():
-        if name is None:
-            continue
-        try:
-            if option == "plot":
-                from lmcodec.measure.plots import draw
+    def plot() -> bytes:
+        from lmcodec.measure.plots import render
 
-                draw(report, Path(name))
-            elif name == "-":
-                click.echo(texts[option](), nl=False)
-            else:
-                Path(name).write_text(texts[option](), encoding="utf-8", newline="\n")
-        except BrokenPipeError:
-            raise
-        except (LmcodecError, OSError) as error:
-            written = False
-            click.echo(f"lmcodec: --{option}: {one_line(error)}", err=True)
+        return render(report, str(outputs["plot"])[-3:].lower())
+
+    # Bytes of a file's name that are no text are "\\udc80" to "\\udcff".
+    forms: dict[str, Callable[[], bytes]] = {
+        "csv": lambda: measure.as_csv(report).encode("utf-8", "backslashreplace"),
+        "markdown": lambda: measure.as_markdown(report, files=files).encode("utf-8", "backslashreplace"),
+        "json": lambda: measure.as_json(report).encode(),
+        "plot": plot,
+        "": lambda: _as_text(report, files=files).encode("utf-8", "backslashreplace"),
+    }
+    written, printed = True, ""
+    for option, name in outputs.items():
+        if name == "-":
+            printed = option
+        elif name is not None:
+            try:
+                write_file(name, [forms[option]()], overwrite=True)
+            except (LmcodecError, OSError) as error:
+                written = False
+                console.error(None, f"--{option}: {one_line(error)}")
+    click.echo(forms[printed](), nl=False)
     return written
 
 
 def _as_text(report: Report, *, files: bool) -> str:
     """The tables in columns, for a terminal."""
-    from lmcodec.cli.progress import printable
     from lmcodec.measure import bench as measure
 
     lines = []
     for title, measurements in measure.sections(report, files=files):
-        table = [[printable(cell) for cell in row] for row in measure.rows(report, measurements)]
-        width = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
-        lines.append(printable(title))
-        for first, *rest in table:
-            cells = [first.ljust(width[0]), *(c.rjust(w) for c, w in zip(rest, width[1:], strict=True))]
-            lines.append("  ".join(cells))
-        lines.append("")
+        rows = measure.rows(report, measurements)
+        lines += [printable(title), table(rows, right=range(1, len(rows[0])))]
     return "\n".join([*lines, *measure.notes(report)]) + "\n"
 
 
 class _Progress:
-    """A line on a terminal that says what is being run, and failures as they happen."""
+    """What is being run, as a line on a terminal, and failures as they happen."""
 
-    def __init__(self) -> None:
-        self._draws = sys.stderr.isatty()
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._line = ""
+
+    @property
+    def seconds(self) -> float:
+        return math.inf  # nothing draws it again: it is shown at once
+
+    def line(self, width: int) -> str:
+        return self._line[:width]
 
     def step(self, text: str, done: int, total: int) -> None:
-        if self._draws:
-            from shutil import get_terminal_size
-
-            from lmcodec.cli.progress import printable
-
-            width = get_terminal_size().columns - 1
-            line = f"{done / total:4.0%}  {printable(text)}"
-            click.echo(f"\r\x1b[K{line[:width]}", nl=False, err=True)
-
-    def end(self) -> None:
-        if self._draws:
-            click.echo("\r\x1b[K", nl=False, err=True)
+        self._line = f"{done / total:4.0%}  {printable(text)}"
+        self._console.follow(self)
+        self._console.draw()
 
     def say(self, failure: Failure) -> None:
-        from lmcodec.cli.progress import printable
-
-        self.end()
-        click.echo(f"lmcodec: {printable(str(failure))}", err=True)
+        self._console.error(None, str(failure))

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import os
+import signal
 import sys
 import threading
+import warnings
+from collections.abc import Callable
 from typing import Protocol
 
 from lmcodec.cli.progress import Progress, printable
+from lmcodec.cli.safe_file import StdoutClosed, die_by, supervise
 
 _ERASE = "\r\x1b[K"
 _FIRST_DRAW_S = 0.3  # what is over sooner needs no progress
@@ -59,6 +63,35 @@ class Console:
         with self._lock:
             self._write((_ERASE if self._is_drawn else "") + line)
             self._is_drawn = False
+
+    def supervise(self, work: Callable[[], int]) -> int:
+        """Return `work()`, run in a thread of its own; its warnings are shown, its errors raised.
+
+        A fatal signal removes the unfinished output and kills; so does a closed standard output.
+        """
+        failure: list[BaseException] = []
+
+        def guarded() -> int:
+            try:
+                return work()
+            except BaseException as error:
+                failure.append(error)
+                return 1
+            finally:
+                self.end()
+
+        show = warnings.showwarning
+        warnings.showwarning = lambda message, *_: self.warning(None, str(message))
+        try:
+            status = supervise(guarded, self.draw, self.erase)
+        finally:
+            warnings.showwarning = show
+        for error in failure:
+            if not isinstance(error, StdoutClosed):
+                raise error
+            if hasattr(signal, "SIGPIPE"):
+                die_by(signal.SIGPIPE)
+        return status
 
     def begin(self, name: str, total_nbytes: int | None, *, decoding: bool) -> Progress:
         """Count a file's progress, which `draw` shows until `end`."""

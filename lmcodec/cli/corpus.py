@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
-import sys
 from pathlib import Path
 
 import click
 
+from lmcodec.cli.console import Console, is_terminal
 from lmcodec.cli.lmz import Size
+from lmcodec.cli.progress import printable
+from lmcodec.cli.safe_file import Stdout, reserve_standard_descriptors, write_file
+from lmcodec.cli.table import table
 from lmcodec.errors import ConfigError
 
 
@@ -29,7 +30,7 @@ def list_corpora(name: str | None) -> None:
         for found in map(corpora.load, corpora.names()):
             n = sum(not file.optional for file in found.files)
             rows.append((found.name, str(n), f"{found.nbytes:,}", found.seen, found.title))
-        _table(rows, right=(1, 2))
+        click.echo(table(rows, right=(1, 2)), nl=False)
         return
     found = corpora.load(name)
     facts = [
@@ -47,11 +48,11 @@ def list_corpora(name: str | None) -> None:
     for file in found.files:
         digest = next((f"{key} {file.checks[key]}" for key in corpora.CHECKS if key in file.checks), "none")
         rows.append((file.name, f"{file.nbytes:,}", digest + (" (optional)" if file.optional else "")))
-    _table(rows, right=(1,))
+    click.echo(table(rows, right=(1,)), nl=False)
 
 
 @corpus.command()
-@click.argument("folder", type=click.Path(path_type=Path))
+@click.argument("folder", type=click.Path(readable=False, path_type=Path))
 @click.option("--corpus", "name", metavar="NAME", help="The corpus that it should be (default: as it looks).")
 @click.option("-q", "--quiet", is_flag=True, help="Only what is wrong.")
 @click.pass_context
@@ -60,7 +61,6 @@ def verify(ctx: click.Context, folder: Path, name: str | None, quiet: bool) -> N
 
     The exit status is 1 if a file is missing or differs, 2 if there are only files too many.
     """
-    from lmcodec.cli.progress import printable
     from lmcodec.measure import corpora
 
     if not folder.is_dir():
@@ -91,41 +91,26 @@ def verify(ctx: click.Context, folder: Path, name: str | None, quiet: bool) -> N
     metavar="FILE",
     help="Where to; - is standard output.",
 )
-def generate(kind: str, nbytes: int, seed: int, output: str) -> None:
+@click.option("-f", "--force", is_flag=True, help="Overwrite FILE.")
+def generate(kind: str, nbytes: int, seed: int, output: str, force: bool) -> None:
     """Write synthetic text: the same bytes for the same kind, size and seed, on every machine."""
     from lmcodec.measure.synthetic import KINDS, pieces
 
     if kind not in KINDS:
         raise ConfigError(f"no kind of text is called {kind!r}: {', '.join(KINDS)}")
-    text = pieces(kind, nbytes, seed)
-    if output == "-":
-        if kind == "random" and sys.stdout.isatty():
-            raise ConfigError("random bytes are not written to a terminal: -o FILE")
-        for piece in text:
-            sys.stdout.buffer.write(piece)
-        sys.stdout.buffer.flush()
-        return
-    path = Path(output)
-    if path.exists() and not path.is_file():  # a device or a pipe
-        with open(path, "wb") as file:
-            file.writelines(text)
-        return
-    # Half a file would pass for a whole one: it gets its name when it is complete.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "xb") as file:
-            file.writelines(text)
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise
+    if output == "-" and kind == "random" and is_terminal(1):
+        raise ConfigError("random bytes are not written to a terminal: -o FILE")
+    reserve_standard_descriptors()
 
+    def work() -> int:
+        text = pieces(kind, nbytes, seed)
+        if output == "-":
+            stdout = Stdout()
+            for piece in text:
+                stdout.write(piece)
+        else:
+            write_file(output, text, overwrite=force)
+        return 0
 
-def _table(rows: list[tuple[str, ...]], right: tuple[int, ...]) -> None:
-    from lmcodec.cli.progress import printable
-
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [c.rjust(width[i]) if i in right else c.ljust(width[i]) for i, c in enumerate(row)]
-        click.echo(printable("  ".join(cells).rstrip()))
+    console = Console("lmcodec")
+    click.get_current_context().exit(console.supervise(work))

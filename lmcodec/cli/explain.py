@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import signal
 import stat
 import time
 from dataclasses import dataclass
@@ -14,18 +13,11 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmcodec.cli.console import Console, is_terminal
-from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, _from_environment
-from lmcodec.cli.progress import printable, size_text, time_text
-from lmcodec.cli.safe_file import (
-    Source,
-    Stdout,
-    StdoutClosed,
-    Target,
-    die_by,
-    reserve_standard_descriptors,
-    supervise,
-)
-from lmcodec.errors import ConfigError, LmcodecError, ModelNotFound
+from lmcodec.cli.lmz import BLOCK_SIZE, DEFAULT_LEVEL, METHOD, MODEL, Size, from_environment
+from lmcodec.cli.operate import check_model
+from lmcodec.cli.progress import named_line, printable, size_text, time_text
+from lmcodec.cli.safe_file import Source, Stdout, reserve_standard_descriptors, write_file
+from lmcodec.errors import ConfigError, LmcodecError
 
 if TYPE_CHECKING:
     from lmcodec.measure.explain import Explanation
@@ -62,6 +54,7 @@ class _Settings:
     range: tuple[int, int | None] | None
     level: int
     model: str | None
+    method: str
     block_nbytes: int | None
     alternatives: int
     force: bool
@@ -87,13 +80,9 @@ class _Settings:
 @click.option(
     "--level", type=click.IntRange(1, 9), help=f"Explain what this level does.  [default: {DEFAULT_LEVEL}]"
 )
-@click.option("--model", metavar="NAME|FILE", help="Language model: a shipped one's name, or a model file.")
-@click.option(
-    "--block-size",
-    "block_nbytes",
-    type=Size(1 << 10, 1 << 24),
-    help="Original bytes in a block, as of compress.  [default: 4M]",
-)
+@click.option("--model", **MODEL)
+@click.option("--method", **METHOD)
+@click.option("--block-size", "block_nbytes", **BLOCK_SIZE)
 @click.option(
     "--alternatives",
     type=click.IntRange(0, 256),
@@ -110,7 +99,13 @@ class _Settings:
 @click.option("--json", "as_json", is_flag=True, help="Write the numbers as JSON instead of the page.")
 @click.option("-f", "--force", is_flag=True, help="Overwrite PAGE and PICTURE.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress and no notices.")
-def explain(file: str, range_: tuple[int, int | None] | None, level: int | None, **options: Any) -> None:
+def explain(
+    file: str,
+    range_: tuple[int, int | None] | None,
+    level: int | None,
+    method: str | None,
+    **options: Any,
+) -> None:
     """Show where the bits of FILE go: how much every piece of its text costs when it is compressed.
 
     PAGE is a self-contained HTML file: the text coloured by bits, and for every piece its probability and
@@ -126,44 +121,18 @@ def explain(file: str, range_: tuple[int, int | None] | None, level: int | None,
     settings = _Settings(
         file=file,
         range=range_,
-        level=level or _from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL,
+        level=level or from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL,
+        method=method or "auto",
         **options,
     )
-    if settings.model is not None and settings.level < 3:
-        raise ConfigError(
-            f"--model does not go together with --level {settings.level}, which uses no language model"
-        )
-    _run(settings)
-
-
-def _run(settings: _Settings) -> None:
+    check_model(f"--level {settings.level}", settings.level, settings.method, settings.model)
     reserve_standard_descriptors()
     console = Console("lmcodec", -1 if settings.quiet else 0, progress=not settings.quiet)
-    failure: list[BaseException] = []
-
-    def work() -> int:
-        try:
-            _explain(settings, console)
-        except BaseException as error:
-            failure.append(error)
-        finally:
-            console.end()
-        return 0
-
-    supervise(work, console.draw, console.erase)
-    for error in failure:
-        if isinstance(error, StdoutClosed):
-            if hasattr(signal, "SIGPIPE"):
-                die_by(signal.SIGPIPE)
-            raise SystemExit(1)
-        if isinstance(error, MemoryError):
-            raise LmcodecError(f"{_name(settings)}: out of memory")
-        if isinstance(error, ModelNotFound):
-            raise ModelNotFound(str(error).replace("model=", "--model"))
-        raise error
+    click.get_current_context().exit(console.supervise(lambda: _explain(settings, console)))
 
 
-def _explain(settings: _Settings, console: Console) -> None:
+def _explain(settings: _Settings, console: Console) -> int:
+    """Do the work; returns the exit status."""
     from lmcodec.measure import picture
     from lmcodec.measure.explain import explain as explain_data
 
@@ -192,6 +161,7 @@ def _explain(settings: _Settings, console: Console) -> None:
             settings.level,
             name=name if source.path is None else os.path.basename(name),
             model=settings.model,
+            method=settings.method,
             block_size=settings.block_nbytes,
             begin=begin,
             end=end,
@@ -209,6 +179,7 @@ def _explain(settings: _Settings, console: Console) -> None:
             console.warning(name, f"{shown:,} of {len(data):,} bytes are shown (--range chooses others)")
     finally:
         source.close()
+    return 0
 
 
 def _name(settings: _Settings) -> str:
@@ -256,12 +227,7 @@ def _write(path: str, source: Source, force: bool, data: bytes) -> None:
     if path in _STDOUT:
         Stdout().write(data)
         return
-    target = Target(path, source, overwrite=force, device=True, inherit=False)
-    try:
-        target.write(data)
-        target.finish()
-    finally:
-        target.discard()
+    write_file(path, [data], source, overwrite=force)
 
 
 def _document(explanation: Explanation, as_json: bool) -> bytes:
@@ -294,7 +260,4 @@ class _Progress:
         figures = f"{size_text(self._total)}  {time_text(self.seconds)}"
         if self._done:
             figures = f"{size_text(self._done)} of {figures}"
-        name, room = printable(self._name), width - len(figures) - 2
-        if len(name) > room:
-            name = "…" + name[len(name) - room + 1 :] if room > 8 else ""
-        return f"{name}  {figures}".lstrip()[:width]
+        return named_line(self._name, figures, width)

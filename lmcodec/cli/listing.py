@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lmcodec.cli.progress import printable
+from lmcodec.cli.table import table
 from lmcodec.codec import FrameInfo, scan
 from lmcodec.errors import LmcodecError
 from lmcodec.frame import PROFILES, Block, Method
@@ -58,22 +58,15 @@ def list_file(name: str) -> Listed:
 
 def as_table(files: Sequence[Listed], verbose: bool = False) -> str:
     """A line for every file, and one for all of several; `verbose` adds the models."""
-    rows = [_row(printable(file.name), [file]) for file in files]
+    rows = [_row(file.name, [file]) for file in files]
     if len(files) > 1:
         rows.append(_row(f"{len(files)} files", files))
     if not rows:
         return ""
-    table = [_COLUMNS, *rows]
+    rows.insert(0, _COLUMNS)
     if not verbose:
-        table = [(*row[:_MODEL], *row[_MODEL + 1 :]) for row in table]
-    width = [max(map(len, column)) for column in zip(*table, strict=True)]
-    text_from = _COLUMNS.index("Methods")  # figures are aligned to the right
-
-    def line(row: Sequence[str]) -> str:
-        cells = [c.ljust(width[i]) if i >= text_from else c.rjust(width[i]) for i, c in enumerate(row)]
-        return "  ".join(cells).rstrip() + "\n"
-
-    return "".join(map(line, table))
+        rows = [(*row[:_MODEL], *row[_MODEL + 1 :]) for row in rows]
+    return table(rows, right=range(_COLUMNS.index("Methods")))
 
 
 def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
@@ -95,7 +88,7 @@ def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
 
 def _method(block: Block) -> str:
     """`stored`, or the method and its profile: `cm:strong`, `lm+cm:1`, whose profiles are the model's."""
-    name = block.method.name.lower().replace("_", "+")
+    name = block.method.label
     if not block.profile:  # lm has none either
         return name
     return f"{name}:{PROFILES[block.profile] if block.method == Method.CM else block.profile}"

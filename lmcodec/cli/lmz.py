@@ -92,23 +92,23 @@ _LEVELS = [
         f" shipped.  [default: -{DEFAULT_LEVEL}]",
     ),
 ]
-_MODEL = [
-    click.Option(
-        ["--model"], metavar="NAME|FILE", help="Language model: a shipped one's name, or a model file."
-    )
-]
+MODEL: dict[str, Any] = {
+    "metavar": "NAME|FILE",
+    "help": "Language model: a shipped one's name, or a model file.",
+}
+METHOD: dict[str, Any] = {
+    "type": click.Choice(["auto", "cm", "lm+cm", "lm", "stored"]),
+    "help": "Code every block by one method: context models, a language model beside them, a language model"
+    " alone, or none.  [default: auto, whichever is smallest]",
+}
+BLOCK_SIZE: dict[str, Any] = {
+    "type": Size(1 << 10, 1 << 24),
+    "help": "Original bytes in a block, 1K to 16M.  [default: 4M]",
+}
+_MODEL = [click.Option(["--model"], **MODEL)]
 _ENCODING = [
-    click.Option(
-        ["--method"],
-        type=click.Choice(["auto", "cm", "lm+cm", "lm", "stored"]),
-        help="Code every block by one method: context models, a language model beside them, a language model"
-        " alone, or none.  [default: auto, whichever is smallest]",
-    ),
-    click.Option(
-        ["--block-size", "block_nbytes"],
-        type=Size(1 << 10, 1 << 24),
-        help="Original bytes in a block, 1K to 16M.  [default: 4M]",
-    ),
+    click.Option(["--method"], **METHOD),
+    click.Option(["--block-size", "block_nbytes"], **BLOCK_SIZE),
     _flag("--solid", help="Let blocks build on those before: smaller, no random access."),
     _flag("--verify", help="Decode what was written before it counts as done."),
 ]
@@ -143,16 +143,16 @@ def _operate(program: str, mode: str, given: dict[str, Any]) -> int:
     mode = given.pop("mode", None) or mode
     level, threads = given.pop("level", None), given.pop("threads", None)
     if level is None and mode == "compress":
-        level = _from_environment("LMCODEC_LEVEL", 1, 9)
+        level = from_environment("LMCODEC_LEVEL", 1, 9)
     if threads is None and mode != "list":
-        threads = _from_environment("LMCODEC_THREADS", 0, 1024)
+        threads = from_environment("LMCODEC_THREADS", 0, 1024)
     if given.get("output") in ("-", "/dev/stdout"):
         given["to_stdout"] = bool(given.pop("output"))
     settings = Settings(
         mode=mode,  # type: ignore[arg-type]
         program=program,
         level=level or DEFAULT_LEVEL,
-        threads=_core_count() if threads == 0 else threads,
+        threads=core_count() if threads == 0 else threads,
         remove=given.pop("removal", None) == "remove",
         verbosity=given.pop("verbose") - given.pop("quiet"),
         progress=not given.pop("no_progress", None),
@@ -161,7 +161,12 @@ def _operate(program: str, mode: str, given: dict[str, Any]) -> int:
     return operate(settings, operands)
 
 
-def _from_environment(name: str, low: int, high: int) -> int | None:
+def from_environment(name: str, low: int, high: int) -> int | None:
+    """The number that an environment variable holds; None if it is not set, or empty.
+
+    Raises:
+      ConfigError: it holds something else.
+    """
     text = os.environ.get(name)
     if not text:
         return None
@@ -170,8 +175,11 @@ def _from_environment(name: str, low: int, high: int) -> int | None:
     return int(text)
 
 
-def _core_count() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def core_count() -> int:
+    """What 0 stands for where a number of threads or processes is asked for."""
+    from lmcodec.codec import available_cpus
+
+    return available_cpus()
 
 
 def _command(
@@ -235,15 +243,27 @@ def _fail(program: str, message: str) -> int:
     return 1
 
 
-def _enter(command: click.Command, arguments: list[str] | None) -> NoReturn:
-    """Run a front: every error is one line on stderr and exit status 1, 2 is left to warnings."""
-    program = command.name or ""
+def enter(command: click.Command, arguments: list[str] | None, program: str) -> NoReturn:
+    """Run a command: every error is one line on stderr and exit status 1, 2 is left to warnings.
+
+    Ctrl-C and a closed standard output kill the process as they would have without us.
+    """
+    stdout = sys.stdout
     try:
         status = command.main(args=arguments, prog_name=program, standalone_mode=False)
     except (KeyboardInterrupt, click.Abort):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
         os.kill(os.getpid(), signal.SIGINT)
         status = 130
+    except SystemExit:
+        # Where nobody reads standard output, click puts something harmless in its place and exits.
+        if sys.stdout is not stdout and hasattr(signal, "SIGPIPE"):
+            signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+            os.kill(os.getpid(), signal.SIGPIPE)
+        raise
+    except getattr(click.exceptions, "NoArgsIsHelpError", ()) as error:  # since click 8.2
+        error.show()
+        status = 1
     except click.ClickException as error:
         status = _fail(program, f"{error.format_message().rstrip('.')} (-h helps)")
     except LmcodecError as error:
@@ -252,6 +272,8 @@ def _enter(command: click.Command, arguments: list[str] | None) -> NoReturn:
         # Help or version did not fit on standard output; the interpreter would try again when it ends.
         status = _fail(program, one_line(error))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except MemoryError:
+        status = _fail(program, "out of memory")
     except Exception as error:  # our bug, or no memory for a thread
         status = _fail(program, f"internal error, please report it: {type(error).__name__}: {error}")
     sys.exit(status)
@@ -260,13 +282,13 @@ def _enter(command: click.Command, arguments: list[str] | None) -> NoReturn:
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `lmz`."""
     help = "Compress FILES, each to FILE.lmz, or decompress them; standard input if there are none."
-    _enter(front("lmz", "compress", help), arguments)
+    enter(front("lmz", "compress", help), arguments, "lmz")
 
 
 def unlmz(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `unlmz`, which is `lmz -d`."""
     help = "Decompress FILES; standard input if there are none. The same as lmz -d."
-    _enter(front("unlmz", "decompress", help), arguments)
+    enter(front("unlmz", "decompress", help), arguments, "unlmz")
 
 
 def lmzcat(arguments: list[str] | None = None) -> NoReturn:
@@ -274,7 +296,7 @@ def lmzcat(arguments: list[str] | None = None) -> NoReturn:
     help = (
         "Write FILES decompressed to standard output, what is not compressed as it is. The same as lmz -dcf."
     )
-    _enter(front("lmzcat", "decompress", help, to_stdout=True, force=True), arguments)
+    enter(front("lmzcat", "decompress", help, to_stdout=True, force=True), arguments, "lmzcat")
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import warnings
-from typing import Any
+from typing import NoReturn
 
 import click
 
@@ -12,11 +12,10 @@ from lmcodec import __version__
 from lmcodec.cli.bench import bench
 from lmcodec.cli.corpus import corpus
 from lmcodec.cli.explain import explain
-from lmcodec.cli.lmz import subcommands
+from lmcodec.cli.lmz import enter, subcommands
 from lmcodec.cli.measure import measure
 from lmcodec.cli.model import model
 from lmcodec.cli.train import train
-from lmcodec.errors import LmcodecError, one_line
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -29,14 +28,11 @@ for command in [*subcommands(), bench, corpus, explain, measure, model, train]:
     group.add_command(command)
 
 
-def main(arguments: list[str] | None = None) -> Any:
-    """Entry point: errors of the package become one line on stderr and exit status 1."""
+def main(arguments: list[str] | None = None) -> NoReturn:
+    """Entry point: errors are one line on stderr and exit status 1, as those of `lmz`."""
     show = warnings.showwarning
     warnings.showwarning = lambda message, *_: print(f"lmcodec: {message}", file=sys.stderr)
     try:
-        return group.main(args=arguments, prog_name="lmcodec", standalone_mode=True)
-    except (LmcodecError, OSError) as error:
-        print(f"lmcodec: {one_line(error)}", file=sys.stderr)
-        sys.exit(1)
+        enter(group, arguments, "lmcodec")
     finally:
         warnings.showwarning = show

@@ -7,11 +7,9 @@ import io
 import json
 import math
 import os
-import signal
 import stat
 import threading
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import reduce
@@ -21,17 +19,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from lmcodec.cli.console import Console, is_terminal
-from lmcodec.cli.lmz import DEFAULT_LEVEL, Size, _core_count, _from_environment
-from lmcodec.cli.progress import printable, size_text, time_text
-from lmcodec.cli.safe_file import Stdout, StdoutClosed, die_by, reserve_standard_descriptors, supervise
-from lmcodec.errors import ConfigError, LmcodecError, one_line
+from lmcodec.cli.lmz import (
+    BLOCK_SIZE,
+    DEFAULT_LEVEL,
+    METHOD,
+    MODEL,
+    core_count,
+    from_environment,
+)
+from lmcodec.cli.operate import ERROR, OK, WARNING, check_model
+from lmcodec.cli.progress import size_text, time_text
+from lmcodec.cli.safe_file import Stdout, StdoutClosed, reserve_standard_descriptors
+from lmcodec.cli.table import table
+from lmcodec.errors import LmcodecError, one_line
 
 if TYPE_CHECKING:
     from lmcodec.lm.store import Model
     from lmcodec.measure.bpb import Measurement, Meter
     from lmcodec.measure.processes import Outcome
 
-OK, ERROR, WARNING = 0, 1, 2
 _SEVERAL_NBYTES = 1 << 16  # of text that is worth starting a second process for
 
 
@@ -44,13 +50,9 @@ _SEVERAL_NBYTES = 1 << 16  # of text that is worth starting a second process for
 )
 @click.argument("paths", nargs=-1, type=click.Path(allow_dash=True, readable=False))
 @click.option("--level", type=click.IntRange(1, 9), help=f"Level, 1 to 9.  [default: {DEFAULT_LEVEL}]")
-@click.option("--model", metavar="NAME|FILE", help="Language model: a shipped one's name, or a model file.")
-@click.option(
-    "--block-size",
-    "block_nbytes",
-    type=Size(1 << 10, 1 << 24),
-    help="Original bytes in a block, 1K to 16M.  [default: 4M]",
-)
+@click.option("--model", **MODEL)
+@click.option("--method", **METHOD)
+@click.option("--block-size", "block_nbytes", **BLOCK_SIZE)
 @click.option("--solid", is_flag=True, help="Let blocks build on those before.")
 @click.option("--network-only", is_flag=True, help="Measure the language model alone: faster, no frames.")
 @click.option("--split-documents", is_flag=True, help="Measure what zero bytes separate apart.")
@@ -65,6 +67,7 @@ def measure(
     paths: tuple[str, ...],
     level: int | None,
     model: str | None,
+    method: str | None,
     block_nbytes: int | None,
     solid: bool,
     network_only: bool,
@@ -82,10 +85,10 @@ def measure(
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv do not go together")
-    level = level or _from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL
-    if level < 3 and (model is not None or network_only):
-        option = "--model" if model is not None else "--network-only"
-        raise ConfigError(f"{option} does not go together with --level {level}, which uses no language model")
+    level = level or from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL
+    check_model(f"--level {level}", level, method or "auto", model)
+    if network_only:
+        check_model(f"--level {level}", level, method or "auto", "", "--network-only")
     if not paths and is_terminal(0):
         raise click.UsageError("name what to measure (- is standard input)")
     reserve_standard_descriptors()
@@ -94,23 +97,13 @@ def measure(
         "model": model,
         "block_size": block_nbytes,
         "solid": solid,
+        "method": method or "auto",
         "network_only": network_only,
     }
     console = Console("lmcodec", -quiet, progress=not no_progress)
-    work = _Work(console, options, jobs or _core_count(), split_documents)
-    show = warnings.showwarning
-    warnings.showwarning = lambda message, *_: console.warning(None, str(message))
-    try:
-        status = supervise(
-            lambda: work.run(paths or ("-",), _as_json if as_json else _as_csv if as_csv else _as_table),
-            console.draw,
-            console.erase,
-        )
-    finally:
-        warnings.showwarning = show
-    if work.stdout_closed and hasattr(signal, "SIGPIPE"):
-        die_by(signal.SIGPIPE)
-    click.get_current_context().exit(status)
+    work = _Work(console, options, jobs or core_count(), split_documents)
+    form = _as_json if as_json else _as_csv if as_csv else _as_table
+    click.get_current_context().exit(console.supervise(lambda: work.run(paths or ("-",), form)))
 
 
 class _Progress:
@@ -180,15 +173,13 @@ class _Work:
     def __init__(self, console: Console, options: dict[str, Any], jobs: int, split: bool) -> None:
         self.console, self.options, self.jobs, self.split = console, options, jobs, split
         self.status = OK
-        self.stdout_closed = False
 
     def run(self, paths: tuple[str, ...], form: Callable[[_Report], str]) -> int:
         try:
             report = self._measure(paths)
             Stdout().write(form(report).encode("utf-8", "backslashreplace"))
         except StdoutClosed:
-            self.stdout_closed = True
-            self.status = ERROR
+            raise
         except (LmcodecError, OSError) as error:
             self._fail(None, one_line(error))
         except MemoryError:
@@ -210,7 +201,8 @@ class _Work:
         report = _report(meter, self.options, self.split)
         if meter.network_only and not self.options["network_only"]:
             message = "the model holds no profile of the context models beside it: it is measured alone"
-            self.console.warning(None, f"{message} (lmcodec model export --mixer)")
+            how = "--method lm makes frames with it, lmcodec model export --mixer adds a profile"
+            self.console.warning(None, f"{message} ({how})")
         sizes: dict[str, int | None] = {}
         for found in find_files(paths):
             if isinstance(found, Problem):
@@ -269,6 +261,7 @@ def _report(meter: Meter, options: dict[str, Any], split: bool) -> _Report:
         "level": options["level"],
         "block_nbytes": meter.block_nbytes,
         "solid": options["solid"],
+        "method": options["method"],
         "network_only": meter.network_only,
         "split_documents": split,
     }
@@ -283,7 +276,7 @@ def _as_table(report: _Report) -> str:
     """A line for every file, one for all, one with the model's bytes."""
     if not report.files:
         return ""
-    rows = [_row(printable(name), len(texts), reduce(add, texts)) for name, texts in report.files]
+    rows = [_row(name, len(texts), reduce(add, texts)) for name, texts in report.files]
     n_document = sum(len(texts) for _, texts in report.files)
     if len(rows) > 1:
         rows.append(_row(f"{len(rows)} files", n_document, report.total()))
@@ -292,15 +285,9 @@ def _as_table(report: _Report) -> str:
         row = _row(f"with the model's {report.model_nbytes:,} bytes", n_document, with_model)
         keep = ("Frame", "bpb") if with_model.frame_nbytes is not None else ("Network",)
         rows.append({key: value if key in (*keep, "File") else "" for key, value in row.items()})
-    heads = {key: key for key in rows[0]}
-    columns = [key for key in heads if rows[0][key] != "-" and (key != "Documents" or report.split)]
-    width = {key: max(len(row[key]) for row in [heads, *rows]) for key in columns}
-
-    def line(row: dict[str, str]) -> str:
-        cells = [row[key] if key == "File" else row[key].rjust(width[key]) for key in columns]
-        return "  ".join(cells).rstrip() + "\n"
-
-    return "".join(map(line, [heads, *rows]))
+    columns = [key for key in rows[0] if rows[0][key] != "-" and (key != "Documents" or report.split)]
+    cells = [columns, *([row[key] for key in columns] for row in rows)]
+    return table(cells, right=range(len(columns) - 1))
 
 
 def _row(name: str, n_document: int, m: Measurement) -> dict[str, str]:
@@ -371,16 +358,15 @@ def _as_json(report: _Report) -> str:
 
 def _as_csv(report: _Report) -> str:
     """A line for every file, before it one for each of its documents, then the totals."""
+    from lmcodec.measure.bpb import Measurement
+
     out = io.StringIO()
-    writer: csv.DictWriter[str] | None = None
+    columns = ["kind", "file", "document", *_figures(Measurement(0, None, None, None, None))]
+    writer = csv.DictWriter(out, columns, lineterminator="\n")
+    writer.writeheader()
 
     def write(kind: str, name: str, number: int | None, m: Measurement) -> None:
-        nonlocal writer
-        row = {"kind": kind, "file": name, "document": number, **_figures(m)}
-        if writer is None:
-            writer = csv.DictWriter(out, list(row), lineterminator="\n")
-            writer.writeheader()
-        writer.writerow(row)
+        writer.writerow({"kind": kind, "file": name, "document": number, **_figures(m)})
 
     for name, texts in report.files:
         if report.split:

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from lmcodec.cli.safe_file import write_file
+from lmcodec.cli.table import table
 from lmcodec.errors import ConfigError, LmcodecError, one_line
 from lmcodec.lm import store
 
@@ -42,7 +42,10 @@ def list_models() -> None:
                 f"{header.nbytes:,}",
             )
         )
-    _table(rows if len(rows) > 1 else [("no model is shipped with this version",)], left=(1, 2))
+    if store.SHIPPED:
+        click.echo(table(rows, right=(0, 3, 4, 5)), nl=False)
+    else:
+        click.echo("no model is shipped with this version")
 
 
 @model.command()
@@ -71,14 +74,13 @@ def show(model: str) -> None:
         ("sections", ", ".join(f"{name} {nbytes:,}" for name, nbytes in header.sections.items()) + " bytes"),
         *((f"card: {key}", _plain(value)) for key, value in header.card.items()),
     ]
-    _table(facts, left=(0, 1))
-    click.echo()
+    click.echo(table(facts, right=()))
     rows = [("Tensor", "Rows", "Columns", "Contexts", "Shift", "Bits each")]
     for (name, (n, k, _)), contexts, shift, each in zip(
         shapes(shape).items(), header.n_context, header.shifts, header.bits_per_weight.values(), strict=True
     ):
         rows.append((name, str(n), str(k), str(contexts), str(shift), f"{each:.3f}"))
-    _table(rows, left=(0,))
+    click.echo(table(rows, right=range(1, 6)), nl=False)
 
 
 @model.command()
@@ -118,14 +120,14 @@ def export(
 
         parse_all(profiles, "--mixer" if mixer else str(mixer_from))
     data = weights.pack(_integer_model(checkpoint, vocab, entries, profiles))
-    _write(output, data)
+    write_file(str(output), [data], overwrite=True)
     header = weights.inspect(data)
     n_weight, bits = _weights(header)
     click.echo(
         f"{output}: {len(data):,} bytes, model {header.model_id}, {n_weight:,} weights of {bits:.3f} bits"
     )
     if not profiles:
-        click.echo("It holds no profile of the context models and can be measured, not used to compress.")
+        click.echo("It holds no profile of the context models: only --method lm compresses with it.")
 
 
 def _integer_model(folder: Path, vocab: Path | None, card: dict[str, Any], mixer: bytes) -> Any:
@@ -179,7 +181,7 @@ def verify(model: str) -> None:
 
     def profiles() -> None:
         if not parse_all(integer.mixer):
-            raise LmcodecError("none: the model can be measured, not used to compress")
+            raise LmcodecError("none: only --method lm compresses with the model")
 
     checks: list[tuple[str, Callable[[], None]]] = [("profiles", profiles), ("definition", definition)]
     checks += [(f"kernel, {isa}", lambda isa=isa: native(isa)) for isa in _kernel.network_isas()]  # type: ignore[misc]
@@ -220,29 +222,3 @@ def _weights(header: Header) -> tuple[int, float]:
 
     n_weight = sum(n * k for n, k, _ in shapes(header.config).values())
     return n_weight, 8 * (header.sections["weights"] + header.sections["tables"]) / n_weight
-
-
-def _table(rows: Sequence[tuple[str, ...]], left: tuple[int, ...]) -> None:
-    """Print rows in columns, those in `left` aligned to the left."""
-    from lmcodec.cli.progress import printable
-
-    rows = [tuple(printable(cell) for cell in row) for row in rows]
-    width = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    for row in rows:
-        cells = [c.ljust(width[i]) if i in left else c.rjust(width[i]) for i, c in enumerate(row)]
-        click.echo("  ".join(cells).rstrip())
-
-
-def _write(path: Path, data: bytes) -> None:
-    """Write a file that appears complete under its name, or not at all."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with open(temporary, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise

@@ -6,8 +6,6 @@ Knows nothing of options: `lmz` and the subcommands of `lmcodec` both fill in `S
 from __future__ import annotations
 
 import os
-import signal
-import warnings
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -22,9 +20,7 @@ from lmcodec.cli.safe_file import (
     Stdout,
     StdoutClosed,
     Target,
-    die_by,
     reserve_standard_descriptors,
-    supervise,
 )
 from lmcodec.errors import ConfigError, LimitExceeded, LmcodecError, ModelNotFound, one_line
 
@@ -78,52 +74,46 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
         if settings.to_stdout or settings.recursive or settings.mode in ("test", "list"):
             raise ConfigError("-o does not go together with -c, -r, -t or -l")
     if settings.mode == "compress":
-        _check_model(settings)
+        check_model(f"-{settings.level}", settings.level, settings.method, settings.model)
     reserve_standard_descriptors()
     # Who writes into a pipe may share the terminal with another program (tar -v, less): no progress unasked.
     writes_stdout = settings.to_stdout or (operands == ("-",) and settings.output is None)
     quiet = settings.mode == "list" or (settings.mode != "test" and writes_stdout and settings.verbosity < 1)
     console = Console(settings.program, settings.verbosity, progress=settings.progress and not quiet)
     work = _Work(settings, console)
-    show = warnings.showwarning
-    warnings.showwarning = lambda message, *_: console.warning(None, str(message))
-    try:
-        status = supervise(lambda: work.run(operands), console.draw, console.erase)
-    finally:
-        warnings.showwarning = show
-    if work.stdout_closed and hasattr(signal, "SIGPIPE"):
-        die_by(signal.SIGPIPE)
-    return status
+    return console.supervise(lambda: work.run(operands))
 
 
-def _check_model(settings: Settings) -> None:
-    method = f"--method {settings.method}"
-    if settings.level < 3 and settings.method in ("lm", "lm+cm"):
+def check_model(shown: str, level: int, method: str, model: str | None, option: str = "--model") -> None:
+    """Refuse a language model where none is used.
+
+    Args:
+      shown: the level, as the user gives it.
+      model: a model, or whatever else `option` asks for that needs one; None if it does not.
+
+    Raises:
+      ConfigError: the level or the method uses none.
+    """
+    if level < 3 and method in ("lm", "lm+cm"):
         raise ConfigError(
-            f"{method} does not go together with -{settings.level}, which uses no language model"
+            f"--method {method} does not go together with {shown}, which uses no language model"
         )
-    if settings.model is not None:
-        without = f"-{settings.level}" if settings.level < 3 else method
-        if settings.level < 3 or settings.method in ("cm", "stored"):
-            raise ConfigError(f"--model does not go together with {without}, which uses no language model")
+    if model is not None and (level < 3 or method in ("cm", "stored")):
+        without = shown if level < 3 else f"--method {method}"
+        raise ConfigError(f"{option} does not go together with {without}, which uses no language model")
 
 
 class _Work:
     def __init__(self, settings: Settings, console: Console) -> None:
         self.settings, self.console = settings, console
         self.status = OK
-        self.stdout_closed = False
         self.listed: list[Listed] = []
 
     def run(self, operands: tuple[str, ...]) -> int:
-        try:
-            for operand in operands:
-                self._guard(operand, self._operand)
-            if self.settings.mode == "list":
-                self._guard(Stdout.name, lambda _: self._print_list())
-        except StdoutClosed:
-            self.stdout_closed = True
-            self.status = ERROR
+        for operand in operands:
+            self._guard(operand, self._operand)
+        if self.settings.mode == "list":
+            self._guard(Stdout.name, lambda _: self._print_list())
         return self.status
 
     def _guard(self, name: str, work: Callable[[str], None]) -> None:

@@ -47,6 +47,14 @@ def ratio_text(original_nbytes: int, compressed_nbytes: int) -> str:
     return f"{8 * compressed_nbytes / original_nbytes:.3f} bpb, {compressed_nbytes / original_nbytes:.1%}"
 
 
+def named_line(name: str, figures: str, width: int) -> str:
+    """A line of progress; of a long name its end is left, or nothing."""
+    name, room = printable(name), width - len(figures) - 2
+    if len(name) > room:
+        name = "…" + name[len(name) - room + 1 :] if room > 8 else ""
+    return f"{name}  {figures}".lstrip()[:width]
+
+
 class BlockEnds:
     """Finds where the blocks of frames end, in compressed data that comes in pieces.
 
@@ -162,7 +170,4 @@ class Progress:
         else:
             parts.append(time_text(self.seconds))
         figures = "  ".join(parts)
-        name, room = printable(self.name), width - len(figures) - 2
-        if len(name) > room:
-            name = "…" + name[len(name) - room + 1 :] if room > 8 else ""
-        return f"{name}  {figures}".lstrip()[:width]
+        return named_line(self.name, figures, width)

@@ -14,7 +14,7 @@ import select
 import signal
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import FrameType
 
 CHUNK_NBYTES = 1 << 16
@@ -259,7 +259,8 @@ class Target:
 
     Args:
       path: the name.
-      source: whose mode, times and owner it will get; the umask decides where that is no regular file.
+      source: whose mode, times and owner it will get; the umask decides where there is none,
+        or it is no regular file.
       overwrite: replace a regular file or a link of that name.
       device: write into a terminal, pipe or character device of that name (`-o /dev/null`).
       inherit: False for what is no form of the source: the umask decides its mode.
@@ -268,7 +269,7 @@ class Target:
     def __init__(
         self,
         path: str,
-        source: Source,
+        source: Source | None,
         *,
         overwrite: bool = False,
         device: bool = False,
@@ -277,7 +278,7 @@ class Target:
         self.name = self._path = path
         self._source = source
         # A standard input that happens to be a file is not the file that this one is made of.
-        self._inherits = inherit and source.path is not None and source.is_regular
+        self._inherits = inherit and source is not None and source.path is not None and source.is_regular
         self._is_device = device and _is_stream(path)
         if self._is_device:
             self.fd = os.open(path, os.O_WRONLY | _O_NOCTTY | _O_BINARY)
@@ -290,7 +291,7 @@ class Target:
             status = os.lstat(path)
             if not stat.S_ISREG(status.st_mode) and not stat.S_ISLNK(status.st_mode):
                 raise FileExistsError(errno.EEXIST, "exists and is not a regular file", path) from None
-            if os.path.samestat(status, source.status):
+            if source is not None and os.path.samestat(status, source.status):
                 raise FileExistsError(errno.EEXIST, "is the input itself", path) from None
             self._create(os.path.join(os.path.dirname(path), f".lmz-{os.urandom(8).hex()}"))
 
@@ -331,9 +332,9 @@ class Target:
     def copy_metadata(self) -> list[str]:
         """Give the file its source's owner (as root), group, mode and times; returns what failed."""
         failed: list[str] = []
-        status = self._source.status
-        if self._is_device or not self._inherits:
+        if self._is_device or not self._inherits or self._source is None:
             return failed
+        status = self._source.status
 
         def attempt(what: str, function: Callable[[], None]) -> bool:
             try:
@@ -388,7 +389,7 @@ class Target:
             raise
         with _unfinished.lock:
             _unfinished.clear()
-            if remove_source:
+            if remove_source and self._source is not None:
                 self._source.remove()
 
     def discard(self) -> None:
@@ -434,3 +435,22 @@ def reserve_standard_descriptors() -> None:
             os.fstat(fd)
         except OSError:
             os.open(os.devnull, flags)  # the lowest free number
+
+
+def write_file(path: str, pieces: Iterable[bytes], source: Source | None = None, *, overwrite: bool) -> None:
+    """Make a file that is no form of another one; a device or a pipe of that name is written into.
+
+    Args:
+      source: what the file must not replace.
+      overwrite: see `Target`.
+
+    Raises:
+      OSError: it cannot be made, or is there. There is no half of it then.
+    """
+    target = Target(path, source, overwrite=overwrite, device=True, inherit=False)
+    try:
+        for piece in pieces:
+            target.write(piece)
+        target.finish()
+    finally:
+        target.discard()

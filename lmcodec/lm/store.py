@@ -112,8 +112,8 @@ class Model:
         """
         if not self.profiles:
             raise Unsupported(
-                f"{self.path}: model {self.model_id} holds no profile of the context models beside it: it "
-                "can be measured, not used to compress (lmcodec model export --mixer)"
+                f"{self.path}: model {self.model_id} holds no profile of the context models beside it: only "
+                "method lm compresses with it (lmcodec model export --mixer adds one)"
             )
         if not 1 <= number <= len(self.profiles):
             raise Unsupported(

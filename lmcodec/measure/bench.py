@@ -13,6 +13,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import stat
@@ -27,8 +28,10 @@ from pathlib import Path
 from typing import Any
 
 from lmcodec.errors import LmcodecError
+from lmcodec.measure import visible
 from lmcodec.measure.machine import describe
 from lmcodec.measure.peers import Command, Compressor, locate, stored_name
+from lmcodec.measure.texts import Problem, in_folder
 
 # Columns of lzbench -o4 (https://github.com/inikep/lzbench); speeds in MB/s, the ratio in percent.
 LZBENCH_COLUMNS = (
@@ -206,10 +209,11 @@ def gather(paths: Sequence[str], limits: Sequence[int | None] = (None,)) -> tupl
         try:
             mode = path.stat().st_mode
             if stat.S_ISDIR(mode):
-                inside = list(_walk(path))
-                if not inside:
-                    failures.append(Failure("", name, "no files are in this folder"))
-                files += inside
+                for found in in_folder(name):
+                    if isinstance(found, Problem):
+                        failures.append(Failure("", found.name, found.message))
+                    else:
+                        files.append(Path(found))
             elif stat.S_ISREG(mode):
                 files.append(path)
             else:
@@ -223,16 +227,6 @@ def gather(paths: Sequence[str], limits: Sequence[int | None] = (None,)) -> tupl
         label = path.name if names.count(path.name) == 1 else str(path)
         inputs += [Input(path, label, limit) for limit in limits]
     return inputs, failures
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    with os.scandir(folder) as scan:
-        entries = sorted(scan, key=lambda entry: entry.name)
-    for entry in entries:
-        if entry.is_dir(follow_symlinks=False):
-            yield from _walk(Path(entry.path))
-        elif entry.is_file(follow_symlinks=False):
-            yield Path(entry.path)
 
 
 def run(
@@ -632,15 +626,20 @@ def as_markdown(report: Report, *, files: bool = False) -> str:
     """
     lines: list[str] = []
     for title, measurements in sections(report, files=files):
-        lines += [f"{title}:", ""]
+        lines += [f"{_as_plain(title)}:", ""]
         head, *body = rows(report, measurements)
         lines += ["| " + " | ".join(head) + " |", "|---" + "|---:" * (len(head) - 1) + "|"]
-        lines += ["| " + " | ".join(row) + " |" for row in body]
+        lines += ["| " + " | ".join(map(_as_plain, row)) + " |" for row in body]
         lines.append("")
-    lines += [*notes(report), ""]
+    lines += [*map(_as_plain, notes(report)), ""]
     lines += [f"- {key}: {value}" for key, value in report.machine.items()]
     lines += [f"- {c.name}: {c.version}" for c in report.compressors if c.version and c.family != "lmcodec"]
     return "\n".join(lines) + "\n"
+
+
+def _as_plain(text: str) -> str:
+    """What Markdown shows as `text`, whatever file names are in it."""
+    return re.sub(r"([\\`*<|\[\]])", r"\\\1", visible.title(text, 10_000))
 
 
 def sections(report: Report, *, files: bool = False) -> Iterator[tuple[str, list[Measurement]]]:

@@ -14,16 +14,16 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmcodec import coder, frame
-from lmcodec.codec import LEVELS, Compressor
+from lmcodec.codec import AUTO, LEVELS, Compressor
 from lmcodec.engine import Decisions, Engine, LmEngine
 from lmcodec.frame import Block, FrameWalk, Method
 from lmcodec.lm import store
 from lmcodec.lm.store import FilePath, Model
 
 
-def model_of(level: int, model: FilePath | None) -> Model | None:
-    """The language model that `compress` can use at a level; None if it uses none."""
-    names = LEVELS[as_int(level)].models
+def model_of(level: int, model: FilePath | None, method: str = AUTO) -> Model | None:
+    """The language model that `compress` can use at a level, by a method; None if it uses none."""
+    names = LEVELS[as_int(level)].models if method not in ("stored", "cm") else ()
     source = store.default(model, names) if names else None
     return None if source is None else store.load(source)
 
@@ -43,12 +43,7 @@ class CodedBlock(NamedTuple):
 
     @property
     def method(self) -> str:
-        return method_name(self.header.method)
-
-
-def method_name(method: Method) -> str:
-    """`stored`, `cm`, `lm+cm` or `lm`."""
-    return method.name.lower().replace("_", "+")
+        return self.header.method.label
 
 
 class FrameWatch:

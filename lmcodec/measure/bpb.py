@@ -11,7 +11,15 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from lmcodec.codec import DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, LEVELS, Compressor, byte_view, lm_streams
+from lmcodec.codec import (
+    AUTO,
+    DEFAULT_BLOCK_NBYTES,
+    DEFAULT_LEVEL,
+    LEVELS,
+    Compressor,
+    byte_view,
+    lm_streams,
+)
 from lmcodec.engine import LmEngine
 from lmcodec.lm.store import FilePath, Model
 from lmcodec.measure.blocks import (
@@ -103,6 +111,7 @@ def bits_per_byte(
     solid: bool = False,
     streams: int | None = None,
     groups: int | None = None,
+    method: str = AUTO,
     network_only: bool = False,
 ) -> Measurement:
     """What `data` (any buffer) takes when `compress` with the same arguments codes it, and why.
@@ -110,13 +119,13 @@ def bits_per_byte(
     It is compressed for real, then each block is coded again to see its probabilities: about twice the time.
 
     Args:
-        level, model, block_size, threads, solid, streams, groups: see `Compressor`.
+        level, model, block_size, threads, solid, streams, groups, method: see `Compressor`.
         network_only: do not compress, measure the language model alone. It is so, too, for a model that holds
-            no profile of the context models beside it, with which nothing can be compressed.
+            no profile of the context models beside it, with which only method lm can compress.
 
     Raises:
-        TypeError, ValueError: an argument is out of range, or a model is given for level 1 or 2, or
-            `network_only` for a level that has none.
+        TypeError, ValueError: an argument is out of range, or a model or `network_only` is given for a level
+            or a method that uses none.
         LmcodecError: the model is not there or damaged.
     """
     with byte_view(data) as view:
@@ -128,6 +137,7 @@ def bits_per_byte(
             solid=solid,
             streams=streams,
             groups=groups,
+            method=method,
             network_only=network_only,
         )
         return meter.measure(_pieces(view, meter.block_nbytes), content_size=len(view))
@@ -162,6 +172,7 @@ class Meter:
         solid: bool = False,
         streams: int | None = None,
         groups: int | None = None,
+        method: str = AUTO,
         network_only: bool = False,
     ) -> None:
         self._level = level
@@ -172,12 +183,17 @@ class Meter:
             "solid": solid,
             "streams": streams,
             "groups": groups,
+            "method": method,
         }
         Compressor(level, **self._options)  # refuses what is wrong
-        self.model = model_of(level, model)
+        self.model = model_of(level, model, method)
         if network_only and self.model is None:
-            raise ValueError(f"level {level} uses no language model: network_only makes no sense with it")
-        self.network_only = network_only or (self.model is not None and not self.model.profiles)
+            which = f"method {method}" if LEVELS[level].models else f"level {level}"
+            raise ValueError(f"{which} uses no language model: network_only makes no sense with it")
+        needs_profiles = method != "lm"
+        self.network_only = network_only or (
+            needs_profiles and self.model is not None and not self.model.profiles
+        )
         self.block_nbytes = DEFAULT_BLOCK_NBYTES if block_size is None else int(block_size)
         self._streams = streams
         self._compressor: Compressor | None = None

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmcodec.codec import DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, byte_view
+from lmcodec.codec import AUTO, DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, byte_view
 from lmcodec.errors import ConfigError
 from lmcodec.lm.store import FilePath, Model
 from lmcodec.measure import visible
@@ -190,6 +190,7 @@ def explain(
     name: str = "",
     model: FilePath | None = None,
     block_size: int | None = None,
+    method: str = AUTO,
     begin: int | None = None,
     end: int | None = None,
     whole: bool = False,
@@ -204,7 +205,7 @@ def explain(
     Args:
         level: 6 if None.
         name: what the text is called.
-        model, block_size: see `Compressor`.
+        model, block_size, method: see `Compressor`.
         begin, end: the range to show, as in data[begin:end]; the first SHOWN_NBYTES bytes, or as many from
             `begin` on, if `end` is None.
         whole: code all blocks, so that sums and series are over the whole text.
@@ -212,7 +213,8 @@ def explain(
         progress: is told how many bytes were traced, and of how many.
 
     Raises:
-        TypeError, ValueError: an argument is out of range, or a model is given for level 1 or 2.
+        TypeError, ValueError: an argument is out of range, or a model is given for a level or
+            a method that uses none.
         ConfigError: the range is too large.
         LmcodecError: the model is not there, damaged or not one to compress with.
     """
@@ -231,7 +233,13 @@ def explain(
         traced: Trace | None = None
         for at in range(coded_from, max(coded_to, coded_from + 1), size):
             traced = trace(
-                view, level, model=model, block_size=block_size, begin=at, end=min(at + size, coded_to)
+                view,
+                level,
+                model=model,
+                block_size=block_size,
+                method=method,
+                begin=at,
+                end=min(at + size, coded_to),
             )
             coded.add(traced)
             window.add(traced)

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from importlib import metadata
 
 from lmcodec import __version__
+from lmcodec.codec import available_cpus
 
 LIBRARIES = ("numpy", "constriction", "click")
 
@@ -26,18 +27,13 @@ def processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def core_count() -> int:
-    """Processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def describe() -> dict[str, str]:
     """What a result file says of its machine, in order."""
     facts = {
         "date": datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M UTC"),
         "lmcodec": __version__,
         "processor": processor(),
-        "cores": str(core_count()),
+        "cores": str(available_cpus()),
         "system": f"{platform.system()} {platform.release()} {platform.machine()}",
         "Python": f"{platform.python_implementation()} {sys.version.split()[0]}",
     }

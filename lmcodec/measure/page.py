@@ -47,7 +47,7 @@ class _Page:
 
     def parts(self) -> Iterator[str]:
         e = self.e
-        title = visible.label(e.name.encode("utf-8", "surrogateescape"), 200).replace("␣", " ")
+        title = visible.title(e.name, 200)
         yield (
             "<!DOCTYPE html>\n"
             '<html lang="en"><head><meta charset="utf-8">\n'

@@ -21,7 +21,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib.figure  # noqa: F401
     except ImportError:
-        raise ConfigError("a picture needs matplotlib: pip install 'lmcodec[plot]'") from None
+        raise ConfigError("pictures need matplotlib: pip install 'lmcodec[plot]'") from None
 
 
 def draw(explanation: Explanation, *, coded: bool = True) -> bytes:
@@ -73,7 +73,7 @@ def draw(explanation: Explanation, *, coded: bool = True) -> bytes:
     axes.set_xlabel(f"byte; means of {mean_nbytes:,.0f} bytes")
     axes.set_ylabel("bits per byte")
     axes.grid(alpha=0.3)
-    title = axes.set_title(visible.label(e.name.encode("utf-8", "surrogateescape"), 80).replace("␣", " "))
+    title = axes.set_title(visible.title(e.name, 80))
     title.set_parse_math(False)  # a dollar sign is a dollar sign
     out = io.BytesIO()
     with warnings.catch_warnings():

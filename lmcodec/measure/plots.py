@@ -7,7 +7,9 @@ when something is drawn.
 
 from __future__ import annotations
 
+import io
 import math
+import warnings
 from collections.abc import Sequence
 from itertools import cycle, pairwise
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmcodec.errors import ConfigError
 from lmcodec.measure.bench import Measurement, Report
+from lmcodec.measure.picture import require_matplotlib
+from lmcodec.measure.visible import title
 
 if TYPE_CHECKING:
     from matplotlib.transforms import Bbox
@@ -36,14 +40,6 @@ class Style(NamedTuple):
     colour: str
     dashes: Any
     filled: bool
-
-
-def require() -> None:
-    """Raises ConfigError if there is no matplotlib."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        raise ConfigError("pictures need matplotlib: pip install 'lmcodec[plot]'") from None
 
 
 def styles(report: Report) -> dict[str, Style]:
@@ -71,16 +67,25 @@ def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
 
 
 def draw(report: Report, path: Path) -> None:
-    """Draw a report to a PNG or SVG file, as the name says.
+    """Draw a report to a PNG or SVG file, as the name says: see `render`.
+
+    Raises:
+      ConfigError: as `render`.
+      OSError: the file cannot be written.
+    """
+    path.write_bytes(render(report, path.suffix[1:].lower()))
+
+
+def render(report: Report, form: str) -> bytes:
+    """A report as a picture; `form` is png or svg.
 
     Speeds are those of the largest pieces measured (the whole files, or the largest limit); the curves over
     file size appear where there are files of different sizes.
 
     Raises:
       ConfigError: there is no matplotlib, or no compressor did all files.
-      OSError: the file cannot be written.
     """
-    require()
+    require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -111,8 +116,11 @@ def draw(report: Report, path: Path) -> None:
             place_labels(axes, points, [m.compressor for m in totals])
         if curves:
             _draw_sizes(figure, figure.add_subplot(grid[1, :]), curves, look)
-        metadata = {"Date": None} if path.suffix.lower() == ".svg" else None
-        figure.savefig(path, dpi=_DPI, metadata=metadata)
+        out = io.BytesIO()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="Glyph")  # of names that the font lacks
+            figure.savefig(out, format=form, dpi=_DPI, metadata={"Date": None} if form == "svg" else None)
+        return out.getvalue()
 
 
 def _title(report: Report, totals: Sequence[Measurement]) -> str:
@@ -120,7 +128,7 @@ def _title(report: Report, totals: Sequence[Measurement]) -> str:
     begin = "" if first.limit is None else f"first {first.limit:,} bytes of "
     times = "one run" if report.runs == 1 else f"medians of {report.runs} runs"
     threads = "one thread" if report.threads == 1 else f"{report.threads} threads"
-    what = f"{begin}{first.file}, {first.nbytes:,} bytes".replace("$", r"\$")
+    what = f"{begin}{title(first.file, 80)}, {first.nbytes:,} bytes".replace("$", r"\$")
     machine = f"{report.machine.get('processor', '')}, {report.machine.get('date', '')[:10]}"
     return f"{what}\nwhole processes, {threads}, {times}; {machine}"
 

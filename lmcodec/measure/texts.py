@@ -29,7 +29,7 @@ def find_files(operands: tuple[str, ...]) -> Iterator[str | Problem]:
         if operand == STDIN or (os.path.lexists(operand) and not os.path.isdir(operand)):
             yield operand
         elif os.path.isdir(operand):
-            yield from _in_folder(operand)
+            yield from in_folder(operand)
         elif glob.has_magic(operand):
             paths = [path for path in sorted(glob.glob(operand, recursive=True)) if os.path.isfile(path)]
             yield from paths
@@ -39,7 +39,8 @@ def find_files(operands: tuple[str, ...]) -> Iterator[str | Problem]:
             yield operand
 
 
-def _in_folder(folder: str) -> Iterator[str | Problem]:
+def in_folder(folder: str) -> Iterator[str | Problem]:
+    """The files in a folder and in its folders, without links and special files; what cannot be listed."""
     found = False
     folders = [folder]
     while folders:

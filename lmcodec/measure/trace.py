@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from lmcodec import _kernel
-from lmcodec.codec import DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, Compressor, byte_view
+from lmcodec.codec import AUTO, DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, Compressor, byte_view
 from lmcodec.coder import SpentBits
 from lmcodec.engine import LmEngine
 from lmcodec.lm.store import FilePath, Model
@@ -102,6 +102,7 @@ def trace(
     solid: bool = False,
     streams: int | None = None,
     groups: int | None = None,
+    method: str = AUTO,
     begin: int | None = None,
     end: int | None = None,
     alternatives: int = 0,
@@ -113,12 +114,13 @@ def trace(
 
     Args:
         level: 6 if None.
-        model, block_size, threads, solid, streams, groups: see `Compressor`.
+        model, block_size, threads, solid, streams, groups, method: see `Compressor`.
         begin, end: the range, as in data[begin:end].
         alternatives: k, how many likeliest tokens to give for each, 0 to 256. The network runs once more.
 
     Raises:
-        TypeError, ValueError: an argument is out of range, or a model is given for level 1 or 2.
+        TypeError, ValueError: an argument is out of range, or a model is given for a level or
+            a method that uses none.
         LmcodecError: the model is not there, damaged or not one to compress with.
     """
     level = DEFAULT_LEVEL if level is None else level
@@ -132,6 +134,7 @@ def trace(
         "streams": streams,
         "groups": groups,
         "model": model,
+        "method": method,
     }
     Compressor(level, **options)  # refuses what is wrong
     with byte_view(data) as view:
@@ -142,7 +145,7 @@ def trace(
         coded_to = min(-(-last // block_nbytes) * block_nbytes, len(view))
         is_whole = (coded_from, coded_to) == (0, len(view))
         compressor = Compressor(level, content_size=len(view) if is_whole else None, **options)
-        network = model_of(level, model)
+        network = model_of(level, model, method)
         traced = _Traced(first, last, network, k)
         replay = Replay(network)
         if is_whole:
@@ -166,19 +169,21 @@ def surprisal(
     solid: bool = False,
     streams: int | None = None,
     groups: int | None = None,
+    method: str = AUTO,
 ) -> np.ndarray:
     """Bits that each byte of `data` (any buffer) takes when `compress` with the same arguments codes it.
 
     The sum over a block, divided by 8, is the size of its payload to within 8 bytes; headers are not in it.
 
     Args:
-        level, model, block_size, threads, solid, streams, groups: see `Compressor`.
+        level, model, block_size, threads, solid, streams, groups, method: see `Compressor`.
 
     Returns:
         (n,) float64, -log2 of each byte's probability; 8 in blocks that are stored.
 
     Raises:
-        TypeError, ValueError: an argument is out of range, or a model is given for level 1 or 2.
+        TypeError, ValueError: an argument is out of range, or a model is given for a level or
+            a method that uses none.
         LmcodecError: the model is not there, damaged or not one to compress with.
     """
     return trace(
@@ -190,6 +195,7 @@ def surprisal(
         solid=solid,
         streams=streams,
         groups=groups,
+        method=method,
     ).bits
 
 

@@ -217,3 +217,8 @@ def label(data: bytes, limit: int = 60) -> str:
         if len(shown) > limit:
             return shown[:limit] + "…"
     return shown + ("…" if len(data) > 4 * limit + 4 else "")
+
+
+def title(name: str, limit: int) -> str:
+    """A file's name as one line of about `limit` characters at most; see `label`."""
+    return label(name.encode("utf-8", "surrogateescape"), limit).replace("␣", " ")
