@@ -132,7 +132,8 @@ def _title(timed: _Timed) -> str:
     if t.streams:
         plural = "" if t.streams == 1 else "s"
         how += f", {t.streams} stream{plural}" + (f" in {t.groups} groups" if t.groups > 1 else "")
-    return f"{timed.file}, {t.nbytes:,} bytes, level {t.level} ({how}): {t.packed_nbytes:,} bytes"
+    plural = "" if t.nbytes == 1 else "s"
+    return f"{timed.file}, {t.nbytes:,} byte{plural}, level {t.level} ({how}): {t.packed_nbytes:,} bytes"
 
 
 _HEAD = ("", "in, µs/byte", "share, %", "out, µs/byte", "share, %")
@@ -164,6 +165,8 @@ def _speed(t: BlockTiming, way: Direction) -> str:
 
 def _work(t: BlockTiming) -> str:
     """What was counted, in a sentence."""
+    if not t.n_decision:
+        return "Nothing is coded: no method makes the block smaller."
     parts = []
     if t.n_token:
         parts.append(f"{t.macs_per_byte / 1e6:.3f} M multiply-accumulates")

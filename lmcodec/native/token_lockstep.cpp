@@ -172,7 +172,7 @@ void TokenLockstep::open_round() {
       mixer_->lookup(s);
     }
   }
-  mark(clock_, Phase::kLookup);
+  if (mixer_) mark(clock_, Phase::kLookup);
   for (int k = 0; k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
     const Stream& stream = streams_[static_cast<std::size_t>(s)];
