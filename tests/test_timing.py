@@ -165,6 +165,37 @@ def test_the_clock_goes_right() -> None:
         assert 0.8 * spent < sum(made.times.values()) < 1.02 * spent
 
 
+def test_decoding_marks_every_phase() -> None:
+    made, data = new_coder(2, 2), generate("prose", 3000, 1)
+    bits, p16 = np.empty(9 * len(data), np.uint8), np.empty(9 * len(data), np.uint16)
+    made.begin_encode(array(data), tokens_of(data, 2))
+    n = made.encode(bits, p16)
+    writer = coder.Encoder()
+    writer.encode(bits[:n], p16[:n])
+    made.reset()
+    made.timed = True
+    made.begin_decode(np.zeros(len(data), np.uint8), array(writer.finish()))
+    began = time.perf_counter()
+    while not made.done:
+        assert made.decode(n)
+    spent = time.perf_counter() - began
+    phases = [made.times[name] for name in timing._PHASES]
+    assert min(phases) > 0
+    assert 0.8 * spent < sum(phases) + made.times["clock"]
+    network = [made.times[name] for name in ("products", "elements", "frequencies")]
+    assert 0.1 * made.times["network"] < sum(network) <= made.times["network"] + made.times["clock"]
+
+
+def test_what_measuring_takes_is_taken_off() -> None:
+    text = generate("prose", 20_000, 1)
+    began = time.perf_counter()
+    run = timing._run(lambda: compress(text, 1), watched=True)
+    spent = time.perf_counter() - began
+    clock = sum(call.clock_seconds for call in run.calls)
+    assert clock > 0
+    assert 0.5 * spent < run.seconds + clock < spent
+
+
 @pytest.mark.parametrize("network", [False, True])
 def test_a_block_under_way_is_not_timed_from_its_middle_on(network: bool) -> None:
     made = new_coder() if network else new_block_coder(1, 1)
