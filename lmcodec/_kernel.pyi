@@ -44,6 +44,8 @@ class BlockCoder:
     done: bool
     offset: int
     p: int
+    timed: bool
+    times: dict[str, float]
     learned: np.ndarray
     isa: str
 
@@ -115,4 +117,6 @@ class TokenCoder:
     def push(self, bit: int) -> None: ...
     done: bool
     p: int
+    timed: bool
+    times: dict[str, float]
     learned: np.ndarray

@@ -114,6 +114,12 @@ def _output(*names: str, help: str) -> Callable[[Any], Any]:
     "--quick", is_flag=True, help="One run of few compressors on little text; without PATH on generated text."
 )
 @click.option("--files", is_flag=True, help="A table for each file, too.")
+@click.option(
+    "--profile",
+    is_flag=True,
+    help="Show instead where the time of coding a file's first block goes, both ways, at --levels"
+    " (6 by default). Takes the first MiB, or --nbytes up to 16M, and the fastest of --runs (1 by default).",
+)
 @_output("--csv", help="Write lzbench's CSV, one line a compressor and file.")
 @_output("--markdown", help="Write Markdown tables.")
 @_output("--json", help="Write all figures.")
@@ -131,6 +137,7 @@ def bench(
     timeout: float | None,
     quick: bool,
     files: bool,
+    profile: bool,
     csv: str | None,
     markdown: str | None,
     json: str | None,
@@ -149,8 +156,16 @@ def bench(
 
     outputs = {"csv": csv, "markdown": markdown, "json": json, "plot": plot}
     _check_outputs(outputs)
+    if profile:
+        from lmcodec.cli import profile as where
+
+        given = {name for name in ctx.params if _is_given(ctx, name)}
+        where.run(
+            ctx, paths, given, levels=levels, nbytes=nbytes, runs=runs or 1, json=json, markdown=markdown
+        )
+        return
     if quick:
-        if ctx.get_parameter_source("levels") is click.core.ParameterSource.DEFAULT:
+        if not _is_given(ctx, "levels"):
             levels = (1, 6)
         runs, nbytes = runs or 1, nbytes or (_QUICK_NBYTES,)
     elif not paths:
@@ -164,7 +179,7 @@ def bench(
     known.check_names(compressors)
 
     console = Console("lmcodec", progress=True)
-    progress = _Progress(console)
+    progress = Progress(console)
     with _interruptible() as interrupts, TemporaryDirectory(prefix="lmcodec-text-") as folder:
         names = paths or _generate(Path(folder), max(nbytes or (_QUICK_NBYTES,)))
         inputs, failures = measure.gather(names, nbytes or (None,))
@@ -193,6 +208,10 @@ def bench(
     written = _write(report, outputs, console, files=files)
     if report.failures or not written:
         ctx.exit(1)
+
+
+def _is_given(ctx: click.Context, name: str) -> bool:
+    return ctx.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT
 
 
 @contextlib.contextmanager
@@ -306,7 +325,7 @@ def _as_text(report: Report, *, files: bool) -> str:
     return "\n".join([*lines, *measure.notes(report)]) + "\n"
 
 
-class _Progress:
+class Progress:
     """What is being run, as a line on a terminal, and failures as they happen."""
 
     def __init__(self, console: Console) -> None:

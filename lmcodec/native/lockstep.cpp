@@ -17,6 +17,7 @@ void Lockstep::begin(std::uint32_t nbytes) {
   step_ = 0;
   group_ = -1;
   group_size_ = cursor_ = n_bit_ = 0;
+  if (clock_) clock_->begin();
   if (begin_step()) predict_round();
 }
 
@@ -44,14 +45,19 @@ bool Lockstep::begin_step() {
 void Lockstep::predict_round() {
   if (n_bit_ % 4 == 0)
     for (int k = 0; k < group_size_; ++k) mixer_.lookup(stream_[k]);
+  mark(clock_, Phase::kLookup);
   for (int k = 0; k < group_size_; ++k) p_[k] = mixer_.predict(stream_[k]);
+  mark(clock_, Phase::kPredict);
   cursor_ = 0;
 }
 
 void Lockstep::advance() {
+  mark(clock_, Phase::kCoder);
   for (int k = 0; k < group_size_; ++k) mixer_.update(stream_[k], bit_[k]);
+  mark(clock_, Phase::kUpdate);
   if (++n_bit_ == 8) {
     for (int k = 0; k < group_size_; ++k) mixer_.end_byte(stream_[k]);
+    mark(clock_, Phase::kByte);
     if (!begin_step()) return;
   }
   predict_round();

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "context_mixer.h"
+#include "phase_clock.h"
 
 namespace lmcodec {
 
@@ -13,6 +14,8 @@ constexpr int kStreamMax = 4;
 class Lockstep {
  public:
   Lockstep(ContextMixer& mixer, int n_stream, int n_group);
+  // Measures where the time goes; null: does not.
+  void use_clock(PhaseClock* clock) { clock_ = clock; }
 
   // Starts a block of nbytes >= n_stream bytes.
   void begin(std::uint32_t nbytes);
@@ -34,6 +37,7 @@ class Lockstep {
 
   ContextMixer& mixer_;
   const int n_stream_, n_group_;
+  PhaseClock* clock_ = nullptr;
   std::uint32_t begin_[kStreamMax + 1] = {};
   std::uint32_t step_ = 0, longest_ = 0;
   int group_ = 0, group_size_ = 0, cursor_ = 0, n_bit_ = 0;

@@ -16,6 +16,7 @@
 #include "lockstep.h"
 #include "module_network.h"
 #include "module_profile.h"
+#include "module_times.h"
 #include "module_token.h"
 #include "module_weights.h"
 #include "range_decoder.h"
@@ -191,12 +192,14 @@ class BlockCoder {
     if (!payload_.is_valid()) throw nb::value_error("no payload was loaded");
     nb::gil_scoped_release release;
     std::uint8_t* bytes = out.data();
+    if (clock_) clock_->resume();
     for (; n && !lockstep_.done() && !decoder_.corrupt(); --n) {
       std::uint8_t& byte = bytes[lockstep_.offset()];
       const int bit = decoder_.decode(lockstep_.p());
       byte = static_cast<std::uint8_t>(byte << 1 | bit);
       lockstep_.push(bit);
     }
+    lmcodec::mark(clock_.get(), lmcodec::Phase::kCoder);
     return !decoder_.corrupt();
   }
 
@@ -208,6 +211,16 @@ class BlockCoder {
     require();
     lockstep_.push(bit & 1);
   }
+
+  // Whether to measure where the time goes, from the next block on.
+  bool timed() const { return clock_ != nullptr; }
+  void set_timed(bool timed) {
+    if (!done()) throw nb::value_error("a block is under way");
+    clock_ = timed ? std::make_unique<lmcodec::PhaseClock>() : nullptr;
+    lockstep_.use_clock(clock_.get());
+  }
+  // Of the last block.
+  nb::dict times() const { return lmcodec::times_of(clock_.get()); }
 
   nb::object learned() const {
     auto* copy = new std::vector<std::uint32_t>(mixer_.learned());
@@ -225,11 +238,13 @@ class BlockCoder {
     nb::gil_scoped_release release;
     std::size_t n = 0;
     const std::uint8_t* bytes = data.data();
+    if (clock_) clock_->resume();
     for (; n < room && !lockstep_.done(); ++n) {
       const int bit = bytes[lockstep_.offset()] >> (7 - lockstep_.n_bit()) & 1;
       record(n, bit);
       lockstep_.push(bit);
     }
+    lmcodec::mark(clock_.get(), lmcodec::Phase::kCoder);
     return n;
   }
 
@@ -241,6 +256,7 @@ class BlockCoder {
   const int n_stream_;
   lmcodec::ContextMixer mixer_;
   lmcodec::Lockstep lockstep_;
+  std::unique_ptr<lmcodec::PhaseClock> clock_;
   Bytes payload_;
   lmcodec::RangeDecoder decoder_{nullptr, 0};
   std::uint32_t nbytes_ = 0;
@@ -310,6 +326,8 @@ NB_MODULE(_kernel, m) {
       .def_prop_ro("done", &BlockCoder::done)
       .def_prop_ro("offset", &BlockCoder::offset)
       .def_prop_ro("p", &BlockCoder::p)
+      .def_prop_rw("timed", &BlockCoder::timed, &BlockCoder::set_timed)
+      .def_prop_ro("times", &BlockCoder::times)
       .def_prop_ro("learned", &BlockCoder::learned)
       .def_prop_ro("isa", &BlockCoder::isa);
   m.def("range_widths", &range_widths, nb::arg("bits"), nb::arg("p16"), nb::arg("range"), nb::arg("before"),

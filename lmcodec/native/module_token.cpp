@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "module_profile.h"
+#include "module_times.h"
 #include "token_coder.h"
 
 namespace nb = nanobind;
@@ -138,6 +139,23 @@ class Coder {
     require(coder_->push(bit & 1), "the block that is encoded has another bit here");
   }
 
+  // Whether to measure where the time goes, from the next block on.
+  bool timed() const { return coder_->clock() != nullptr; }
+  void set_timed(bool timed) {
+    require(coder_->may_begin(), "a block is under way");
+    coder_->set_timed(timed);
+  }
+  // Of the block at hand, or of the last one.
+  nb::dict times() const {
+    nb::dict times = times_of(coder_->clock());
+    if (!coder_->clock()) return times;
+    const SessionTimes network = coder_->network_times();
+    times["products"] = network.products;
+    times["elements"] = network.elements;
+    times["frequencies"] = network.frequencies;
+    return times;
+  }
+
   nb::object learned() const {
     require(coder_->mixer(), "the language model alone learns nothing");
     auto* values = new std::vector<std::uint32_t>(coder_->mixer()->learned());
@@ -178,6 +196,8 @@ void bind_token(nb::module_& m) {
       .def("push", &Coder::push, nb::arg("bit"))
       .def_prop_ro("done", &Coder::done)
       .def_prop_ro("p", &Coder::p)
+      .def_prop_rw("timed", &Coder::timed, &Coder::set_timed)
+      .def_prop_ro("times", &Coder::times)
       .def_prop_ro("learned", &Coder::learned);
 }
 

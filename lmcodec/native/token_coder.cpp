@@ -46,14 +46,19 @@ std::unique_ptr<Worker> make_worker(bool helped) {
 
 }  // namespace
 
-class TokenBlockCoder::Live : public TokenModel {
+class TokenBlockCoder::Predictor : public TokenModel {
+ public:
+  virtual SessionTimes times() const = 0;
+};
+
+class TokenBlockCoder::Live : public Predictor {
  public:
   // helped: a second thread steps one group's streams while another's are coded.
-  Live(const TokenCoding& coding, int n_stream, int n_group, bool continues, bool helped)
+  Live(const TokenCoding& coding, int n_stream, int n_group, bool continues, bool helped, bool timed)
       : coding_(coding), in_first_((n_stream + n_group - 1) / n_group) {
     const int size[2] = {in_first_, n_stream - in_first_};
     for (int g = 0; g < n_group; ++g) {
-      sessions_.push_back(std::make_unique<Session>(coding.network, size[g]));
+      sessions_.push_back(std::make_unique<Session>(coding.network, size[g], false, timed));
       for (int s = 0; s < size[g]; ++s) sessions_.back()->reset(s, continues || g * in_first_ + s > 0);
     }
     for (int g = 0; g < n_group; ++g) tokens_[g].resize(static_cast<std::size_t>(size[g]));
@@ -82,6 +87,16 @@ class TokenBlockCoder::Live : public TokenModel {
     return coding_.stretch(span(sides.one_low, sides.one_high), span(sides.zero_low, sides.zero_high));
   }
 
+  SessionTimes times() const override {
+    SessionTimes sum;
+    for (const auto& session : sessions_) {
+      sum.products += session->times().products;
+      sum.elements += session->times().elements;
+      sum.frequencies += session->times().frequencies;
+    }
+    return sum;
+  }
+
  private:
   const TokenCoding& coding_;
   const int in_first_;
@@ -91,15 +106,16 @@ class TokenBlockCoder::Live : public TokenModel {
   std::unique_ptr<Worker> worker_;  // the last: it uses the others
 };
 
-class TokenBlockCoder::Recorded : public TokenModel {
+class TokenBlockCoder::Recorded : public Predictor {
  public:
   // bytes, ends: as TokenLockstep's, kept by reference. Bytes and tokens of stream s are those from begin[s] and
   // begin_token[s] on, up to the next stream's. first: the token before each stream's. helped: a second thread runs
   // ahead.
   Recorded(const TokenCoding& coding, const std::uint8_t* bytes, std::vector<std::size_t> begin,
            std::vector<std::uint16_t> tokens, std::vector<std::size_t> begin_token, std::vector<std::uint32_t> first,
-           bool continues, bool helped)
-      : coding_(coding), n_stream_(first.size()), session_(coding.network, static_cast<int>(n_stream_)), bytes_(bytes),
+           bool continues, bool helped, bool timed)
+      : coding_(coding), n_stream_(first.size()), session_(coding.network, static_cast<int>(n_stream_), false, timed),
+        bytes_(bytes),
         position_(std::move(begin)), tokens_(std::move(tokens)), begin_token_(std::move(begin_token)),
         first_(std::move(first)), step_(n_stream_), stretches_(n_stream_), fresh_(n_stream_), next_(n_stream_) {
     for (std::size_t s = 0; s < n_stream_; ++s) {
@@ -123,6 +139,8 @@ class TokenBlockCoder::Recorded : public TokenModel {
     const std::size_t i = static_cast<std::size_t>(s);
     return stretches_[i][next_[i]++];
   }
+
+  SessionTimes times() const override { return session_.times(); }
 
  private:
   void begin_record() {
@@ -205,6 +223,13 @@ TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, int n_stream, int n_
 
 TokenBlockCoder::~TokenBlockCoder() = default;
 
+void TokenBlockCoder::set_timed(bool timed) {
+  clock_ = timed ? std::make_unique<PhaseClock>() : nullptr;
+  lockstep_.use_clock(clock_.get());
+}
+
+SessionTimes TokenBlockCoder::network_times() const { return model_ ? model_->times() : SessionTimes(); }
+
 void TokenBlockCoder::begin_block(std::uint32_t nbytes) {
   const bool continues = !forget_;
   reset();  // until the block is under way: an allocation may fail
@@ -212,7 +237,7 @@ void TokenBlockCoder::begin_block(std::uint32_t nbytes) {
   if (!continues && mixer_) mixer_->reset(nbytes, n_stream_);
 }
 
-void TokenBlockCoder::begin_lockstep(std::unique_ptr<TokenModel> model, std::uint8_t* bytes, std::uint32_t nbytes,
+void TokenBlockCoder::begin_lockstep(std::unique_ptr<Predictor> model, std::uint8_t* bytes, std::uint32_t nbytes,
                                      const std::uint8_t* ends, Direction direction) {
   model_ = std::move(model);
   lockstep_.begin(*model_, first_tokens().data(), bytes, nbytes, ends);
@@ -253,18 +278,21 @@ void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbyt
   }
   begin_lockstep(std::make_unique<Recorded>(coding_, bytes_.data(), std::move(begin),
                                             std::vector<std::uint16_t>(tokens, tokens + n_token),
-                                            std::move(begin_token), first_tokens(), continues_, helped),
+                                            std::move(begin_token), first_tokens(), continues_, helped && !clock_,
+                                            clock_ != nullptr),
                  bytes_.data(), nbytes, ends_.data(), Direction::kEncode);
 }
 
 template <typename Record>
 std::size_t TokenBlockCoder::take(std::size_t room, Record record) {
+  if (clock_) clock_->resume();
   std::size_t n = 0;
   for (; n < room && !lockstep_.done(); ++n) {
     const int bit = lockstep_.truth();
     record(n, bit);
     lockstep_.push(bit);
   }
+  mark(clock_.get(), Phase::kCoder);
   return n;
 }
 
@@ -290,13 +318,15 @@ void TokenBlockCoder::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, co
                                    std::size_t n, bool helped) {
   begin_block(nbytes);
   decoder_ = RangeDecoder(payload, n);
-  begin_lockstep(std::make_unique<Live>(coding_, n_stream_, n_group_, continues_, helped), bytes, nbytes, nullptr,
-                 Direction::kDecode);
+  begin_lockstep(std::make_unique<Live>(coding_, n_stream_, n_group_, continues_, helped && !clock_, clock_ != nullptr),
+                 bytes, nbytes, nullptr, Direction::kDecode);
 }
 
 bool TokenBlockCoder::decode(std::size_t n) {
   const auto corrupt = [this] { return decoder_.corrupt() || lockstep_.corrupt(); };
+  if (clock_) clock_->resume();
   for (; n && !lockstep_.done() && !corrupt(); --n) lockstep_.push(decoder_.decode(lockstep_.p()));
+  mark(clock_.get(), Phase::kCoder);
   return !corrupt();
 }
 

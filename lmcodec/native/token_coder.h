@@ -7,6 +7,7 @@
 
 #include "context_mixer.h"
 #include "network.h"
+#include "phase_clock.h"
 #include "range_decoder.h"
 #include "token_lockstep.h"
 #include "token_trie.h"
@@ -29,6 +30,12 @@ class TokenBlockCoder {
   ~TokenBlockCoder();
 
   ContextMixer* mixer() { return mixer_.get(); }  // null without context models
+
+  // Whether to measure where the time of the blocks that follow goes. They get no second thread.
+  void set_timed(bool timed);
+  // What it found of the block at hand, or of the last one; null where it does not measure.
+  const PhaseClock* clock() const { return clock_.get(); }
+  SessionTimes network_times() const;
 
   // Ends the block at hand; the next one is independent of those before.
   void reset();
@@ -60,15 +67,16 @@ class TokenBlockCoder {
   bool push(int bit);
 
  private:
-  class Live;      // steps the network as tokens become known
-  class Recorded;  // runs it over tokens that are known
+  class Predictor;  // a model that knows what its sessions took
+  class Live;       // steps the network as tokens become known
+  class Recorded;   // runs it over tokens that are known
   enum class Direction { kNone, kEncode, kDecode };
 
   // Takes up to `room` decisions of the block that is encoded; record(n, bit) sees the n-th before it is taken.
   template <typename Record>
   std::size_t take(std::size_t room, Record record);
   void begin_block(std::uint32_t nbytes);
-  void begin_lockstep(std::unique_ptr<TokenModel> model, std::uint8_t* bytes, std::uint32_t nbytes,
+  void begin_lockstep(std::unique_ptr<Predictor> model, std::uint8_t* bytes, std::uint32_t nbytes,
                       const std::uint8_t* ends, Direction direction);
   std::vector<std::uint32_t> first_tokens() const;
 
@@ -76,7 +84,8 @@ class TokenBlockCoder {
   const int n_stream_, n_group_;
   std::unique_ptr<ContextMixer> mixer_;
   TokenLockstep lockstep_;
-  std::unique_ptr<TokenModel> model_;
+  std::unique_ptr<Predictor> model_;
+  std::unique_ptr<PhaseClock> clock_;
   std::vector<std::uint8_t> bytes_, ends_;
   RangeDecoder decoder_{nullptr, 0};
   Direction direction_ = Direction::kNone;

@@ -58,6 +58,7 @@ void TokenLockstep::begin(TokenModel& model, const std::uint32_t* first, std::ui
     stream.end = static_cast<std::uint32_t>((s + 1) * nbytes / n_stream);
     stream.token = stream.token_before = first[s];
   }
+  if (clock_) clock_->begin();
   for (int g = 0; g < n_group_; ++g) step(g);
   group_ = n_group_ - 1;
   begin_step();
@@ -79,6 +80,7 @@ int TokenLockstep::gather(int group) {
 void TokenLockstep::step(int group) {
   const int n = gather(group);
   if (n) model_->step(group, stepping_.data(), tokens_.data(), n);
+  mark(clock_, Phase::kNetwork);
 }
 
 void TokenLockstep::begin_step() {
@@ -88,6 +90,7 @@ void TokenLockstep::begin_step() {
     const int n = gather(group_);
     if (!n) continue;
     model_->wait(group_);
+    mark(clock_, Phase::kNetwork);
     for (int k = 0; k < n; ++k) {
       const int s = stepping_[static_cast<std::size_t>(k)];
       Stream& stream = streams_[static_cast<std::size_t>(s)];
@@ -96,6 +99,7 @@ void TokenLockstep::begin_step() {
       begin_byte(s);  // the root has two sides: every byte is a token
       open_[static_cast<std::size_t>(n_open_++)] = s;
     }
+    mark(clock_, Phase::kByte);
     open_round();
     return;
   }
@@ -168,6 +172,7 @@ void TokenLockstep::open_round() {
       mixer_->lookup(s);
     }
   }
+  if (mixer_) mark(clock_, Phase::kLookup);
   for (int k = 0; k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
     const Stream& stream = streams_[static_cast<std::size_t>(s)];
@@ -176,11 +181,13 @@ void TokenLockstep::open_round() {
     if (stream.at_end) {
       const std::uint32_t low = trie_.low(stream.node), high = trie_.high(stream.node);
       stretch = model_->stretch(s, {low, low + 1, low + 1, high});
+      mark(clock_, Phase::kSums);
       p = mixer_ ? mixer_->predict_end(s, stretch, low, stream.token, stream.n_byte, trie_) : logistic().squash(stretch);
     } else {
       const std::uint32_t low = child_low(stream, stream.from), middle = child_low(stream, stream.middle),
                           high = child_low(stream, stream.to);
       stretch = model_->stretch(s, {middle, high, low, middle});
+      mark(clock_, Phase::kSums);
       if (mixer_) {
         mixer_->set_lm(s, stretch);
         p = mixer_->predict(s);
@@ -188,11 +195,13 @@ void TokenLockstep::open_round() {
         p = logistic().squash(stretch);  // within its bounds: |stretch| <= kStretchLimit
       }
     }
+    mark(clock_, Phase::kPredict);
   }
   cursor_ = 0;
 }
 
 void TokenLockstep::end_round() {
+  mark(clock_, Phase::kCoder);
   int n = 0;
   for (int k = 0; k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
@@ -201,6 +210,7 @@ void TokenLockstep::end_round() {
     bool open;
     if (stream.at_end) {
       if (mixer_) mixer_->update_end(s, bit);
+      mark(clock_, Phase::kUpdate);
       if (bit) {
         end_token(stream);
         open = false;
@@ -209,11 +219,13 @@ void TokenLockstep::end_round() {
       }
     } else {
       if (mixer_) mixer_->update(s, bit);
+      mark(clock_, Phase::kUpdate);
       (bit ? stream.from : stream.to) = stream.middle;
       stream.c0 = stream.c0 << 1 | static_cast<std::uint32_t>(bit);
       ++stream.n_bit;
       open = go_on(s);
     }
+    mark(clock_, Phase::kByte);
     if (open) open_[static_cast<std::size_t>(n++)] = s;
   }
   n_open_ = n;

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "context_mixer.h"
+#include "phase_clock.h"
 #include "token_trie.h"
 
 namespace lmcodec {
@@ -43,6 +44,8 @@ class TokenLockstep {
  public:
   // mixer: null where the language model codes alone.
   TokenLockstep(ContextMixer* mixer, const TokenTrie& trie, int n_stream, int n_group);
+  // Measures where the time goes; null: does not.
+  void use_clock(PhaseClock* clock) { clock_ = clock; }
 
   // Starts a block of nbytes >= n_stream bytes, the first token of stream s predicted after first[s]. Decoding writes the
   // block to `bytes`; encoding reads it there, with `ends` (nbytes,): 1 where a token ends, the last byte of every stream
@@ -93,6 +96,7 @@ class TokenLockstep {
   ContextMixer* const mixer_;
   const TokenTrie& trie_;
   TokenModel* model_ = nullptr;
+  PhaseClock* clock_ = nullptr;
   const int n_stream_, n_group_;
   std::uint8_t* bytes_ = nullptr;
   const std::uint8_t* ends_ = nullptr;

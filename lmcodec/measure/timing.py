@@ -1,0 +1,383 @@
+"""Where the time of coding a block goes, in both directions, on one thread.
+
+The codec runs as it always does, its choice of the method included; the engines that it makes are watched.
+In the kernel a clock is switched on (native/phase_clock.h), which gives the time since its last mark to the
+part of a round that has just ended. What the marks themselves take is known and taken off, and the same run
+with nothing measured is timed beside it. Calls from Python are timed around the clock, so that all parts
+together are the whole.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
+
+import numpy as np
+
+from lmcodec import coder, engine, frame
+from lmcodec.codec import DEFAULT_LEVEL, MIN_BLOCK_NBYTES, compress, decompress, frame_info
+from lmcodec.errors import ConfigError, LmcodecError
+from lmcodec.frame import Method
+from lmcodec.lm.store import FilePath
+from lmcodec.measure.blocks import model_of
+
+STAGES = {
+    "choice": "choice of the method: samples, trials",
+    "segment": "segmentation",
+    "products": "network: products",
+    "elements": "network: element work",
+    "frequencies": "network: exp2 and frequencies",
+    "sums": "sums and stretches of decisions",
+    "lookup": "context models: look-up",
+    "predict": "context models and mixer: prediction",
+    "update": "context models and mixer: update",
+    "byte": "ends of bytes: text, matches, trie",
+    "coder": "coder",
+    "tables": "tables and start states",
+    "rest": "Python and the rest",
+}
+MAX_NBYTES = frame.MAX_BLOCK_NBYTES
+_WARM_NBYTES = 4 << 10
+_PHASES = ("network", "lookup", "sums", "predict", "coder", "update", "byte")  # of the kernel's clock
+_NETWORK = ("products", "elements", "frequencies")
+_BEGINNING = ("begin", "begin_encode", "begin_decode", "load")
+_CODING = ("encode", "decode")
+
+
+@dataclass(frozen=True)
+class Direction:
+    """What coding a block in one direction took.
+
+    Attributes:
+      seconds: of the whole call, what measuring took aside.
+      plain_seconds: of the same call with nothing measured.
+      cpu_seconds: that the process had a processor during the plain call.
+      stages: seconds by the names of STAGES, all of them; their sum is `seconds`.
+    """
+
+    seconds: float
+    plain_seconds: float
+    cpu_seconds: float
+    stages: dict[str, float] = field(repr=False)
+
+
+@dataclass(frozen=True)
+class BlockTiming:
+    """Where the time of a block goes.
+
+    Attributes:
+      nbytes, packed_nbytes: of the original and of the frame.
+      level: of `compress`.
+      method: that the codec chose: `stored`, `cm`, `lm+cm` or `lm`.
+      profile, streams, groups: how the block is coded; 0 if stored.
+      model_id, isa: of the network and the instruction set of its products; None for methods without one.
+      macs_per_token: multiply-accumulates of the network's products for a token.
+      n_token: of the block; 0 without a network.
+      n_decision: that were coded.
+      encode, decode: the fastest of the runs.
+    """
+
+    nbytes: int
+    packed_nbytes: int
+    level: int
+    method: str
+    profile: int
+    streams: int
+    groups: int
+    model_id: str | None
+    isa: str | None
+    macs_per_token: int
+    n_token: int
+    n_decision: int
+    encode: Direction
+    decode: Direction
+
+    @property
+    def macs_per_byte(self) -> float:
+        return self.macs_per_token * self.n_token / self.nbytes
+
+    def product_rate(self, direction: Direction) -> float | None:
+        """Multiply-accumulates a second that the network's products reach; None without a network."""
+        seconds = direction.stages["products"]
+        return self.macs_per_token * self.n_token / seconds if self.n_token and seconds else None
+
+
+class _Watch:
+    """Stands for a coder of the kernel and times the calls it gets.
+
+    Attributes:
+      begin_seconds, coding_seconds: spent in calls that begin a block, and in those that code it.
+      coding_began: when the first of the latter was called.
+      n_decision: that `encode` gave out.
+    """
+
+    def __init__(self, kernel: Any) -> None:
+        self._kernel = kernel
+        self.begin_seconds = self.coding_seconds = 0.0
+        self.coding_began: float | None = None
+        self.n_decision = 0
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._kernel, name)
+        return self._timed(name, value) if name in _BEGINNING or name in _CODING else value
+
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*arguments: Any) -> Any:
+            began = time.perf_counter()
+            result = call(*arguments)
+            spent = time.perf_counter() - began
+            if name in _BEGINNING:
+                self.begin_seconds += spent
+            else:
+                self.coding_seconds += spent
+                self.coding_began = began if self.coding_began is None else self.coding_began
+                self.n_decision += result if name == "encode" else 0
+            return result
+
+        return timed
+
+
+@dataclass
+class _Call:
+    """One call of an engine that was watched.
+
+    Attributes:
+      payload: of the block, given or made.
+      seconds: that it took, what the clock took aside.
+      clock_seconds: what the clock took.
+      stages: seconds of the stages that are known; the rest is what is left of `seconds`.
+    """
+
+    payload: bytes
+    seconds: float
+    clock_seconds: float
+    n_token: int
+    n_decision: int
+    stages: dict[str, float]
+
+
+_calls: list[_Call] = []
+_AnyEngine = TypeVar("_AnyEngine", "_TimedEngine", "_TimedLmEngine")
+
+
+def _watched(
+    timed: _AnyEngine, work: Callable[[], bytes | bytearray], payload: bytes | memoryview | None = None
+) -> bytes | bytearray:
+    """What `work`, a call of an engine, returns, with an entry in the list of calls.
+
+    Args:
+      payload: that is decoded; None if it encodes.
+    """
+    kernel = timed._coder
+    kernel.timed = True
+    timed.segment_seconds, timed.n_token = 0.0, 0
+    watch = _Watch(kernel)
+    timed._coder = cast(Any, watch)
+    began = time.perf_counter()
+    try:
+        result = work()
+    finally:
+        ended = time.perf_counter()
+        timed._coder = kernel
+    times = kernel.times
+    kernel.timed = False
+    stages = {name: times[name] for name in _PHASES[1:]}
+    network = {name: times.get(name, 0.0) for name in _NETWORK}
+    stages |= network
+    # Encoding answers decisions between two pieces of the network's work.
+    stages["sums"] += max(times["network"] - sum(network.values()), 0.0)
+    in_kernel = watch.begin_seconds + watch.coding_seconds - times["clock"]
+    stages["tables"] = in_kernel - sum(times[name] for name in _PHASES)
+    stages["segment"] = timed.segment_seconds
+    if payload is None and watch.coding_began is not None:
+        stages["coder"] += ended - watch.coding_began - watch.coding_seconds
+    coded = bytes(result if payload is None else payload)
+    seconds = ended - began - times["clock"]
+    _calls.append(_Call(coded, seconds, times["clock"], timed.n_token, watch.n_decision, stages))
+    return result
+
+
+class _TimedEngine(engine.Engine):
+    segment_seconds = 0.0
+    n_token = 0
+
+    def encode(self, data: bytes | memoryview) -> bytes:
+        return bytes(_watched(self, lambda: super(_TimedEngine, self).encode(data)))
+
+    def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
+        return bytearray(
+            _watched(self, lambda: super(_TimedEngine, self).decode(payload, nbytes), payload=payload)
+        )
+
+
+class _TimedLmEngine(engine.LmEngine):
+    segment_seconds = 0.0
+    n_token = 0
+
+    def tokens(self, data: bytes | memoryview) -> list[np.ndarray]:
+        began = time.perf_counter()
+        tokens = super().tokens(data)
+        self.segment_seconds = time.perf_counter() - began
+        self.n_token = sum(map(len, tokens))
+        return tokens
+
+    def encode(self, data: bytes | memoryview) -> bytes:
+        return bytes(_watched(self, lambda: super(_TimedLmEngine, self).encode(data)))
+
+    def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
+        return bytearray(
+            _watched(self, lambda: super(_TimedLmEngine, self).decode(payload, nbytes), payload=payload)
+        )
+
+
+_lock = threading.Lock()
+
+
+@contextmanager
+def _watching() -> Iterator[list[_Call]]:
+    """Let all engines that the codec makes meanwhile be watched; their calls are in the list."""
+    names = {"Engine": _TimedEngine, "LmEngine": _TimedLmEngine}
+    with _lock:
+        plain = {name: getattr(engine, name) for name in names}
+        _calls.clear()
+        for name, timed in names.items():
+            setattr(engine, name, timed)
+        try:
+            yield _calls
+        finally:
+            for name, original in plain.items():
+                setattr(engine, name, original)
+
+
+@dataclass
+class _Run:
+    """One call of the codec: what came out and what it took."""
+
+    result: bytes
+    seconds: float
+    cpu_seconds: float
+    calls: list[_Call]
+
+
+def _run(work: Callable[[], bytes], *, watched: bool) -> _Run:
+    calls: list[_Call] = []
+    if not watched:
+        cpu, began = time.process_time(), time.perf_counter()
+        result = work()
+        return _Run(result, time.perf_counter() - began, time.process_time() - cpu, calls)
+    with _watching() as seen:
+        began = time.perf_counter()
+        result = work()
+        seconds = time.perf_counter() - began
+        calls += seen
+        seen.clear()
+    return _Run(result, seconds - sum(call.clock_seconds for call in calls), 0.0, calls)
+
+
+def _direction(plain: list[_Run], watched: list[_Run], payload: bytes) -> tuple[Direction, _Call | None]:
+    """The fastest runs, and the call in them that coded `payload`."""
+    best, fastest = (min(runs, key=lambda run: run.seconds) for runs in (watched, plain))
+    kept = next((call for call in reversed(best.calls) if call.payload == payload), None)
+    stages = dict.fromkeys(STAGES, 0.0) | (kept.stages if kept else {})
+    stages["choice"] = sum(call.seconds for call in best.calls if call is not kept)
+    stages["rest"] = best.seconds - sum(stages.values())
+    return Direction(best.seconds, fastest.seconds, fastest.cpu_seconds, stages), kept
+
+
+def time_block(
+    data: Any,
+    level: int = DEFAULT_LEVEL,
+    *,
+    model: FilePath | None = None,
+    method: str = "auto",
+    runs: int = 1,
+    on_step: Callable[[int, int], None] = lambda done, total: None,
+) -> BlockTiming:
+    """Compress `data` as one block and decompress it, on one thread, and tell where the time goes.
+
+    The frame is the same, byte for byte, as with nothing measured; that is checked. What else this process
+    codes meanwhile would be measured too.
+
+    Args:
+      data: any buffer of 1 byte to 16 MiB.
+      level, model, method: as for `compress`.
+      runs: how often, plain and watched in turn; the fastest count.
+      on_step: told how many of how many runs of the codec are done.
+
+    Raises:
+      ValueError: an argument is out of range, or `data` is empty or too long.
+      ConfigError: LMCODEC_CODER asks for another decoder than the kernel's own.
+      LmcodecError: the model is not there, damaged or not one to compress with.
+    """
+    data = bytes(data)
+    if not 0 < len(data) <= MAX_NBYTES:
+        raise ValueError(f"a block has 1 to {MAX_NBYTES} bytes, not {len(data)}")
+    if runs < 1:
+        raise ValueError(f"runs must be at least 1, not {runs}")
+    if coder.use_constriction():
+        raise ConfigError(
+            "LMCODEC_CODER=constriction: only the kernel's own decoder can be timed; unset LMCODEC_CODER"
+        )
+    options: dict[str, Any] = {"model": model, "method": method}
+    block_nbytes = max(len(data), MIN_BLOCK_NBYTES)
+
+    def pack() -> bytes:
+        return compress(data, level, block_size=block_nbytes, threads=1, **options)
+
+    # What is loaded once a process is there, and its code warm, before the first run.
+    compress(data[:_WARM_NBYTES], level, **options)
+    network = model_of(level, model)
+    encode_runs: tuple[list[_Run], list[_Run]] = ([], [])
+    decode_runs: tuple[list[_Run], list[_Run]] = ([], [])
+    done, total = 0, 4 * runs
+    for _ in range(runs):
+        packed = b""
+        for watched in (False, True):
+            on_step(done, total)
+            run = _run(pack, watched=watched)
+            _require(not packed or run.result == packed, "compressed otherwise while it was measured")
+            packed = run.result
+            encode_runs[watched].append(run)
+            done += 1
+        for watched in (False, True):
+            on_step(done, total)
+            run = _run(lambda: decompress(packed, threads=1, model=model), watched=watched)  # noqa: B023
+            _require(run.result == data, "did not come back from its frame")
+            decode_runs[watched].append(run)
+            done += 1
+    on_step(done, total)
+
+    info = frame_info(packed)
+    assert info.blocks is not None
+    block = info.blocks[0]
+    at = info.header_nbytes + block.header_nbytes
+    payload = packed[at : at + block.payload_nbytes]
+    encode, kept = _direction(*encode_runs, payload)
+    decode, _ = _direction(*decode_runs, payload)
+    assert (kept is None) == (block.method == Method.STORED)
+    uses_network = network is not None and block.method >= Method.LM_CM
+    return BlockTiming(
+        nbytes=len(data),
+        packed_nbytes=len(packed),
+        level=level,
+        method=block.method.label,
+        profile=block.profile,
+        streams=block.streams,
+        groups=block.groups,
+        model_id=network.model_id if uses_network and network else None,
+        isa=network.isa if uses_network and network else None,
+        macs_per_token=network.config.macs_per_token if uses_network and network else 0,
+        n_token=kept.n_token if kept else 0,
+        n_decision=kept.n_decision if kept else 0,
+        encode=encode,
+        decode=decode,
+    )
+
+
+def _require(good: bool, what: str) -> None:
+    if not good:
+        raise LmcodecError(f"the text {what}: this build of lmcodec is broken, please report it")
