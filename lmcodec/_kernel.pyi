@@ -46,6 +46,7 @@ class BlockCoder:
     p: int
     timed: bool
     times: dict[str, float]
+    clock_times: dict[str, float]
     learned: np.ndarray
     isa: str
 
@@ -119,4 +120,5 @@ class TokenCoder:
     p: int
     timed: bool
     times: dict[str, float]
+    clock_times: dict[str, float]
     learned: np.ndarray

@@ -2,9 +2,9 @@
 
 The codec runs as it always does, its choice of the method included; the engines that it makes are watched.
 In the kernel a clock is switched on (native/phase_clock.h), which gives the time since its last mark to the
-part of a round that has just ended. What the marks themselves take is known and taken off, and the same run
-with nothing measured is timed beside it. Calls from Python are timed around the clock, so that all parts
-together are the whole.
+part of a round that has just ended. Calls from Python are timed around it, so that all parts together are the
+whole. A run with nothing measured is timed beside it: by what the measured one took longer, each part is
+lowered as it has marks, but at most by what a mark takes by itself, which the clock knows.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ class Direction:
     """What coding a block in one direction took.
 
     Attributes:
-      seconds: of the whole call, what measuring took aside.
+      seconds: of the whole call, what measuring took aside; `plain_seconds`, unless the machine was busier
+        with one of the two runs than with the other.
       plain_seconds: of the same call with nothing measured.
       cpu_seconds: that the process had a processor during the plain call.
       stages: seconds by the names of STAGES, all of them; their sum is `seconds`.
@@ -147,17 +148,21 @@ class _Call:
 
     Attributes:
       payload: of the block, given or made.
-      seconds: that it took, what the clock took aside.
-      clock_seconds: what the clock took.
+      seconds: that it took.
       stages: seconds of the stages that are known; the rest is what is left of `seconds`.
+      clock: how much of these the clock took at most.
     """
 
     payload: bytes
     seconds: float
-    clock_seconds: float
     n_token: int
     n_decision: int
     stages: dict[str, float]
+    clock: dict[str, float]
+
+    @property
+    def clock_seconds(self) -> float:
+        return sum(self.clock.values())
 
 
 _calls: list[_Call] = []
@@ -183,21 +188,21 @@ def _watched(
     finally:
         ended = time.perf_counter()
         timed._coder = kernel
-    times = kernel.times
+    times, clock = kernel.times, kernel.clock_times
     kernel.timed = False
     stages = {name: times[name] for name in _PHASES[1:]}
+    clock["sums"] += clock.pop("network")
     network = {name: times.get(name, 0.0) for name in _NETWORK}
     stages |= network
     # Encoding answers decisions between two pieces of the network's work.
     stages["sums"] += max(times["network"] - sum(network.values()), 0.0)
-    in_kernel = watch.begin_seconds + watch.coding_seconds - times["clock"]
+    in_kernel = watch.begin_seconds + watch.coding_seconds
     stages["tables"] = in_kernel - sum(times[name] for name in _PHASES)
     stages["segment"] = timed.segment_seconds
     if payload is None and watch.coding_began is not None:
         stages["coder"] += ended - watch.coding_began - watch.coding_seconds
     coded = bytes(result if payload is None else payload)
-    seconds = ended - began - times["clock"]
-    _calls.append(_Call(coded, seconds, times["clock"], timed.n_token, watch.n_decision, stages))
+    _calls.append(_Call(coded, ended - began, timed.n_token, watch.n_decision, stages, clock))
     return result
 
 
@@ -275,17 +280,24 @@ def _run(work: Callable[[], bytes], *, watched: bool) -> _Run:
         seconds = time.perf_counter() - began
         calls += seen
         seen.clear()
-    return _Run(result, seconds - sum(call.clock_seconds for call in calls), 0.0, calls)
+    return _Run(result, seconds, 0.0, calls)
 
 
 def _direction(plain: list[_Run], watched: list[_Run], payload: bytes) -> tuple[Direction, _Call | None]:
     """The fastest runs, and the call in them that coded `payload`."""
     best, fastest = (min(runs, key=lambda run: run.seconds) for runs in (watched, plain))
     kept = next((call for call in reversed(best.calls) if call.payload == payload), None)
+    others = [call for call in best.calls if call is not kept]
     stages = dict.fromkeys(STAGES, 0.0) | (kept.stages if kept else {})
-    stages["choice"] = sum(call.seconds for call in best.calls if call is not kept)
+    stages["choice"] = sum(call.seconds for call in others)
     stages["rest"] = best.seconds - sum(stages.values())
-    return Direction(best.seconds, fastest.seconds, fastest.cpu_seconds, stages), kept
+    clock = dict(kept.clock) if kept else {}
+    clock["choice"] = sum(call.clock_seconds for call in others)
+    most = sum(clock.values())
+    share = min(max((best.seconds - fastest.seconds) / most, 0.0), 1.0) if most else 0.0
+    for name, seconds in clock.items():
+        stages[name] -= share * seconds
+    return Direction(best.seconds - share * most, fastest.seconds, fastest.cpu_seconds, stages), kept
 
 
 def time_block(

@@ -221,6 +221,7 @@ class BlockCoder {
   }
   // Of the last block.
   nb::dict times() const { return lmcodec::times_of(clock_.get()); }
+  nb::dict clock_times() const { return lmcodec::clock_times_of(clock_.get()); }
 
   nb::object learned() const {
     auto* copy = new std::vector<std::uint32_t>(mixer_.learned());
@@ -328,6 +329,7 @@ NB_MODULE(_kernel, m) {
       .def_prop_ro("p", &BlockCoder::p)
       .def_prop_rw("timed", &BlockCoder::timed, &BlockCoder::set_timed)
       .def_prop_ro("times", &BlockCoder::times)
+      .def_prop_ro("clock_times", &BlockCoder::clock_times)
       .def_prop_ro("learned", &BlockCoder::learned)
       .def_prop_ro("isa", &BlockCoder::isa);
   m.def("range_widths", &range_widths, nb::arg("bits"), nb::arg("p16"), nb::arg("range"), nb::arg("before"),

@@ -155,6 +155,7 @@ class Coder {
     times["frequencies"] = network.frequencies;
     return times;
   }
+  nb::dict clock_times() const { return clock_times_of(coder_->clock()); }
 
   nb::object learned() const {
     require(coder_->mixer(), "the language model alone learns nothing");
@@ -198,6 +199,7 @@ void bind_token(nb::module_& m) {
       .def_prop_ro("p", &Coder::p)
       .def_prop_rw("timed", &Coder::timed, &Coder::set_timed)
       .def_prop_ro("times", &Coder::times)
+      .def_prop_ro("clock_times", &Coder::clock_times)
       .def_prop_ro("learned", &Coder::learned);
 }
 

@@ -57,17 +57,11 @@ double PhaseClock::seconds_per_tick() const {
   return std::chrono::duration<double>(Steady::now() - made_).count() / static_cast<double>(passed);
 }
 
-double PhaseClock::seconds(Phase phase) const {
-  const Spent& spent = spent_[static_cast<int>(phase)];
-  const double own = static_cast<double>(spent.n_mark) * mark_ticks_;
-  return std::max(static_cast<double>(spent.ticks) - own, 0.0) * seconds_per_tick();
-}
+double PhaseClock::seconds(Phase phase) const { return static_cast<double>(spent(phase).ticks) * seconds_per_tick(); }
 
-double PhaseClock::own_seconds() const {
-  double own = 0;
-  for (const Spent& spent : spent_)
-    own += std::min(static_cast<double>(spent.n_mark) * mark_ticks_, static_cast<double>(spent.ticks));
-  return own * seconds_per_tick();
+double PhaseClock::own_seconds(Phase phase) const {
+  const double own = static_cast<double>(spent(phase).n_mark) * mark_ticks_;
+  return std::min(own, static_cast<double>(spent(phase).ticks)) * seconds_per_tick();
 }
 
 }  // namespace lmcodec

@@ -18,7 +18,7 @@ enum class Phase {
 };
 constexpr int kPhases = 7;
 
-// Gives the time since the last mark to a phase. A mark itself takes some nanoseconds, which are known and taken off again.
+// Gives the time since the last mark to a phase. A mark takes some nanoseconds itself; what runs beside it hides a part.
 class PhaseClock {
  public:
   using Steady = std::chrono::steady_clock;
@@ -31,14 +31,15 @@ class PhaseClock {
   void mark(Phase phase);
 
   double seconds(Phase phase) const;
-  // What the marks took, of all phases together.
-  double own_seconds() const;
+  // What its marks took at most: as much as they take with nothing beside them.
+  double own_seconds(Phase phase) const;
 
  private:
   struct Spent {
     std::uint64_t ticks = 0, n_mark = 0;
   };
 
+  const Spent& spent(Phase phase) const { return spent_[static_cast<int>(phase)]; }
   double seconds_per_tick() const;
 
   Spent spent_[kPhases];
