@@ -362,9 +362,10 @@ class _Pipeline:
         """Whether a block that needs `nbytes` may start; one that continues another waits for its end."""
         return not self._jobs or (not continues and len(self._jobs) < self._limit(nbytes))
 
-    def alone(self, nbytes: int, last: bool) -> bool:
-        """Whether threads are left to help with a block that needs `nbytes`: no other will be at work."""
-        return self.threads > 1 and not self._jobs and (last or self._limit(nbytes) == 1)
+    @property
+    def idle(self) -> bool:
+        """Whether the next block finds no other at work, and threads that could help with it."""
+        return self.threads > 1 and not self._jobs
 
     def start(
         self,
@@ -444,7 +445,7 @@ def _encode(
 
     Args:
         model_nbytes: what naming the model would cost the frame.
-        alone: no other block is at work, and further threads may be used. Changes no byte.
+        alone: no other block was at work when this one began: further threads may help. Changes no byte.
     """
     if len(key) > 1 and len(data) > SAMPLED_NBYTES:
         key = _candidates(data, key, alone)
@@ -740,7 +741,7 @@ class Compressor(_Reusable):
         elif previous is not None:
             key = (previous,)
         model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
-        alone = self._pipeline.alone(nbytes, last)
+        alone = self._pipeline.idle
         work = partial(_encode, data, key, model_nbytes, last, continues, alone)
         self._pipeline.start(work, nbytes, key, continues)
 
@@ -1078,7 +1079,7 @@ class Decompressor(_Reusable):
         if block.method == Method.END:
             _decode(block, payload, where)
         else:
-            alone = self._pipeline.alone(need, walk.ended)
+            alone = self._pipeline.idle
             work = partial(_decode, block, payload, where, coder, alone)
             self._pipeline.start(work, need, key, block.continues)
         return True

@@ -497,7 +497,7 @@ def test_records_have_fewer_streams(
 
 
 def test_two_methods_are_tried_at_the_same_time(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """With two threads each engine sees the other at work; with one, or more blocks to come, none does."""
+    """With two threads each engine sees the other at work; with one, none does."""
     barrier = threading.Barrier(2)
 
     class Meets(Fixed):
