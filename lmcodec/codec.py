@@ -226,6 +226,8 @@ class _Seat:
     def engine(self, coder: _Coder, continues: bool, alone: bool = False) -> Engine | LmEngine:
         engine = self._engines.get(coder)
         if engine is None:
+            for other in [c for c in list(self._engines) if c.method == coder.method]:
+                del self._engines[other]  # of other streams: its tables are not counted twice
             engine = self._engines[coder] = coder.engine()
         elif not continues:
             engine.reset()

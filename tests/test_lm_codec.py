@@ -496,6 +496,17 @@ def test_records_have_fewer_streams(
     assert second.coder == first.coder
 
 
+def test_a_seat_keeps_one_engine_of_a_method(model_file: Path) -> None:
+    cm, lm = Compressor(6, model=model_file)._key(512 * KIB)
+    seat = codec._Seat((cm, lm))
+    assert lm.thinned() != lm
+    for coder in (cm, lm, lm.thinned(), lm.thinned(), cm, lm):
+        made = seat.engine(coder, False)
+        assert seat.engine(coder, False) is made
+        assert sum(kept.method == coder.method for kept in seat._engines) == 1
+    assert set(seat._engines) == {cm, lm}
+
+
 def test_two_methods_are_tried_at_the_same_time(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With two threads each engine sees the other at work; with one, none does."""
     barrier = threading.Barrier(2)

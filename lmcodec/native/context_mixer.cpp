@@ -368,10 +368,7 @@ void ContextMixer::prepare(Stream& stream) {
       match.active ? match.predicted + 1u + (static_cast<std::uint32_t>(length_bucket(match.length)) << 9) : 0;
   for (int i = 0; i < profile_.n_context; ++i) {
     std::uint64_t x = (static_cast<std::uint64_t>(i) + 1) * 0x9E3779B97F4A7C15ull;
-    for (int f = 0; f < kFeaturesPerContext && profile_.contexts[i][f]; ++f) {
-      x = (x + value[profile_.contexts[i][f]] + 1) * 0xD6E8FEB86659FD93ull;
-      x ^= x >> 32;
-    }
+    for (int f = 0; f < kFeaturesPerContext && profile_.contexts[i][f]; ++f) x = fold(x, value[profile_.contexts[i][f]]);
     stream.hash[i] = static_cast<std::uint32_t>(x >> 20);
   }
   for (int m = 0; m < profile_.n_match; ++m) {
@@ -422,7 +419,7 @@ void ContextMixer::lookup(int s) {
 
 bool ContextMixer::looked_up(int s) const {
   const Stream& stream = *streams_[static_cast<std::size_t>(s)];
-  return stream.prepared && stream.nibble == (stream.n_bit < 4 ? 1 : 2);
+  return stream.nibble == (stream.n_bit < 4 ? 1 : 2);
 }
 
 void ContextMixer::set_lm(int s, std::int32_t stretch) {
@@ -437,10 +434,7 @@ void ContextMixer::set_place(int s, std::uint32_t node, int n_byte, std::uint32_
   for (int k = 0; k < n_place_; ++k) {
     std::uint64_t x = 0;
     for (int f = 0; f < kPlaceFeatures; ++f)
-      if (places_[k] >> f & 1) {
-        x = (x + part[f] + 1) * 0xD6E8FEB86659FD93ull;
-        x ^= x >> 32;
-      }
+      if (places_[k] >> f & 1) x = fold(x, part[f]);
     stream.place[places_[k]] = static_cast<std::uint32_t>(x >> 20);
   }
 }

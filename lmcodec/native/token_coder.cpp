@@ -5,9 +5,8 @@
 #include <system_error>
 #include <utility>
 
-#include "worker.h"
-
 #include "logistic.h"
+#include "worker.h"
 
 namespace lmcodec {
 namespace {
