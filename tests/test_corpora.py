@@ -164,7 +164,7 @@ def test_the_commands(tmp_path: Path) -> None:
 
 def test_too_many_files_are_a_warning(dev_corpus: Path, tmp_path: Path) -> None:
     for path in dev_corpus.iterdir():
-        (tmp_path / path.name).symlink_to(path)
+        (tmp_path / path.name).symlink_to(path.resolve())
     assert run("verify", "-q", tmp_path).returncode == 0
     (tmp_path / "more").touch()
     result = run("verify", "-q", tmp_path)
