@@ -5,9 +5,9 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
-#include <vector>
 
 #include "logistic.h"
+#include "table_memory.h"
 
 namespace lmcodec {
 
@@ -32,7 +32,7 @@ inline std::uint16_t identity_cell(std::size_t cell) {
   return static_cast<std::uint16_t>(logistic().squash((static_cast<int>(cell) - kMapCells / 2) * 256));
 }
 
-inline void fill_identity(std::vector<std::uint16_t>& cells, std::size_t n_row) {
+inline void fill_identity(Table<std::uint16_t>& cells, std::size_t n_row) {
   cells.resize(n_row * kMapCells);
   for (std::size_t i = 0; i < kMapCells; ++i) cells[i] = identity_cell(i);
   for (std::size_t done = kMapCells; done < cells.size();) {

@@ -123,7 +123,7 @@ struct ContextMixer::Stream {
   std::int32_t mixed_x = 0;
   std::uint16_t* apm[kApmMax];
   std::uint16_t* lm_map[kLmMapMax];
-  std::vector<std::uint32_t> own_match[kMatchMax];
+  Table<std::uint32_t> own_match[kMatchMax];
 };
 
 ContextMixer::ContextMixer(const Profile& profile, const std::vector<std::uint32_t>& learned)
@@ -169,7 +169,7 @@ bool ContextMixer::use_isa(const char* isa) {
 }
 
 void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
-  learned_ = prior_;
+  learned_.assign(prior_.begin(), prior_.end());
   for (int d = 0; d < profile_.n_direct; ++d)
     direct_[d].assign(std::size_t{1} << kDirectLog2[d], kHalf22 << 10);
   int log2 = 12;
@@ -178,15 +178,8 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
          (std::uint64_t{1} << log2) < std::uint64_t{nbytes} * 24 * static_cast<unsigned>(profile_.n_context))
     ++log2;
   const std::size_t size = std::size_t{1} << log2;
-  if (size > table_capacity_) {
-    table_memory_.reset();
-    table_capacity_ = 0;
-    table_memory_.reset(new std::uint8_t[size + 64]);
-    table_capacity_ = size;
-    table_ = table_memory_.get() + (64 - reinterpret_cast<std::uintptr_t>(table_memory_.get()) % 64);
-  }
-  std::memset(table_, 0, size);
-  table_nbytes_ = size;
+  if (size > table_.capacity()) Table<std::uint8_t>().swap(table_);  // before the next is made: both would not fit
+  table_.assign(size, 0);
   line_mask_ = static_cast<std::uint32_t>(size / 64 - 1);
   const auto match_places = [this](std::uint32_t n) {
     int log2 = 10;
@@ -252,7 +245,7 @@ void ContextMixer::begin_block(std::uint32_t nbytes) {
 }
 
 std::vector<std::uint32_t> ContextMixer::learned() const {
-  std::vector<std::uint32_t> values(learned_);
+  std::vector<std::uint32_t> values(learned_.begin(), learned_.end());
   if (end_) {
     std::copy(end_->weights().begin(), end_->weights().end(), values.begin() + static_cast<std::ptrdiff_t>(profile_.end_at()));
     std::copy(end_->maps().begin(), end_->maps().end(), values.begin() + static_cast<std::ptrdiff_t>(profile_.end_maps_at()));
@@ -267,7 +260,7 @@ std::vector<std::uint32_t> ContextMixer::learned() const {
 }
 
 std::uint8_t* ContextMixer::find(std::uint32_t hash) {
-  std::uint8_t* line = table_ + std::size_t{hash & line_mask_} * 64;
+  std::uint8_t* line = table_.data() + std::size_t{hash & line_mask_} * 64;
   const std::uint8_t check = static_cast<std::uint8_t>(hash >> 24);
   // Two at a time, so that few branches depend on which of the four it is.
   const int first = line[0] == check ? 0 : 1, second = line[2] == check ? 2 : 3;
@@ -292,7 +285,7 @@ void ContextMixer::find_match(Stream& stream, int m) {
   // The last `minimum` bytes of the stream (eight at most are hashed).
   const std::uint64_t kept = stream.text.tail() << (64 - 8 * std::min(minimum, 8u));
   const std::uint32_t hash = static_cast<std::uint32_t>((kept * 0x9E3779B97F4A7C15ull) >> 40);
-  std::vector<std::uint32_t>& shared = match_tables_[static_cast<std::size_t>(m)];
+  Table<std::uint32_t>& shared = match_tables_[static_cast<std::size_t>(m)];
   std::uint32_t* const places[2] = {
       stream.own_match[m].empty() ? nullptr : &stream.own_match[m][hash & (stream.own_match[m].size() - 1)],
       &shared[hash & match_mask_]};
@@ -397,13 +390,13 @@ void ContextMixer::lookup(int s) {
   }
   for (int i = 0; i < n_context; ++i) {
     at[i] = mix32(stream.hash[i] + node * 0x9E3779B1u + stream.place[place_[i]]);
-    prefetch(table_ + std::size_t{at[i] & line_mask_} * 64);
+    prefetch(table_.data() + std::size_t{at[i] & line_mask_} * 64);
   }
   if (stream.n_bit < 4 && stream.match[0].active) {
     // The second nibble's lines, if the match model is right about the first.
     const std::uint32_t likely = 16u | stream.match[0].predicted >> 4;
     for (int i = 0; i < n_context; ++i)
-      prefetch(table_ + std::size_t{mix32(stream.hash[i] + likely * 0x9E3779B1u + stream.place[place_[i]]) & line_mask_} * 64);
+      prefetch(table_.data() + std::size_t{mix32(stream.hash[i] + likely * 0x9E3779B1u + stream.place[place_[i]]) & line_mask_} * 64);
   }
   if (first) set_rows(stream);  // while the lines are on their way
   bool seen[kContextMax];  // asked at once: a later context of this lookup may take the slot

@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "mixing.h"
+#include "table_memory.h"
 #include "text_state.h"
 #include "token_end.h"
 #include "token_trie.h"
@@ -157,15 +158,13 @@ class ContextMixer {
   std::uint8_t place_[kContextMax] = {};
   std::uint8_t places_[1 << kPlaceFeatures] = {};  // those there are
   int n_place_ = 0;
-  std::vector<std::uint32_t> learned_;
-  std::vector<std::uint32_t> direct_[kDirectMax];  // counters: 22-bit probability, 10-bit count
-  std::vector<std::vector<std::uint16_t>> apm_, lm_map_;
+  Table<std::uint32_t> learned_;
+  Table<std::uint32_t> direct_[kDirectMax];  // counters: 22-bit probability, 10-bit count
+  std::vector<Table<std::uint16_t>> apm_, lm_map_;
   std::unique_ptr<TokenEnd> end_;
-  std::unique_ptr<std::uint8_t[]> table_memory_;
-  std::uint8_t* table_ = nullptr;
-  std::size_t table_nbytes_ = 0, table_capacity_ = 0;
+  Table<std::uint8_t> table_;
   std::uint32_t line_mask_ = 0;
-  std::vector<std::vector<std::uint32_t>> match_tables_;
+  std::vector<Table<std::uint32_t>> match_tables_;
   std::uint32_t match_mask_ = 0;
   History history_;
   std::vector<std::unique_ptr<Stream>> streams_;

@@ -90,24 +90,24 @@ Network::Linear Network::pack(const LinearView& view, const NetworkKernels& kern
   packed.shift = view.shift;
   const std::size_t n_row = static_cast<std::size_t>(packed.n_panel) * kPanel;
   const std::size_t panel_nbytes = static_cast<std::size_t>(packed.n_quad) * kPanel * kQuad;
-  linear.weight = Lines<std::int8_t>(static_cast<std::size_t>(packed.n_panel) * panel_nbytes);
-  linear.bias = Lines<std::int32_t>(n_row);
-  linear.multiplier = Lines<std::int32_t>(n_row);
+  linear.weight = Table<std::int8_t>(static_cast<std::size_t>(packed.n_panel) * panel_nbytes);
+  linear.bias = Table<std::int32_t>(n_row);
+  linear.multiplier = Table<std::int32_t>(n_row);
   for (int i = 0; i < view.n; ++i) {
     const std::size_t row = static_cast<std::size_t>(i / part * padded + i % part);
     const std::int8_t* from = view.weight + static_cast<std::size_t>(i) * static_cast<std::size_t>(view.k);
-    std::int8_t* to = linear.weight.get() + row / kPanel * panel_nbytes + row % kPanel * kQuad;
+    std::int8_t* to = linear.weight.data() + row / kPanel * panel_nbytes + row % kPanel * kQuad;
     std::int32_t sum = 0;
     for (int k = 0; k < view.k; ++k) {
       to[static_cast<std::size_t>(k / kQuad) * (kPanel * kQuad) + static_cast<std::size_t>(k % kQuad)] = from[k];
       sum += from[k];
     }
-    linear.bias.get()[row] = (view.bias ? view.bias[i] : 0) - offset * sum;
-    linear.multiplier.get()[row] = view.multiplier[i];
+    linear.bias.data()[row] = (view.bias ? view.bias[i] : 0) - offset * sum;
+    linear.multiplier.data()[row] = view.multiplier[i];
   }
-  packed.weight = linear.weight.get();
-  packed.bias = linear.bias.get();
-  packed.multiplier = linear.multiplier.get();
+  packed.weight = linear.weight.data();
+  packed.bias = linear.bias.data();
+  packed.multiplier = linear.multiplier.data();
   return linear;
 }
 
@@ -125,8 +125,8 @@ Network::Network(const NetworkShape& shape, const std::vector<LinearView>& tenso
   const LinearView* view = tensors.data();
   check(*view, v + 2, d, false, 0);
   const std::size_t n_embed = n_token() * static_cast<std::size_t>(d);
-  embed_ = Lines<std::int8_t>(n_embed);
-  std::memcpy(embed_.get(), view->weight, n_embed);
+  embed_ = Table<std::int8_t>(n_embed);
+  std::memcpy(embed_.data(), view->weight, n_embed);
   embed_multiplier_.assign(view->multiplier, view->multiplier + n_token());
   embed_shift_ = view->shift;
   ++view;
@@ -191,21 +191,21 @@ Session::Session(const Network& network, int n_stream, bool keep_logits, bool ti
 void Session::reserve_trunk(int n_row) {
   if (n_row <= trunk_rows_) return;
   const std::size_t n = static_cast<std::size_t>(n_row);
-  x_ = Lines<std::int32_t>(n * x_stride_);
-  activations_ = Lines<std::uint8_t>(n * u_stride_);
-  gates_ = Lines<std::int8_t>(n * gates_stride_);
-  hidden_ = Lines<std::uint8_t>(n * hidden_stride_);
+  x_ = Table<std::int32_t>(n * x_stride_);
+  activations_ = Table<std::uint8_t>(n * u_stride_);
+  gates_ = Table<std::int8_t>(n * gates_stride_);
+  hidden_ = Table<std::uint8_t>(n * hidden_stride_);
   trunk_rows_ = n_row;
 }
 
 void Session::reserve_head(int n_row) {
   if (n_row <= head_rows_) return;
   const std::size_t n = static_cast<std::size_t>(n_row);
-  logits_ = Lines<std::int32_t>(n * width_);
-  if (keep_logits_) kept_freq_ = Lines<std::uint32_t>(n * width_);
+  logits_ = Table<std::int32_t>(n * width_);
+  if (keep_logits_) kept_freq_ = Table<std::uint32_t>(n * width_);
   // Signed and unsigned integers may look at one another's storage.
-  freq_ = keep_logits_ ? kept_freq_.get() : reinterpret_cast<std::uint32_t*>(logits_.get());
-  cum_ = Lines<std::uint64_t>(n * n_cum_);
+  freq_ = keep_logits_ ? kept_freq_.data() : reinterpret_cast<std::uint32_t*>(logits_.data());
+  cum_ = Table<std::uint64_t>(n * n_cum_);
   max_.resize(n * kMaxLanes);
   head_rows_ = n_row;
 }
@@ -243,8 +243,8 @@ void Session::run(const std::uint32_t* tokens, std::size_t n_step, const std::fu
 void Session::normalise(int n_row) {
   const int n = static_cast<int>(rounded_up(static_cast<std::size_t>(network_.shape_.dim), 16));
   for (int row = 0; row < n_row; ++row)
-    network_.kernels_.normalise(x_.get() + static_cast<std::size_t>(row) * x_stride_, n, network_.shape_.dim,
-                                network_.tables_, activations_.get() + static_cast<std::size_t>(row) * u_stride_);
+    network_.kernels_.normalise(x_.data() + static_cast<std::size_t>(row) * x_stride_, n, network_.shape_.dim,
+                                network_.tables_, activations_.data() + static_cast<std::size_t>(row) * u_stride_);
 }
 
 // Rows are in time order: row % B is the stream.
@@ -254,31 +254,31 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
   const std::size_t lanes = network_.lanes_;
   Stopwatch watch(timed_);
   for (int row = 0; row < n_row; ++row)
-    kernels.embed(network_.embed_.get() + static_cast<std::size_t>(tokens[row]) * static_cast<std::size_t>(dim), dim,
+    kernels.embed(network_.embed_.data() + static_cast<std::size_t>(tokens[row]) * static_cast<std::size_t>(dim), dim,
                   network_.embed_multiplier_[tokens[row]], network_.embed_shift_,
-                  x_.get() + static_cast<std::size_t>(row) * x_stride_);
+                  x_.data() + static_cast<std::size_t>(row) * x_stride_);
   for (int i = 0; i < network_.shape_.n_layer; ++i) {
     const Network::Layer& layer = network_.layers_[static_cast<std::size_t>(i)];
     normalise(n_row);
     watch.mark(times_.elements);
-    kernels.product(activations_.get(), u_stride_, n_row, layer.into.packed,
-                    {Finish::kClip, gates_.get(), gates_stride_, nullptr});
+    kernels.product(activations_.data(), u_stride_, n_row, layer.into.packed,
+                    {Finish::kClip, gates_.data(), gates_stride_, nullptr});
     watch.mark(times_.products);
     for (int row = 0; row < n_row; ++row) {
-      const std::int8_t* z = gates_.get() + static_cast<std::size_t>(row) * gates_stride_;
+      const std::int8_t* z = gates_.data() + static_cast<std::size_t>(row) * gates_stride_;
       kernels.recur(z, z + lanes, z + 2 * lanes, static_cast<int>(lanes), network_.tables_, state(i, row % n_stream_),
-                    activations_.get() + static_cast<std::size_t>(row) * u_stride_);
+                    activations_.data() + static_cast<std::size_t>(row) * u_stride_);
     }
     watch.mark(times_.elements);
-    const Finished add = {Finish::kAdd, x_.get(), x_stride_, nullptr};
-    kernels.product(activations_.get(), u_stride_, n_row, layer.out.packed, add);
+    const Finished add = {Finish::kAdd, x_.data(), x_stride_, nullptr};
+    kernels.product(activations_.data(), u_stride_, n_row, layer.out.packed, add);
     watch.mark(times_.products);
     if (!network_.shape_.mlp) continue;
     normalise(n_row);
     watch.mark(times_.elements);
-    kernels.product(activations_.get(), u_stride_, n_row, layer.up.packed,
-                    {Finish::kRelu2, hidden_.get(), hidden_stride_, nullptr});
-    kernels.product(hidden_.get(), hidden_stride_, n_row, layer.down.packed, add);
+    kernels.product(activations_.data(), u_stride_, n_row, layer.up.packed,
+                    {Finish::kRelu2, hidden_.data(), hidden_stride_, nullptr});
+    kernels.product(hidden_.data(), hidden_stride_, n_row, layer.down.packed, add);
     watch.mark(times_.products);
   }
   normalise(n_row);
@@ -289,13 +289,13 @@ void Session::head(int first, int n_row) {
   const NetworkKernels& kernels = network_.kernels_;
   Stopwatch watch(timed_);
   std::fill_n(max_.begin(), static_cast<std::size_t>(n_row) * kMaxLanes, std::numeric_limits<std::int32_t>::min());
-  kernels.product(activations_.get() + static_cast<std::size_t>(first) * u_stride_, u_stride_, n_row,
-                  network_.head_.packed, {Finish::kLogits, logits_.get(), width_, max_.data()});
+  kernels.product(activations_.data() + static_cast<std::size_t>(first) * u_stride_, u_stride_, n_row,
+                  network_.head_.packed, {Finish::kLogits, logits_.data(), width_, max_.data()});
   watch.mark(times_.products);
   for (int row = 0; row < n_row; ++row) {
     const std::size_t r = static_cast<std::size_t>(row);
     kernels.weigh(logits(row), max_.data() + r * kMaxLanes, network_.shape_.vocab_size, network_.tables_,
-                  freq_ + r * width_, cum_.get() + r * n_cum_);
+                  freq_ + r * width_, cum_.data() + r * n_cum_);
   }
   watch.mark(times_.frequencies);
 }

@@ -5,33 +5,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
-#include <memory>
-#include <new>
 #include <vector>
 
 #include "gemm.h"
+#include "table_memory.h"
 
 namespace lmcodec {
 
 constexpr int kSessionStreamMax = 128;
-
-// Zeros, at the start of a cache line.
-template <typename T>
-class Lines {
- public:
-  Lines() = default;
-  explicit Lines(std::size_t n) : data_(static_cast<T*>(::operator new(n * sizeof(T), kAlign))) {
-    for (std::size_t i = 0; i < n; ++i) new (data_.get() + i) T();
-  }
-  T* get() const { return data_.get(); }
-
- private:
-  static constexpr std::align_val_t kAlign{64};
-  struct Delete {
-    void operator()(T* data) const { ::operator delete(data, kAlign); }
-  };
-  std::unique_ptr<T, Delete> data_;
-};
 
 struct NetworkShape {
   int vocab_size;  // V
@@ -77,9 +58,9 @@ class Network {
   friend class Session;
 
   struct Linear {
-    Lines<std::int8_t> weight;
-    Lines<std::int32_t> bias;
-    Lines<std::int32_t> multiplier;
+    Table<std::int8_t> weight;
+    Table<std::int32_t> bias;
+    Table<std::int32_t> multiplier;
     PackedLinear packed;
   };
   struct Layer {
@@ -93,7 +74,7 @@ class Network {
   NetworkKernels kernels_;
   NetworkTables tables_;
   std::size_t lanes_;  // R, padded
-  Lines<std::int8_t> embed_;  // (V + 2, D)
+  Table<std::int8_t> embed_;  // (V + 2, D)
   std::vector<std::uint16_t> embed_multiplier_;
   int embed_shift_;
   std::vector<Layer> layers_;
@@ -129,12 +110,12 @@ class Session {
   void run(const std::uint32_t* tokens, std::size_t n_step, const std::function<void(std::size_t, int)>& rows);
 
   // (V) logits, steps of 2^-8 of a binary logarithm; only where they are kept.
-  const std::int32_t* logits(int row) const { return logits_.get() + static_cast<std::size_t>(row) * width_; }
+  const std::int32_t* logits(int row) const { return logits_.data() + static_cast<std::size_t>(row) * width_; }
   const std::uint32_t* frequencies(int row) const { return freq_ + static_cast<std::size_t>(row) * width_; }
 
   // Sum of the frequencies of tokens below `token`, 0 to V.
   std::uint64_t cum(int row, int token) const {
-    const std::uint64_t* sums = cum_.get() + static_cast<std::size_t>(row) * n_cum_;
+    const std::uint64_t* sums = cum_.data() + static_cast<std::size_t>(row) * n_cum_;
     const int block = token / kPanel, rest = token % kPanel;
     return rest ? sums[block] + network_.kernels_.sum(frequencies(row) + block * kPanel, rest) : sums[block];
   }
@@ -146,7 +127,7 @@ class Session {
 
   // A stream's R states in a layer, steps of 2^-17.
   std::int32_t* state(int layer, int stream) {
-    return state_.get() + static_cast<std::size_t>(layer * n_stream_ + stream) * network_.lanes_;
+    return state_.data() + static_cast<std::size_t>(layer * n_stream_ + stream) * network_.lanes_;
   }
   const SessionTimes& times() const { return times_; }
 
@@ -164,15 +145,15 @@ class Session {
   const bool keep_logits_, timed_;
   const std::size_t x_stride_, u_stride_, gates_stride_, hidden_stride_, width_, n_cum_;
   int trunk_rows_ = 0, head_rows_ = 0;
-  Lines<std::int32_t> state_;        // (L, B, lanes)
-  Lines<std::int32_t> x_;            // (rows, x_stride): the residual stream
-  Lines<std::uint8_t> activations_;  // (rows, u_stride)
-  Lines<std::int8_t> gates_;         // (rows, gates_stride): z, v, o
-  Lines<std::uint8_t> hidden_;       // (rows, hidden_stride): of the MLP
-  Lines<std::int32_t> logits_;       // (rows, width)
-  Lines<std::uint32_t> kept_freq_;   // (rows, width), or empty
+  Table<std::int32_t> state_;        // (L, B, lanes)
+  Table<std::int32_t> x_;            // (rows, x_stride): the residual stream
+  Table<std::uint8_t> activations_;  // (rows, u_stride)
+  Table<std::int8_t> gates_;         // (rows, gates_stride): z, v, o
+  Table<std::uint8_t> hidden_;       // (rows, hidden_stride): of the MLP
+  Table<std::int32_t> logits_;       // (rows, width)
+  Table<std::uint32_t> kept_freq_;   // (rows, width), or empty
   std::uint32_t* freq_ = nullptr;    // (rows, width): kept_freq_, or where the logits were
-  Lines<std::uint64_t> cum_;         // (rows, n_cum): exclusive sums of blocks of 64
+  Table<std::uint64_t> cum_;         // (rows, n_cum): exclusive sums of blocks of 64
   std::vector<std::int32_t> max_;    // (rows, 16)
   SessionTimes times_;
 };

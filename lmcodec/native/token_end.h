@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "mixing.h"
+#include "table_memory.h"
 
 namespace lmcodec {
 
@@ -71,8 +72,8 @@ class TokenEnd {
 
   const int n_context_, n_input_, table_log2_;
   std::vector<std::uint32_t> weights_, maps_;
-  std::vector<std::uint16_t> table_;  // a check, a bit history
-  std::vector<std::uint16_t> lm_map_[kMaps];
+  Table<std::uint16_t> table_;  // a check, a bit history
+  Table<std::uint16_t> lm_map_[kMaps];
   std::vector<std::uint32_t> counters_[kCounters];
   std::vector<Stream> streams_;
 };
