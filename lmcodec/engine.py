@@ -252,6 +252,11 @@ def _end_table_nbytes(profile: Profile, block_nbytes: int, chained: bool) -> int
     return 2 << (most if chained else min(max((wanted - 1).bit_length(), 10), most))
 
 
+def _in_pages(nbytes: int) -> int:
+    """What a table takes in huge pages, the last of which is taken where half of it is needed."""
+    return max(nbytes, (nbytes + (1 << 20)) >> 21 << 21)
+
+
 _LM_FIXED_NBYTES = 16 << 20  # direct counters, counters and maps of token ends, buffers
 _MAP_ROW_NBYTES = 25 * 2  # cells of an adaptive map
 _MAP_ROWS = {"order1": 1 << 16, "tokens": 1 << 16, **dict.fromkeys(("hash2", "hash3", "hash_word"), 1 << 14)}
@@ -297,8 +302,11 @@ def lm_memory_nbytes(
     tables = _table_nbytes(chosen, block_nbytes, chained, enlarge) + match_nbytes(block_nbytes)
     tables += _end_table_nbytes(chosen, block_nbytes, chained)
     maps = [*chosen.spec["maps"], *chosen.spec.get("lm_maps", [])]
-    tables += sum(_MAP_ROW_NBYTES * _MAP_ROWS.get(name, _MAP_ROWS_ELSE) for name in maps)
-    tables += 16 * chosen.kernel.n_learned  # what coding begins with, how it is read, what becomes of it
+    tables += sum(_in_pages(_MAP_ROW_NBYTES * _MAP_ROWS.get(name, _MAP_ROWS_ELSE)) for name in maps)
+    n_learned = chosen.kernel.n_learned
+    tables += 12 * n_learned + _in_pages(
+        4 * n_learned
+    )  # what coding begins with, how it is read; what becomes of it
     if streams > 1:
         tables += streams * match_nbytes(-(-block_nbytes // streams))
     extra = _LM_FIXED_NBYTES + _LM_STREAM_NBYTES * streams + (_CHAIN_NBYTES if chained else 0)

@@ -45,7 +45,12 @@ class Emulated:
             pytest.skip("needs a checkout and a C++ compiler that takes the options of g++")
         here = Path(__file__).parent
         flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *flags]
-        sources = [*NATIVE.glob("gemm*.cpp"), NATIVE / "network.cpp", here / "network_driver.cpp"]
+        sources = [
+            *NATIVE.glob("gemm*.cpp"),
+            NATIVE / "network.cpp",
+            NATIVE / "table_memory.cpp",
+            here / "network_driver.cpp",
+        ]
         command: list[str | Path] = [
             compiler,
             *flags,

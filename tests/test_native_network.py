@@ -437,6 +437,7 @@ def test_builds_without_python(build: str, tmp_path: Path) -> None:
     sources = [
         *NATIVE.glob("gemm*.cpp"),
         NATIVE / "network.cpp",
+        NATIVE / "table_memory.cpp",
         Path(__file__).with_name("network_driver.cpp"),
     ]
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *BUILDS[build]]

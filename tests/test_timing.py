@@ -30,7 +30,7 @@ NETWORK = {"products", "elements", "frequencies", "sums"}
 EXPECTED = {
     "stored": ALWAYS,
     "cm": CODED | {"lookup"},
-    "lm": CODED | NETWORK | {"segment"},
+    "lm": CODED - {"update"} | NETWORK | {"segment"},
     "lm+cm": CODED | NETWORK | {"lookup", "segment"},
 }
 ONLY_ENCODING = {"segment", "choice"}

@@ -32,9 +32,19 @@ int length_bucket(std::uint32_t length) {
 }
 
 int popcount8(unsigned v) {
+  v = (v & 0x55) + (v >> 1 & 0x55);
+  v = (v & 0x33) + (v >> 2 & 0x33);
+  return static_cast<int>((v & 15) + (v >> 4 & 15));
+}
+
+int lowest_bit(std::uint32_t x) {  // its number; x > 0
+#if defined(__GNUC__) || defined(__clang__)
+  return __builtin_ctz(x);
+#else
   int n = 0;
-  for (v &= 255; v; v &= v - 1) ++n;
+  for (; !(x & 1); x >>= 1) ++n;
   return n;
+#endif
 }
 
 }  // namespace
@@ -98,7 +108,8 @@ struct ContextMixer::Match {
 
 struct ContextMixer::Stream {
   alignas(64) std::int32_t input[(2 * kContextMax + 32)];
-  alignas(64) std::int32_t layer[16];  // stretch of each set's probability, Q8
+  Mixture mixture;
+  std::int32_t mixed = 0;  // the mixture's stretch, Q8
   TextState text;
   std::uint32_t begin = 0, end = 0, position = 0;
   std::uint32_t c0 = 1;
@@ -110,17 +121,13 @@ struct ContextMixer::Stream {
   int token_nbytes = 0;
   std::uint32_t tokens = 0;  // hash of the token so far and the one before it
   std::uint32_t place[1 << kPlaceFeatures] = {};
-  std::uint32_t hash[kContextMax];
+  alignas(64) std::uint32_t hash[kContextMax] = {};
+  alignas(64) std::uint32_t placed[kContextMax] = {};  // with the place in the token
   std::uint8_t* slot[kContextMax];
   std::uint8_t state[kContextMax] = {};  // of each slot at the bit at hand
   std::uint32_t* direct[kDirectMax];
   Match match[kMatchMax];
-  std::uint32_t base[kRowMax];  // of each Row: what is fixed during the byte
-  std::int32_t* weights[kSelectorMax];
-  std::int32_t* final_weights = nullptr;
-  std::uint32_t layer_p[kSelectorMax];
-  std::uint32_t mixed_p = 0;
-  std::int32_t mixed_x = 0;
+  alignas(64) std::uint32_t base[kRowMax] = {};  // of each row: what is fixed during the byte
   std::uint16_t* apm[kApmMax];
   std::uint16_t* lm_map[kLmMapMax];
   Table<std::uint32_t> own_match[kMatchMax];
@@ -139,20 +146,22 @@ ContextMixer::ContextMixer(const Profile& profile, const std::vector<std::uint32
       if (profile.contexts[i][f] >= kBegun) place_[i] = static_cast<std::uint8_t>(place_[i] | 1 << (profile.contexts[i][f] - kBegun));
     if (place_[i] && std::find(places_, places_ + n_place_, place_[i]) == places_ + n_place_) places_[n_place_++] = place_[i];
   }
-  const auto add = [this](std::uint8_t selector) {
+  const auto add = [this](std::uint8_t selector, std::size_t row_nbytes) {
     const bool hashes = selector == kSelectTokens || selector == kSelectHash2 || selector == kSelectHash3 || selector == kSelectHashWord;
-    Row& row = rows_[n_row_++];
-    row.selector = selector;
-    row.per_c0 = hashes ? 0x9E3Bu : selector == kSelectOrder0 || selector == kSelectOrder1 ? 1 : 0;
-    row.per_bit = selector == kSelectKnown || selector == kSelectColumn || selector == kSelectWord ? 1 : 0;
-    row.mask = hashes ? static_cast<std::uint32_t>(kSelectorSize[selector]) - 1 : 0xffffffffu;
-    row.is_lm = selector == kSelectLm || selector == kSelectLmMatch || selector == kSelectToken;
-    row.needs_match = selector == kSelectMatch || selector == kSelectMatchByte;
+    const int row = n_row_++;
+    selector_[row] = selector;
+    rules_.per_c0[row] = hashes ? 0x9E3Bu : selector == kSelectOrder0 || selector == kSelectOrder1 ? 1 : 0;
+    rules_.per_bit[row] = selector == kSelectKnown || selector == kSelectColumn || selector == kSelectWord ? 1 : 0;
+    rules_.mask[row] = hashes ? static_cast<std::uint32_t>(kSelectorSize[selector]) - 1 : 0xffffffffu;
+    rules_.stride[row] = static_cast<std::uint32_t>(row_nbytes);
+    if (selector == kSelectLm || selector == kSelectLmMatch || selector == kSelectToken) lm_row_[n_lm_row_++] = row;
+    if (selector == kSelectMatch || selector == kSelectMatchByte) match_row_[n_match_row_++] = row;
   };
-  for (int k = 0; k < profile.n_selector; ++k) add(profile.selectors[k]);
-  for (int a = 0; a < profile.n_apm; ++a) add(profile.apms[a]);
-  add(static_cast<std::uint8_t>(profile.final_selector));
-  for (int a = 0; a < profile.n_lm_map; ++a) add(profile.lm_maps[a]);
+  const std::size_t weights = static_cast<std::size_t>(n_input_) * 4, cells = kMapCells * 2;
+  for (int k = 0; k < profile.n_selector; ++k) add(profile.selectors[k], weights);
+  for (int a = 0; a < profile.n_apm; ++a) add(profile.apms[a], cells);
+  add(static_cast<std::uint8_t>(profile.final_selector), 16 * 4);
+  for (int a = 0; a < profile.n_lm_map; ++a) add(profile.lm_maps[a], cells);
 }
 
 ContextMixer::~ContextMixer() = default;
@@ -178,8 +187,7 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
          (std::uint64_t{1} << log2) < std::uint64_t{nbytes} * 24 * static_cast<unsigned>(profile_.n_context))
     ++log2;
   const std::size_t size = std::size_t{1} << log2;
-  if (size > table_.capacity()) Table<std::uint8_t>().swap(table_);  // before the next is made: both would not fit
-  table_.assign(size, 0);
+  clear_table(table_, size);
   line_mask_ = static_cast<std::uint32_t>(size / 64 - 1);
   const auto match_places = [this](std::uint32_t n) {
     int log2 = 10;
@@ -189,7 +197,7 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
   match_mask_ = static_cast<std::uint32_t>(match_places(nbytes) - 1);
   // A stream's own table: with a language model there may be many streams, and it is as large as they need it.
   const std::uint32_t own_nbytes = profile_.lm ? (nbytes - 1) / static_cast<std::uint32_t>(n_stream) + 1 : nbytes;
-  for (auto& t : match_tables_) t.assign(std::size_t{match_mask_} + 1, 0);
+  for (auto& table : match_tables_) clear_table(table, std::size_t{match_mask_} + 1);
   history_.clear();
   streams_.clear();
   apm_.assign(static_cast<std::size_t>(profile_.n_apm), {});
@@ -203,6 +211,7 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
   lm_map_.assign(static_cast<std::size_t>(profile_.n_lm_map), {});
   for (int a = 0; a < profile_.n_lm_map; ++a)
     fill_identity(lm_map_[static_cast<std::size_t>(a)], static_cast<std::size_t>(kSelectorSize[profile_.lm_maps[a]]));
+  set_origins();
   if (profile_.lm) {
     int end_log2 = 10;
     while (end_log2 < profile_.end_log2 &&
@@ -216,12 +225,24 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
     streams_.push_back(std::make_unique<Stream>());
     Stream& stream = *streams_.back();
     std::fill(std::begin(stream.input), std::end(stream.input), 0);
-    std::fill(std::begin(stream.layer), std::end(stream.layer), 0);
     if (n_stream > 1)
       for (int m = 0; m < profile_.n_match; ++m)
-        stream.own_match[m].assign(match_places(own_nbytes), 0);
+        clear_table(stream.own_match[m], match_places(own_nbytes));
   }
   fresh_ = true;
+}
+
+void ContextMixer::set_origins() {
+  char** origin = origin_;
+  const auto at = [](auto* data) { return reinterpret_cast<char*>(data); };
+  std::uint32_t* weights = &learned_[profile_.weights_at()];
+  for (int k = 0; k < profile_.n_selector; ++k) {
+    *origin++ = at(weights);
+    weights += static_cast<std::size_t>(kSelectorSize[profile_.selectors[k]]) * static_cast<std::size_t>(n_input_);
+  }
+  for (auto& cells : apm_) *origin++ = at(cells.data());
+  *origin++ = at(weights);
+  for (auto& cells : lm_map_) *origin++ = at(cells.data());
 }
 
 void ContextMixer::begin_block(std::uint32_t nbytes) {
@@ -262,10 +283,10 @@ std::vector<std::uint32_t> ContextMixer::learned() const {
 std::uint8_t* ContextMixer::find(std::uint32_t hash) {
   std::uint8_t* line = table_.data() + std::size_t{hash & line_mask_} * 64;
   const std::uint8_t check = static_cast<std::uint8_t>(hash >> 24);
-  // Two at a time, so that few branches depend on which of the four it is.
-  const int first = line[0] == check ? 0 : 1, second = line[2] == check ? 2 : 3;
-  const int found = line[first] == check ? first : second;
-  if (line[found] == check) return line + kSlot0 + found * 15;
+  // All four at once: bytes that are zero where the check agrees, then the lowest of those that are.
+  const std::uint32_t checks = line[0] | std::uint32_t{line[1]} << 8 | std::uint32_t{line[2]} << 16 | std::uint32_t{line[3]} << 24;
+  const std::uint32_t differs = checks ^ check * 0x01010101u, found = (differs - 0x01010101u) & ~differs & 0x80808080u;
+  if (found) return line + kSlot0 + (lowest_bit(found) >> 3) * 15;
   const std::uint8_t* n = histories_->n;
   int victim = 0, least = n[line[4]];
   for (int k = 1; k < 4; ++k) {
@@ -279,16 +300,25 @@ std::uint8_t* ContextMixer::find(std::uint32_t hash) {
   return slot;
 }
 
+// Of the last bytes of the stream, as many as a match needs at least (eight at most are hashed).
+std::uint32_t ContextMixer::match_hash(const Stream& stream, int m) const {
+  const std::uint64_t kept = stream.text.tail() << (64 - 8 * std::min(profile_.match_min[m], 8));
+  return static_cast<std::uint32_t>((kept * 0x9E3779B97F4A7C15ull) >> 40);
+}
+
+std::uint32_t* ContextMixer::own_match(Stream& stream, int m) {
+  Table<std::uint32_t>& own = stream.own_match[m];
+  return own.empty() ? nullptr : &own[match_hash(stream, m) & (own.size() - 1)];
+}
+
+std::uint32_t* ContextMixer::shared_match(const Stream& stream, int m) {
+  return &match_tables_[static_cast<std::size_t>(m)][match_hash(stream, m) & match_mask_];
+}
+
 void ContextMixer::find_match(Stream& stream, int m) {
   Match& match = stream.match[m];
   const std::uint32_t minimum = static_cast<std::uint32_t>(profile_.match_min[m]);
-  // The last `minimum` bytes of the stream (eight at most are hashed).
-  const std::uint64_t kept = stream.text.tail() << (64 - 8 * std::min(minimum, 8u));
-  const std::uint32_t hash = static_cast<std::uint32_t>((kept * 0x9E3779B97F4A7C15ull) >> 40);
-  Table<std::uint32_t>& shared = match_tables_[static_cast<std::size_t>(m)];
-  std::uint32_t* const places[2] = {
-      stream.own_match[m].empty() ? nullptr : &stream.own_match[m][hash & (stream.own_match[m].size() - 1)],
-      &shared[hash & match_mask_]};
+  std::uint32_t* const places[2] = {own_match(stream, m), shared_match(stream, m)};
   if (!match.active || match.length < minimum) {
     for (std::uint32_t* place : places) {
       if (!place) continue;
@@ -340,7 +370,7 @@ void ContextMixer::set_rows(Stream& stream) {
   base[kSelectHashWord] = mix32(stream.text.word() + c1);
   base[kSelectHash3] = mix32(tail & 0xffffff);
   base[kSelectTokens] = stream.tokens;
-  for (int r = 0; r < n_row_; ++r) stream.base[r] = base[rows_[r].selector];
+  for (int r = 0; r < n_row_; ++r) stream.base[r] = base[selector_[r]];
 }
 
 void ContextMixer::begin_byte(int s) {
@@ -350,19 +380,21 @@ void ContextMixer::begin_byte(int s) {
   for (int m = 0; m < profile_.n_match; ++m) find_match(stream, m);
 }
 
-void ContextMixer::prepare(Stream& stream) {
+void ContextMixer::prepare(int s) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
   if (stream.prepared) return;
   stream.prepared = true;
   std::uint32_t value[kFeatureCount];
   std::fill(value + kBegun, value + kFeatureCount, 0u);  // set_place() adds these
   stream.text.features(history_, value);
+  begin_byte(s);  // now: the match tables' lines were on their way
   const Match& match = stream.match[0];
   value[kMatchByte] =
       match.active ? match.predicted + 1u + (static_cast<std::uint32_t>(length_bucket(match.length)) << 9) : 0;
   for (int i = 0; i < profile_.n_context; ++i) {
     std::uint64_t x = (static_cast<std::uint64_t>(i) + 1) * 0x9E3779B97F4A7C15ull;
     for (int f = 0; f < kFeaturesPerContext && profile_.contexts[i][f]; ++f) x = fold(x, value[profile_.contexts[i][f]]);
-    stream.hash[i] = static_cast<std::uint32_t>(x >> 20);
+    stream.hash[i] = stream.placed[i] = static_cast<std::uint32_t>(x >> 20);
   }
   for (int m = 0; m < profile_.n_match; ++m) {
     Match& now = stream.match[m];
@@ -376,9 +408,8 @@ void ContextMixer::lookup(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
   const int n_context = profile_.n_context;
   const bool first = stream.nibble == 0;
-  begin_byte(s);
-  prepare(stream);
-  std::uint32_t at[kContextMax];
+  prepare(s);
+  alignas(64) std::uint32_t at[kContextMax];
   stream.nibble = stream.n_bit < 4 ? 1 : 2;
   const std::uint32_t node = stream.n_bit < 4 ? 0 : stream.c0 >> (stream.n_bit - 4);
   const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
@@ -388,15 +419,19 @@ void ContextMixer::lookup(int s) {
     stream.direct[d] = &direct_[d][(std::size_t{line} << 4) & (direct_[d].size() - 1)];
     prefetch(stream.direct[d]);
   }
-  for (int i = 0; i < n_context; ++i) {
-    at[i] = mix32(stream.hash[i] + node * 0x9E3779B1u + stream.place[place_[i]]);
-    prefetch(table_.data() + std::size_t{at[i] & line_mask_} * 64);
-  }
+  if (n_place_)
+    for (int i = 0; i < n_context; ++i) stream.placed[i] = stream.hash[i] + stream.place[place_[i]];
+  const int n_mixed = (n_context + 15) & ~15;
+  const auto fetch_lines = [&](std::uint32_t after, std::uint32_t* mixed) {
+    mixing_->mix_hashes(stream.placed, after * 0x9E3779B1u, n_mixed, mixed);
+    const std::uint8_t* const table = table_.data();
+    for (int i = 0; i < n_context; ++i) prefetch(table + std::size_t{mixed[i] & line_mask_} * 64);
+  };
+  fetch_lines(node, at);
   if (stream.n_bit < 4 && stream.match[0].active) {
     // The second nibble's lines, if the match model is right about the first.
-    const std::uint32_t likely = 16u | stream.match[0].predicted >> 4;
-    for (int i = 0; i < n_context; ++i)
-      prefetch(table_.data() + std::size_t{mix32(stream.hash[i] + likely * 0x9E3779B1u + stream.place[place_[i]]) & line_mask_} * 64);
+    alignas(64) std::uint32_t likely[kContextMax];
+    fetch_lines(16u | stream.match[0].predicted >> 4, likely);
   }
   if (first) set_rows(stream);  // while the lines are on their way
   bool seen[kContextMax];  // asked at once: a later context of this lookup may take the slot
@@ -407,7 +442,7 @@ void ContextMixer::lookup(int s) {
   int known = 0;
   while (known < n_order_ && seen[order_[known]]) ++known;
   for (int r = 0; r < n_row_; ++r)
-    if (rows_[r].selector == kSelectKnown) stream.base[r] = static_cast<std::uint32_t>(std::min(known, 8) * 8);
+    if (selector_[r] == kSelectKnown) stream.base[r] = static_cast<std::uint32_t>(std::min(known, 8) * 8);
 }
 
 bool ContextMixer::looked_up(int s) const {
@@ -438,26 +473,14 @@ void ContextMixer::skip(int s, int bit) {
   ++stream.n_bit;
 }
 
-std::uint32_t ContextMixer::lm_row(const Stream& stream, std::uint8_t selector, bool agrees) {
-  const std::uint32_t step = static_cast<std::uint32_t>(lm_step(stream.lm_stretch));
-  const std::uint32_t n_bit = static_cast<std::uint32_t>(stream.n_bit);
-  if (selector == kSelectLm) return step * 8 + n_bit;
-  if (selector == kSelectToken) return static_cast<std::uint32_t>(std::min(stream.token_nbytes, 15)) * 8 + n_bit;
-  if (!agrees) return step * 9;
-  const Match& match = stream.match[0];
-  const std::uint32_t expected = match.predicted >> (7 - n_bit) & 1;
-  return step * 9 + 1 + expected * 4 + static_cast<std::uint32_t>(length_bucket(match.length)) / 4;
-}
-
 void ContextMixer::lookup_end(int s, std::uint32_t token) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
-  begin_byte(s);
-  prepare(stream);
+  prepare(s);
   end_->lookup(s, token, stream.hash);
 }
 
-std::uint32_t ContextMixer::predict_end(int s, std::int32_t stretch, std::uint32_t token, std::uint32_t token_before,
-                                        int n_byte, const TokenTrie& trie) {
+void ContextMixer::begin_end(int s, std::int32_t stretch, std::uint32_t token, std::uint32_t token_before, int n_byte,
+                             const TokenTrie& trie) {
   const Stream& stream = *streams_[static_cast<std::size_t>(s)];
   const Match& match = stream.match[0];
   TokenEnd::Situation at;
@@ -475,45 +498,75 @@ std::uint32_t ContextMixer::predict_end(int s, std::int32_t stretch, std::uint32
     at.match_ends =
         trie.longest(history_, match.pointer - length, history_.kept_after(match.pointer) + length) == n_byte;
   }
-  return end_->predict(s, at, *mixing_);
+  end_->begin(s, at);
 }
+
+std::uint32_t ContextMixer::predict_end(int s) { return end_->predict(s, *mixing_); }
 
 void ContextMixer::update_end(int s, int bit) { end_->update(s, bit, *mixing_); }
 
-std::uint32_t ContextMixer::predict(int s) {
-  Stream& stream = *streams_[static_cast<std::size_t>(s)];
-  const Logistic& logit = *logistic_;
-  const int n_bit = stream.n_bit;
-  const std::uint32_t c0 = stream.c0;
-  // The node within the nibble: 1, then its bits.
-  const std::uint32_t node = n_bit < 4 ? c0 : (1u << (n_bit - 4)) | (c0 & ((1u << (n_bit - 4)) - 1));
-  const Match& first_match = stream.match[0];
-  const bool agrees = first_match.active && ((first_match.predicted | 256u) >> (8 - n_bit)) == c0;
-  // Rows of the selectors, in the order of rows_; those of the maps are on their way while the inputs are gathered.
-  std::size_t rows[kRowMax];
-  for (int r = 0; r < n_row_; ++r) {
-    const Row& row = rows_[r];
-    const std::uint32_t base = row.needs_match && !agrees ? 0 : stream.base[r];
-    rows[r] = row.is_lm ? lm_row(stream, row.selector, agrees)
-                        : (base + c0 * row.per_c0 + static_cast<std::uint32_t>(n_bit) * row.per_bit) & row.mask;
-  }
-  for (int a = 0; a < profile_.n_apm; ++a) {
-    stream.apm[a] = &apm_[static_cast<std::size_t>(a)][rows[profile_.n_selector + a] * kMapCells];
-    prefetch(stream.apm[a]);
-    prefetch(stream.apm[a] + kMapCells - 1);
-  }
-  const MapPlace lm_place(stream.lm_stretch);
-  const int first_lm_map = profile_.n_selector + profile_.n_apm + 1;
-  for (int a = 0; a < profile_.n_lm_map; ++a) {
-    stream.lm_map[a] = &lm_map_[static_cast<std::size_t>(a)][rows[first_lm_map + a] * kMapCells + lm_place.cell];
-    prefetch(stream.lm_map[a]);
-  }
+// The node within the nibble: 1, then its bits.
+std::uint32_t ContextMixer::node_of(const Stream& stream) {
+  const int n = stream.n_bit & 3;
+  return (1u << n) | (stream.c0 & ((1u << n) - 1));
+}
 
+bool ContextMixer::agrees(const Stream& stream, const Match& match) {
+  return match.active && ((match.predicted | 256u) >> (8 - stream.n_bit)) == stream.c0;
+}
+
+void ContextMixer::choose(Stream& stream) {
+  const Match& match = stream.match[0];
+  const bool agrees = ContextMixer::agrees(stream, match);
+  const std::uint32_t n_bit = static_cast<std::uint32_t>(stream.n_bit);
+  const std::uint32_t step = static_cast<std::uint32_t>(lm_step(stream.lm_stretch));
+  for (int r = 0; r < n_lm_row_; ++r) {
+    std::uint32_t& row = stream.base[lm_row_[r]];
+    const std::uint8_t selector = selector_[lm_row_[r]];
+    if (selector == kSelectLm) {
+      row = step * 8 + n_bit;
+    } else if (selector == kSelectToken) {
+      row = static_cast<std::uint32_t>(std::min(stream.token_nbytes, 15)) * 8 + n_bit;
+    } else {
+      row = step * 9;
+      if (agrees)
+        row += 1 + (match.predicted >> (7 - n_bit) & 1u) * 4 + static_cast<std::uint32_t>(length_bucket(match.length)) / 4;
+    }
+  }
+  alignas(64) std::uint32_t offset[kRowMax];
+  mixing_->find_rows(stream.base, rules_, stream.c0, n_bit, (n_row_ + 7) & ~7, offset);
+  if (!agrees)
+    for (int r = 0; r < n_match_row_; ++r) offset[match_row_[r]] = 0;
+
+  const int n_selector = profile_.n_selector, n_apm = profile_.n_apm, n_lm_map = profile_.n_lm_map;
+  int r = 0;
+  for (; r < n_selector; ++r) stream.mixture.weights[r] = reinterpret_cast<std::int32_t*>(origin_[r] + offset[r]);
+  for (int a = 0; a < n_apm; ++a, ++r) {
+    std::uint16_t* cells = reinterpret_cast<std::uint16_t*>(origin_[r] + offset[r]);
+    stream.apm[a] = cells;
+    prefetch(cells);
+    prefetch(cells + kMapCells - 1);
+  }
+  stream.mixture.final_weights = reinterpret_cast<std::int32_t*>(origin_[r] + offset[r]);
+  ++r;
+  const std::uint32_t lm_cell = MapPlace(stream.lm_stretch).cell;
+  for (int a = 0; a < n_lm_map; ++a, ++r) {
+    std::uint16_t* cell = reinterpret_cast<std::uint16_t*>(origin_[r] + offset[r]) + lm_cell;
+    stream.lm_map[a] = cell;
+    prefetch(cell);
+  }
+  const std::uint32_t node = node_of(stream);
+  const int n_context = profile_.n_context;
+  std::uint8_t* const* slot = stream.slot;
+  for (int i = 0; i < n_context; ++i) stream.state[i] = slot[i][node];
+}
+
+void ContextMixer::gather(Stream& stream) {
+  const Logistic& logit = *logistic_;
+  const std::uint32_t node = node_of(stream);
   std::int32_t* x = stream.input;
-  const std::uint32_t* maps = &learned_[profile_.maps_at()];
   // The empty history's entry stays at one half: both inputs are 0.
-  for (int i = 0; i < profile_.n_context; ++i) stream.state[i] = stream.slot[i][node];
-  mixing_->map_inputs(maps, stream.state, profile_.n_context, logit.stretch12, x);
+  mixing_->map_inputs(&learned_[profile_.maps_at()], stream.state, profile_.n_context, logit.stretch12, x);
   x += 2 * profile_.n_context;
   for (int d = 0; d < profile_.n_direct; ++d, x += 2) {
     const std::uint32_t p = stream.direct[d][node] >> 10;
@@ -522,9 +575,9 @@ std::uint32_t ContextMixer::predict(int s) {
   }
   for (int m = 0; m < profile_.n_match; ++m, x += 2) {
     const Match& match = stream.match[m];
-    if (match.active && ((match.predicted | 256u) >> (8 - n_bit)) == c0) {
-      const std::uint32_t p = match.map[n_bit] >> 10;
-      const std::int32_t sign = (match.predicted >> (7 - n_bit)) & 1 ? 1 : -1;
+    if (agrees(stream, match)) {
+      const std::uint32_t p = match.map[stream.n_bit] >> 10;
+      const std::int32_t sign = (match.predicted >> (7 - stream.n_bit)) & 1 ? 1 : -1;
       x[0] = sign * logit.stretch(p);
       x[1] = sign * ((static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11);
     } else {
@@ -535,37 +588,19 @@ std::uint32_t ContextMixer::predict(int s) {
     x[0] = stream.lm_stretch;
     x[1] = (static_cast<std::int32_t>(logit.squash(stream.lm_stretch) << 6) - static_cast<std::int32_t>(kHalf22)) >> 11;
     x += 2;
+    const MapPlace place(stream.lm_stretch);
     for (int a = 0; a < profile_.n_lm_map; ++a, ++x) {
-      x[0] = logit.stretch(lm_place.read(stream.lm_map[a]) << 6);
-      stream.lm_map[a] += lm_place.nearer();
+      x[0] = logit.stretch(place.read(stream.lm_map[a]) << 6);
+      stream.lm_map[a] += place.nearer();
     }
   }
   x[0] = 256;
+}
 
-  std::int32_t* weights = reinterpret_cast<std::int32_t*>(&learned_[profile_.weights_at()]);
-  for (int k = 0; k < profile_.n_selector; ++k) {
-    std::int32_t* w = weights + rows[k] * static_cast<std::size_t>(n_input_);
-    weights += static_cast<std::size_t>(kSelectorSize[profile_.selectors[k]]) * static_cast<std::size_t>(n_input_);
-    stream.weights[k] = w;
-  }
-  std::int32_t sums[kSelectorMax];
-  mixing_->dot_products(stream.input, stream.weights, profile_.n_selector, n_input_, sums);
-  for (int k = 0; k < profile_.n_selector; ++k) {
-    std::int32_t dot = sums[k] >> 8;
-    dot = dot > kStretchMax ? kStretchMax : dot < -kStretchMax ? -kStretchMax : dot;
-    stream.layer[k] = dot;
-    stream.layer_p[k] = logit.squash(dot);
-  }
-  std::int32_t* wf = reinterpret_cast<std::int32_t*>(&learned_[profile_.final_at()]) + rows[profile_.n_selector + profile_.n_apm] * 16;
-  stream.final_weights = wf;
-  std::int32_t sum = 0;
-  for (int k = 0; k < profile_.n_selector; ++k) sum += (wf[k] * stream.layer[k]) >> 8;
-  std::int32_t dot = sum >> 8;
-  dot = dot > kStretchMax ? kStretchMax : dot < -kStretchMax ? -kStretchMax : dot;
-  stream.mixed_p = logit.squash(dot);
-  std::uint32_t p = stream.mixed_p;
+std::uint32_t ContextMixer::refine(Stream& stream) {
+  std::uint32_t p = stream.mixture.p;
   if (profile_.n_apm) {
-    const MapPlace place(dot);
+    const MapPlace place(stream.mixed);
     std::uint32_t refined = 0;
     for (int a = 0; a < profile_.n_apm; ++a) {
       refined += place.read(stream.apm[a] + place.cell);
@@ -578,48 +613,53 @@ std::uint32_t ContextMixer::predict(int s) {
   return p < 1 ? 1 : p > 65535 ? 65535 : p;
 }
 
-void ContextMixer::update(int s, int bit) {
-  Stream& stream = *streams_[static_cast<std::size_t>(s)];
-  const BitHistories& histories = *histories_;
-  const int n_bit = stream.n_bit;
-  const std::uint32_t c0 = stream.c0;
-  const std::uint32_t node = n_bit < 4 ? c0 : (1u << (n_bit - 4)) | (c0 & ((1u << (n_bit - 4)) - 1));
-  const std::int32_t target = bit << 16;
+void ContextMixer::predict(const int* s, int n, std::uint32_t* p) {
+  const auto stream = [this, s](int k) -> Stream& { return *streams_[static_cast<std::size_t>(s[k])]; };
+  for (int k = 0; k < n; ++k) choose(stream(k));
+  for (int k = 0; k < n; ++k) gather(stream(k));
+  for (int k = 0; k < n; ++k)
+    stream(k).mixed = mixing_->mix(stream(k).input, n_input_, profile_.n_selector, *logistic_, stream(k).mixture);
+  for (int k = 0; k < n; ++k) p[k] = refine(stream(k));
+}
 
-  // Weights: each set of the first layer lowers its own coding cost, the final one the mixture's.
-  std::int32_t errors[kSelectorMax];
-  for (int k = 0; k < profile_.n_selector; ++k)  // |error| < 2^16, rate <= 64: the product >> 4 is below 2^18
-    errors[k] = (target - static_cast<std::int32_t>(stream.layer_p[k])) * profile_.weight_rate >> 4;
-  mixing_->adapt(stream.input, stream.weights, profile_.n_selector, n_input_, errors);
-  {
-    const std::int32_t e = (target - static_cast<std::int32_t>(stream.mixed_p)) * profile_.final_rate >> 4;
-    for (int k = 0; k < profile_.n_selector; ++k) {
-      const std::int32_t v = stream.final_weights[k] + ((stream.layer[k] * e + 0x8000) >> 16);
-      stream.final_weights[k] = v > kWeightMax ? kWeightMax : v < -kWeightMax ? -kWeightMax : v;
+void ContextMixer::update(const int* s, int n, const std::uint8_t* bits) {
+  const auto stream = [this, s](int k) -> Stream& { return *streams_[static_cast<std::size_t>(s[k])]; };
+  for (int k = 0; k < n; ++k)
+    mixing_->learn(stream(k).input, n_input_, profile_.n_selector, bits[k], profile_.weight_rate, profile_.final_rate,
+                   stream(k).mixture);
+  // Copies: a byte that is written might be any of them, for all the compiler knows.
+  const int n_context = profile_.n_context, n_direct = profile_.n_direct, n_apm = profile_.n_apm, n_lm_map = profile_.n_lm_map;
+  const int apm_rate = profile_.apm_rate, lm_map_rate = profile_.lm_map_rate;
+  const std::uint32_t direct_limit = static_cast<std::uint32_t>(profile_.direct_limit);
+  for (int k = 0; k < n; ++k) {
+    Stream& at = stream(k);
+    const int bit = bits[k];
+    for (int a = 0; a < n_apm; ++a) train_cell(*at.apm[a], bit, apm_rate);
+    for (int a = 0; a < n_lm_map; ++a) train_cell(*at.lm_map[a], bit, lm_map_rate);
+    const std::uint32_t node = node_of(at);
+    for (int d = 0; d < n_direct; ++d) train_counter(at.direct[d][node], bit, direct_limit);
+    const std::uint8_t* const next = &histories_->next[0][bit];
+    std::uint8_t* const* const slot = at.slot;
+    std::uint8_t* const states = at.state;
+    for (int i = 0; i < n_context; ++i) {  // contexts may share a slot: each takes it as the one before left it
+      std::uint8_t* const place = slot[i] + node;
+      const std::uint8_t state = *place;
+      states[i] = state;
+      *place = next[2 * state];
     }
   }
-  for (int a = 0; a < profile_.n_apm; ++a) {
-    train_cell(*stream.apm[a], bit, profile_.apm_rate);
+  for (int k = 0; k < n; ++k) {
+    Stream& at = stream(k);
+    mixing_->train_maps(&learned_[profile_.maps_at()], at.state, profile_.n_context, bits[k],
+                        static_cast<std::uint32_t>(profile_.map_limit));
+    for (int m = 0; m < profile_.n_match; ++m) {
+      const Match& match = at.match[m];
+      if (agrees(at, match))
+        train_counter(match.map[at.n_bit], ((match.predicted >> (7 - at.n_bit)) & 1) == bits[k], 1023);
+    }
+    at.c0 = at.c0 << 1 | bits[k];
+    ++at.n_bit;
   }
-  for (int a = 0; a < profile_.n_lm_map; ++a) train_cell(*stream.lm_map[a], bit, profile_.lm_map_rate);
-
-  std::uint32_t* maps = &learned_[profile_.maps_at()];
-  const std::uint32_t limit = static_cast<std::uint32_t>(profile_.map_limit);
-  for (int i = 0; i < profile_.n_context; ++i) {  // contexts may share a slot: each takes it as the one before left it
-    std::uint8_t& state = stream.slot[i][node];
-    stream.state[i] = state;
-    state = histories.next[state][bit];
-  }
-  mixing_->train_maps(maps, stream.state, profile_.n_context, bit, limit);
-  for (int d = 0; d < profile_.n_direct; ++d)
-    train_counter(stream.direct[d][node], bit, static_cast<std::uint32_t>(profile_.direct_limit));
-  for (int m = 0; m < profile_.n_match; ++m) {
-    const Match& match = stream.match[m];
-    if (match.active && ((match.predicted | 256u) >> (8 - n_bit)) == c0)
-      train_counter(match.map[n_bit], ((match.predicted >> (7 - n_bit)) & 1) == bit, 1023);
-  }
-  stream.c0 = c0 << 1 | static_cast<std::uint32_t>(bit);
-  ++stream.n_bit;
 }
 
 void ContextMixer::end_byte(int s) {
@@ -628,6 +668,10 @@ void ContextMixer::end_byte(int s) {
   history_.put(stream.position, byte);
   ++stream.position;
   stream.text.update(byte, history_);
+  for (int m = 0; m < profile_.n_match; ++m) {
+    prefetch(shared_match(stream, m));
+    if (const std::uint32_t* own = own_match(stream, m)) prefetch(own);
+  }
   stream.c0 = 1;
   stream.n_bit = 0;
   stream.begun = stream.prepared = false;

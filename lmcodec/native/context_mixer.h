@@ -103,11 +103,12 @@ class ContextMixer {
   // Begins a block of nbytes: stream s covers [s * n / B, (s + 1) * n / B).
   void begin_block(std::uint32_t nbytes);
 
-  // The next bit of stream s is 1 with probability p / 65536, p of 1 to 65535.
-  void lookup(int s);          // before the first bit of a nibble: finds, or makes, the slots
-  std::uint32_t predict(int s);
-  void update(int s, int bit);
-  void end_byte(int s);        // after eight bits: the byte becomes visible
+  void lookup(int s);  // before the first bit of a nibble: finds, or makes, the slots
+  // The next bit of stream s[k] is 1 with probability p[k] / 65536, p of 1 to 65535. Streams take every part of the work
+  // together, so that one's waiting for memory is the others' time.
+  void predict(const int* s, int n, std::uint32_t* p);
+  void update(const int* s, int n, const std::uint8_t* bits);
+  void end_byte(int s);  // after eight bits: the byte becomes visible
 
   // With a language model, whose decisions may have only one possible side.
   // Before the first decision of a byte, a token's end among them; lookup() then needs none.
@@ -117,31 +118,35 @@ class ContextMixer {
   bool looked_up(int s) const;                     // whether lookup() was called for the nibble at hand
   void set_lm(int s, std::int32_t stretch);        // its stretch, Q8
   void skip(int s, int bit);                       // a bit that needed no coding
-  // Does the token end here? As lookup(), predict() and update(), between bytes.
+  // Does the token end here? Between bytes: as lookup(), the first and the second part of predict(), and update().
   void lookup_end(int s, std::uint32_t token);
-  std::uint32_t predict_end(int s, std::int32_t stretch, std::uint32_t token, std::uint32_t token_before, int n_byte,
-                            const TokenTrie& trie);
+  void begin_end(int s, std::int32_t stretch, std::uint32_t token, std::uint32_t token_before, int n_byte,
+                 const TokenTrie& trie);
+  std::uint32_t predict_end(int s);
   void update_end(int s, int bit);
 
   std::vector<std::uint32_t> learned() const;
 
  private:
   struct Match;
-  static constexpr int kRowMax = kSelectorMax + kApmMax + 1 + kLmMapMax;
-  // A selector's row at a bit is its stream's base and what the bits so far add.
-  struct Row {
-    std::uint8_t selector = 0;
-    bool needs_match = false;  // row 0 where the match model gives no input
-    bool is_lm = false;        // depends on the language model: lm_row()
-    std::uint32_t per_c0 = 0, per_bit = 0, mask = 0xffffffffu;
-  };
+  static constexpr int kRowMax = 32;  // of the selectors, the final maps, the second layer, the language model's maps
+  static_assert(kSelectorMax + kApmMax + 1 + kLmMapMax <= kRowMax && kSelectorMax <= kMixerSets, "rows have their places");
   struct Stream;
 
   std::uint8_t* find(std::uint32_t hash);
+  std::uint32_t match_hash(const Stream& stream, int m) const;
+  std::uint32_t* own_match(Stream& stream, int m);  // null: there is none
+  std::uint32_t* shared_match(const Stream& stream, int m);
   void find_match(Stream& stream, int m);
-  void prepare(Stream& stream);
+  void prepare(int s);
+  void set_origins();
   void set_rows(Stream& stream);
-  static std::uint32_t lm_row(const Stream& stream, std::uint8_t selector, bool agrees);
+  static std::uint32_t node_of(const Stream& stream);
+  static bool agrees(const Stream& stream, const Match& match);  // the match model gives an input
+  // The parts of predict(): which rows and histories count, what they say, and the maps after the mixture.
+  void choose(Stream& stream);
+  void gather(Stream& stream);
+  std::uint32_t refine(Stream& stream);
 
   const Profile profile_;
   const std::vector<std::uint32_t>& prior_;
@@ -149,8 +154,13 @@ class ContextMixer {
   const Logistic* const logistic_;
   const BitHistories* const histories_;
   const MixingKernels* mixing_;
-  Row rows_[kRowMax];  // of the selectors, the final maps, the second layer, the language model's maps
+  // A row at a bit is its stream's base and what the bits so far add, but for some.
+  std::uint8_t selector_[kRowMax] = {};
+  RowRules rules_;  // strides in bytes
+  char* origin_[kRowMax] = {};  // where row 0 lies
   int n_row_ = 0;
+  int match_row_[kRowMax] = {}, n_match_row_ = 0;  // those that are 0 where the match model gives no input
+  int lm_row_[kRowMax] = {}, n_lm_row_ = 0;        // those that depend on the language model
   int order_[kContextMax];  // contexts of a single order, in their order
   int n_order_ = 0;
   // What of the place in the token a context sees: a bit for each of kBegun and the features after it.

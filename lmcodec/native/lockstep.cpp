@@ -46,14 +46,14 @@ void Lockstep::predict_round() {
   if (n_bit_ % 4 == 0)
     for (int k = 0; k < group_size_; ++k) mixer_.lookup(stream_[k]);
   mark(clock_, Phase::kLookup);
-  for (int k = 0; k < group_size_; ++k) p_[k] = mixer_.predict(stream_[k]);
+  mixer_.predict(stream_, group_size_, p_);
   mark(clock_, Phase::kPredict);
   cursor_ = 0;
 }
 
 void Lockstep::advance() {
   mark(clock_, Phase::kCoder);
-  for (int k = 0; k < group_size_; ++k) mixer_.update(stream_[k], bit_[k]);
+  mixer_.update(stream_, group_size_, bit_);
   mark(clock_, Phase::kUpdate);
   if (++n_bit_ == 8) {
     for (int k = 0; k < group_size_; ++k) mixer_.end_byte(stream_[k]);

@@ -3,12 +3,36 @@
 
 #include <cstdint>
 
+#include "logistic.h"
+
 namespace lmcodec {
 
-// Adds up (w * x) >> 8 of each of n_set weight vectors; n is a multiple of 16, |w| < 2^19, |x| <= 3072.
-using DotProducts = void (*)(const std::int32_t* x, std::int32_t* const* w, int n_set, int n, std::int32_t* sum);
-// w += (x * e + 2^15) >> 16, kept within +-(2^19 - 1); |e| <= 2^18.
-using Adapt = void (*)(const std::int32_t* x, std::int32_t* const* w, int n_set, int n, const std::int32_t* e);
+constexpr int kMixerSets = 16;  // of a first layer at most
+
+// One decision of a mixer of two layers, from its probability to what it learns.
+struct Mixture {
+  std::int32_t* weights[kMixerSets] = {};  // (n) of each set of the first layer, Q16, |w| < 2^19
+  std::int32_t* final_weights = nullptr;   // (16) of the second, zero beyond the sets
+  alignas(64) std::int32_t layer[kMixerSets] = {};      // stretch of each set's probability, Q8; zero beyond the sets
+  alignas(64) std::uint32_t layer_p[kMixerSets] = {};   // the probability itself, 16 bits
+  std::uint32_t p = 0;                                  // the second layer's, 16 bits
+};
+
+// From n inputs (a multiple of 16, |x| <= 3072) and n_set sets: fills layer, layer_p and p; returns the stretch of p.
+using Mix = std::int32_t (*)(const std::int32_t* x, int n, int n_set, const Logistic& logistic, Mixture& mixture);
+// Each set of the first layer lowers its own coding cost, the second layer the mixture's:
+// w += (x * e + 2^15) >> 16 with e = (2^16 * bit - p) * rate >> 4, rate <= 64, kept within +-(2^19 - 1).
+using Learn = void (*)(const std::int32_t* x, int n, int n_set, int bit, int rate, int final_rate,
+                       const Mixture& mixture);
+
+// Offsets of selectors' rows, n of them (a multiple of 8): ((base + c0 * per_c0 + n_bit * per_bit) & mask) * stride.
+struct RowRules {
+  alignas(64) std::uint32_t per_c0[32] = {}, per_bit[32] = {}, mask[32] = {}, stride[32] = {};
+};
+using FindRows = void (*)(const std::uint32_t* base, const RowRules& rules, std::uint32_t c0, std::uint32_t n_bit, int n,
+                          std::uint32_t* offset);
+// mix32(hash + added) of n hashes (a multiple of 16).
+using MixHashes = void (*)(const std::uint32_t* hash, std::uint32_t added, int n, std::uint32_t* mixed);
 
 // Inputs of n contexts, two each, from their adaptive maps (n, 256 counters) at their histories' states: the stretch, and
 // the probability less one half. stretch: of Logistic.
@@ -19,8 +43,10 @@ using TrainMaps = void (*)(std::uint32_t* maps, const std::uint8_t* states, int 
 
 struct MixingKernels {
   const char* isa;
-  DotProducts dot_products;
-  Adapt adapt;
+  Mix mix;
+  Learn learn;
+  FindRows find_rows;
+  MixHashes mix_hashes;
   MapInputs map_inputs;
   TrainMaps train_maps;
 };

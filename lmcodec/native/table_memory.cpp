@@ -1,6 +1,7 @@
 #include "table_memory.h"
 
 #include <cstdint>
+#include <cstring>
 #include <new>
 
 #if defined(__linux__)
@@ -40,13 +41,15 @@ void* new_huge(std::size_t nbytes) {
 }
 #else
 std::size_t huge_nbytes(std::size_t) { return 0; }
-std::size_t mapped_nbytes(std::size_t nbytes) { return nbytes; }
-void* new_huge(std::size_t nbytes) { return ::operator new(nbytes, kLine); }
+void* new_huge(std::size_t) { return nullptr; }
 #endif
 
 }  // namespace
 
-void* new_table(std::size_t nbytes) { return huge_nbytes(nbytes) ? new_huge(nbytes) : ::operator new(nbytes, kLine); }
+void* new_table(std::size_t nbytes) {
+  if (huge_nbytes(nbytes)) return new_huge(nbytes);
+  return std::memset(::operator new(nbytes, kLine), 0, nbytes);
+}
 
 void delete_table(void* table, std::size_t nbytes) noexcept {
 #if defined(__linux__) && defined(MADV_HUGEPAGE)

@@ -3,11 +3,14 @@
 #pragma once
 
 #include <cstddef>
+#include <new>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
 namespace lmcodec {
 
-// nbytes at the start of a cache line. Throws std::bad_alloc.
+// nbytes of zeros at the start of a cache line. Throws std::bad_alloc.
 void* new_table(std::size_t nbytes);
 void delete_table(void* table, std::size_t nbytes) noexcept;
 
@@ -18,6 +21,16 @@ struct TableAllocator {
   TableAllocator() = default;
   template <typename U>
   TableAllocator(const TableAllocator<U>&) {}
+
+  // All zeros already: what nobody writes to, nobody has to wait for.
+  template <typename U>
+  void construct(U*) {
+    static_assert(std::is_trivially_copyable<U>::value, "zeros are a value");
+  }
+  template <typename U, typename... Args>
+  void construct(U* place, Args&&... args) {
+    ::new (static_cast<void*>(place)) U(std::forward<Args>(args)...);
+  }
 
   T* allocate(std::size_t n) { return static_cast<T*>(new_table(n * sizeof(T))); }
   void deallocate(T* table, std::size_t n) noexcept { delete_table(table, n * sizeof(T)); }
@@ -34,5 +47,12 @@ struct TableAllocator {
 
 template <typename T>
 using Table = std::vector<T, TableAllocator<T>>;
+
+// n zeros. The table that was there goes first: both at once might be too much.
+template <typename T>
+void clear_table(Table<T>& table, std::size_t n) {
+  Table<T>().swap(table);
+  Table<T>(n).swap(table);
+}
 
 }  // namespace lmcodec

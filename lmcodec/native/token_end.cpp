@@ -56,7 +56,43 @@ void TokenEnd::lookup(int s, std::uint32_t token, const std::uint32_t* hash) {
   }
 }
 
-std::uint32_t TokenEnd::predict(int s, const Situation& at, const MixingKernels& mixing) {
+void TokenEnd::begin(int s, const Situation& at) {
+  Stream& stream = streams_[static_cast<std::size_t>(s)];
+  stream.stretch = at.stretch;
+  const std::uint64_t token = at.token;
+  stream.counter[0] = &counters_[0][token & ((1u << kTableLog2) - 1)];
+  stream.counter[1] = &counters_[1][hashed(token << 16 | at.token_before)];
+  stream.counter[2] = &counters_[2][hashed(token << 16 | static_cast<std::uint32_t>(at.next_byte))];
+  stream.counter[3] = &counters_[3][hashed((token << 32 | at.tail) + 1)];
+  stream.counter[4] = &counters_[4][static_cast<std::size_t>(at.match_bucket)];
+  for (std::uint32_t* counter : stream.counter) prefetch(counter);
+  stream.match = at.match_bucket > 0;
+  stream.match_bit = at.match_ends ? 1 : 0;
+  const MapPlace place(at.stretch);
+  const std::uint32_t map_row[kMaps] = {at.token & (kMapRows[0] - 1), mix32(at.token * 0x9E3779B1u + at.tail) >> 16};
+  for (int a = 0; a < kMaps; ++a) {
+    stream.cell[a] = &lm_map_[a][std::size_t{map_row[a]} * kMapCells + place.cell];
+    prefetch(stream.cell[a]);
+  }
+  int known = 0, others = 0;
+  for (int i = 0; i < n_context_; ++i) {
+    std::uint16_t& entry = *stream.entry[i];
+    if (entry >> 8 != stream.check[i]) entry = static_cast<std::uint16_t>(stream.check[i] << 8);
+    stream.state[i] = static_cast<std::uint8_t>(entry);
+    (i < kOrders ? known : others) += (entry & 255) != 0;
+  }
+  const int row[kSets] = {(at.stretch + kStretchMax) >> 8,
+                          stream.match ? at.match_bucket * 2 + (at.match_ends ? 1 : 0) : 0, std::min(at.n_byte, 15),
+                          known * 8 + others * 7 / std::max(1, n_context_ - kOrders)};
+  std::int32_t* w = reinterpret_cast<std::int32_t*>(weights_.data());
+  for (int k = 0; k < kSets; ++k) {
+    stream.mixture.weights[k] = w + row[k] * n_input_;
+    w += kRows[k] * n_input_;
+  }
+  stream.mixture.final_weights = w + row[1] * 16;
+}
+
+std::uint32_t TokenEnd::predict(int s, const MixingKernels& mixing) {
   Stream& stream = streams_[static_cast<std::size_t>(s)];
   const Logistic& logit = logistic();
   std::int32_t* x = stream.input;
@@ -65,67 +101,25 @@ std::uint32_t TokenEnd::predict(int s, const Situation& at, const MixingKernels&
     x[1] = sign * ((static_cast<std::int32_t>(p22) - static_cast<std::int32_t>(kHalf22)) >> 11);
     x += 2;
   };
-  add(at.stretch, logit.squash(at.stretch) << 6, 1);
-  const std::uint64_t token = at.token;
-  stream.counter[0] = &counters_[0][token & ((1u << kTableLog2) - 1)];
-  stream.counter[1] = &counters_[1][hashed(token << 16 | at.token_before)];
-  stream.counter[2] = &counters_[2][hashed(token << 16 | static_cast<std::uint32_t>(at.next_byte))];
-  stream.counter[3] = &counters_[3][hashed((token << 32 | at.tail) + 1)];
-  stream.counter[4] = &counters_[4][static_cast<std::size_t>(at.match_bucket)];
+  add(stream.stretch, logit.squash(stream.stretch) << 6, 1);
   for (int c = 0; c < kCounters - 1; ++c) add(logit.stretch(*stream.counter[c] >> 10), *stream.counter[c] >> 10, 1);
-  stream.match = at.match_bucket > 0;
-  const std::int32_t sign = !stream.match ? 0 : at.match_ends ? 1 : -1;
+  const std::int32_t sign = !stream.match ? 0 : stream.match_bit ? 1 : -1;
   add(logit.stretch(*stream.counter[4] >> 10), *stream.counter[4] >> 10, sign);
-  stream.match_bit = at.match_ends ? 1 : 0;
-  int known = 0, others = 0;
-  for (int i = 0; i < n_context_; ++i) {
-    std::uint16_t& entry = *stream.entry[i];
-    if (entry >> 8 != stream.check[i]) entry = static_cast<std::uint16_t>(stream.check[i] << 8);
-    stream.state[i] = static_cast<std::uint8_t>(entry);
-    (i < kOrders ? known : others) += (entry & 255) != 0;
-  }
   mixing.map_inputs(maps_.data(), stream.state, n_context_, logit.stretch12, x);
   x += 2 * n_context_;
-  const MapPlace place(at.stretch);
-  const std::uint32_t map_row[kMaps] = {at.token & (kMapRows[0] - 1), mix32(at.token * 0x9E3779B1u + at.tail) >> 16};
-  for (int a = 0; a < kMaps; ++a) {
-    std::uint16_t* cells = &lm_map_[a][std::size_t{map_row[a]} * kMapCells + place.cell];
-    *x++ = logit.stretch(place.read(cells) << 6);
-    stream.cell[a] = cells + place.nearer();
+  const MapPlace place(stream.stretch);
+  for (std::uint16_t*& cell : stream.cell) {
+    *x++ = logit.stretch(place.read(cell) << 6);
+    cell += place.nearer();
   }
   x[0] = 256;
-
-  const int row[kSets] = {(at.stretch + kStretchMax) >> 8,
-                          stream.match ? at.match_bucket * 2 + (at.match_ends ? 1 : 0) : 0, std::min(at.n_byte, 15),
-                          known * 8 + others * 7 / std::max(1, n_context_ - kOrders)};
-  std::int32_t* w = reinterpret_cast<std::int32_t*>(weights_.data());
-  for (int k = 0; k < kSets; ++k) {
-    stream.weights[k] = w + row[k] * n_input_;
-    w += kRows[k] * n_input_;
-  }
-  stream.final_weights = w + row[1] * 16;
-  std::int32_t sums[kSets];
-  mixing.dot_products(stream.input, stream.weights, kSets, n_input_, sums);
-  std::int32_t sum = 0;
-  for (int k = 0; k < kSets; ++k) {
-    stream.layer[k] = std::clamp(sums[k] >> 8, -kStretchMax, kStretchMax);
-    stream.layer_p[k] = logit.squash(stream.layer[k]);
-    sum += (stream.final_weights[k] * stream.layer[k]) >> 8;
-  }
-  stream.mixed_p = logit.squash(std::clamp(sum >> 8, -kStretchMax, kStretchMax));
-  return std::clamp(stream.mixed_p, 1u, 65535u);
+  mixing.mix(stream.input, n_input_, kSets, logit, stream.mixture);
+  return std::clamp(stream.mixture.p, 1u, 65535u);
 }
 
 void TokenEnd::update(int s, int bit, const MixingKernels& mixing) {
   Stream& stream = streams_[static_cast<std::size_t>(s)];
-  const std::int32_t target = bit << 16;
-  std::int32_t errors[kSets];
-  for (int k = 0; k < kSets; ++k) errors[k] = (target - static_cast<std::int32_t>(stream.layer_p[k])) * kRate >> 4;
-  mixing.adapt(stream.input, stream.weights, kSets, n_input_, errors);
-  const std::int32_t e = (target - static_cast<std::int32_t>(stream.mixed_p)) * kFinalRate >> 4;
-  for (int k = 0; k < kSets; ++k)
-    stream.final_weights[k] =
-        std::clamp(stream.final_weights[k] + ((stream.layer[k] * e + 0x8000) >> 16), -kWeightMax, kWeightMax);
+  mixing.learn(stream.input, n_input_, kSets, bit, kRate, kFinalRate, stream.mixture);
   for (std::uint16_t* cell : stream.cell) train_cell(*cell, bit, kMapRate);
   for (int c = 0; c < kCounters - 1; ++c) train_counter(*stream.counter[c], bit, kLimit);
   const BitHistories& histories = bit_histories();

@@ -44,8 +44,9 @@ class TokenEnd {
 
   // Before predict(): finds the histories of the contexts whose hashes (n_context,) these are, for that token.
   void lookup(int s, std::uint32_t token, const std::uint32_t* hash);
-  // 16-bit probability that it ends, 1 to 65535.
-  std::uint32_t predict(int s, const Situation& at, const MixingKernels& mixing);
+  // Then, for the same streams in the same order: what is known, and the 16-bit probability that it ends, 1 to 65535.
+  void begin(int s, const Situation& at);
+  std::uint32_t predict(int s, const MixingKernels& mixing);
   void update(int s, int bit, const MixingKernels& mixing);
 
   const std::vector<std::uint32_t>& weights() const { return weights_; }
@@ -57,15 +58,12 @@ class TokenEnd {
 
   struct Stream {
     alignas(64) std::int32_t input[kInputMax] = {};
-    std::int32_t layer[kSets] = {};
-    std::uint32_t layer_p[kSets] = {};
-    std::int32_t* weights[kSets] = {};
-    std::int32_t* final_weights = nullptr;
+    Mixture mixture;
     std::uint32_t* counter[kCounters] = {};
     std::uint16_t* cell[kMaps] = {};
     std::uint16_t* entry[kContextMax] = {};
     std::uint8_t check[kContextMax] = {}, state[kContextMax] = {};
-    std::uint32_t mixed_p = 0;
+    std::int32_t stretch = 0;
     bool match = false;
     int match_bit = 0;  // what the match model expects
   };

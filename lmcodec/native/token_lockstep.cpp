@@ -41,7 +41,8 @@ std::int32_t TokenStretch::operator()(std::uint64_t one, std::uint64_t zero) con
 TokenLockstep::TokenLockstep(ContextMixer* mixer, const TokenTrie& trie, int n_stream, int n_group)
     : mixer_(mixer), trie_(trie), n_stream_(n_stream), n_group_(n_group),
       streams_(static_cast<std::size_t>(n_stream)), open_(streams_.size()), p_(streams_.size()),
-      stretch_(streams_.size()), bit_(streams_.size()), stepping_(streams_.size()), tokens_(streams_.size()) {}
+      stretch_(streams_.size()), bit_(streams_.size()), inside_(streams_.size()), inside_p_(streams_.size()),
+      inside_bit_(streams_.size()), stepping_(streams_.size()), tokens_(streams_.size()) {}
 
 void TokenLockstep::begin(TokenModel& model, const std::uint32_t* first, std::uint8_t* bytes, std::uint32_t nbytes,
                           const std::uint8_t* ends) {
@@ -176,32 +177,62 @@ void TokenLockstep::open_round() {
   for (int k = 0; k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
     const Stream& stream = streams_[static_cast<std::size_t>(s)];
-    std::uint32_t& p = p_[static_cast<std::size_t>(k)];
-    std::int32_t& stretch = stretch_[static_cast<std::size_t>(k)];
+    Sides sides;
     if (stream.at_end) {
       const std::uint32_t low = trie_.low(stream.node), high = trie_.high(stream.node);
-      stretch = model_->stretch(s, {low, low + 1, low + 1, high});
-      mark(clock_, Phase::kSums);
-      p = mixer_ ? mixer_->predict_end(s, stretch, low, stream.token, stream.n_byte, trie_) : logistic().squash(stretch);
+      sides = {low, low + 1, low + 1, high};
     } else {
       const std::uint32_t low = child_low(stream, stream.from), middle = child_low(stream, stream.middle),
                           high = child_low(stream, stream.to);
-      stretch = model_->stretch(s, {middle, high, low, middle});
-      mark(clock_, Phase::kSums);
-      if (mixer_) {
-        mixer_->set_lm(s, stretch);
-        p = mixer_->predict(s);
-      } else {
-        p = logistic().squash(stretch);  // within its bounds: |stretch| <= kStretchLimit
-      }
+      sides = {middle, high, low, middle};
     }
-    mark(clock_, Phase::kPredict);
+    stretch_[static_cast<std::size_t>(k)] = model_->stretch(s, sides);
   }
+  mark(clock_, Phase::kSums);
+  if (mixer_) {
+    predict();
+  } else {
+    for (int k = 0; k < n_open_; ++k)  // within its bounds: |stretch| <= kStretchLimit
+      p_[static_cast<std::size_t>(k)] = logistic().squash(stretch_[static_cast<std::size_t>(k)]);
+  }
+  mark(clock_, Phase::kPredict);
   cursor_ = 0;
+}
+
+void TokenLockstep::predict() {
+  n_inside_ = 0;
+  for (int k = 0; k < n_open_; ++k) {
+    const int s = open_[static_cast<std::size_t>(k)];
+    const std::int32_t stretch = stretch_[static_cast<std::size_t>(k)];
+    const Stream& stream = streams_[static_cast<std::size_t>(s)];
+    if (stream.at_end) {
+      mixer_->begin_end(s, stretch, trie_.low(stream.node), stream.token, stream.n_byte, trie_);
+    } else {
+      mixer_->set_lm(s, stretch);
+      inside_[static_cast<std::size_t>(n_inside_++)] = s;
+    }
+  }
+  mixer_->predict(inside_.data(), n_inside_, inside_p_.data());
+  for (int k = 0, inside = 0; k < n_open_; ++k) {
+    const int s = open_[static_cast<std::size_t>(k)];
+    p_[static_cast<std::size_t>(k)] = streams_[static_cast<std::size_t>(s)].at_end
+                                          ? mixer_->predict_end(s)
+                                          : inside_p_[static_cast<std::size_t>(inside++)];
+  }
 }
 
 void TokenLockstep::end_round() {
   mark(clock_, Phase::kCoder);
+  if (mixer_) {
+    for (int k = 0, inside = 0; k < n_open_; ++k) {
+      const int s = open_[static_cast<std::size_t>(k)];
+      const std::uint8_t bit = bit_[static_cast<std::size_t>(k)];
+      if (streams_[static_cast<std::size_t>(s)].at_end) mixer_->update_end(s, bit);
+      else inside_bit_[static_cast<std::size_t>(inside++)] = bit;
+    }
+    mixer_->update(inside_.data(), n_inside_, inside_bit_.data());
+    mark(clock_, Phase::kUpdate);
+  }
   int n = 0;
   for (int k = 0; k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
@@ -209,25 +240,17 @@ void TokenLockstep::end_round() {
     Stream& stream = streams_[static_cast<std::size_t>(s)];
     bool open;
     if (stream.at_end) {
-      if (mixer_) mixer_->update_end(s, bit);
-      mark(clock_, Phase::kUpdate);
-      if (bit) {
-        end_token(stream);
-        open = false;
-      } else {
-        open = begin_byte(s);
-      }
+      if (bit) end_token(stream);
+      open = !bit && begin_byte(s);
     } else {
-      if (mixer_) mixer_->update(s, bit);
-      mark(clock_, Phase::kUpdate);
       (bit ? stream.from : stream.to) = stream.middle;
       stream.c0 = stream.c0 << 1 | static_cast<std::uint32_t>(bit);
       ++stream.n_bit;
       open = go_on(s);
     }
-    mark(clock_, Phase::kByte);
     if (open) open_[static_cast<std::size_t>(n++)] = s;
   }
+  mark(clock_, Phase::kByte);
   n_open_ = n;
   cursor_ = 0;
   if (n) {

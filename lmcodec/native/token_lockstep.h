@@ -90,6 +90,7 @@ class TokenLockstep {
   bool go_on(int s);          // through what needs no coding; true if a decision is open, false if the token is complete
   void end_token(Stream& stream);
   void open_round();
+  void predict();             // p_ of the open decisions, with the mixer
   void end_round();
   std::uint32_t child_low(const Stream& stream, std::uint32_t entry) const;
 
@@ -107,6 +108,11 @@ class TokenLockstep {
   std::vector<std::uint32_t> p_;
   std::vector<std::int32_t> stretch_;
   std::vector<std::uint8_t> bit_;
+  // Of the open decisions those inside a byte: streams, probabilities, bits.
+  std::vector<int> inside_;
+  int n_inside_ = 0;
+  std::vector<std::uint32_t> inside_p_;
+  std::vector<std::uint8_t> inside_bit_;
   std::vector<int> stepping_;
   std::vector<std::uint32_t> tokens_;
   bool corrupt_ = false;
