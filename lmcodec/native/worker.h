@@ -66,7 +66,11 @@ class Worker {
 
   void run() {
     std::unique_lock<std::mutex> lock(mutex_);
-    for (;;) {
+    for (std::uint64_t taken = 0;; ++taken) {
+      // The next job is seldom far: being woken takes longer than most of the time till then.
+      lock.unlock();
+      for (int i = 0; i < kAsks && submitted_.load(std::memory_order_acquire) == taken && !stop_; ++i) pause();
+      lock.lock();
       wake_.wait(lock, [this] { return stop_ || !jobs_.empty(); });
       if (stop_) return;
       const std::function<void()> job = std::move(jobs_.front());
@@ -88,10 +92,10 @@ class Worker {
   std::mutex mutex_;
   std::condition_variable wake_, ended_;
   std::deque<std::function<void()>> jobs_;
-  std::uint64_t submitted_ = 0;
+  std::atomic<std::uint64_t> submitted_{0};
   std::atomic<std::uint64_t> done_{0};
   std::exception_ptr error_;
-  bool stop_ = false;
+  std::atomic<bool> stop_{false};
   std::thread thread_;  // the last: it uses the others
 };
 
