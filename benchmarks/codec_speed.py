@@ -16,7 +16,7 @@ import statistics
 import subprocess
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -29,11 +29,11 @@ from lmcodec.train.corpus import corpora_dir
 Timing = tuple[int, float, float]
 
 
-def text_of_dev(nbytes: int) -> bytes:
+def text_of_dev(nbytes: int, kinds: Sequence[str] = ("english", "technical", "languages")) -> bytes:
     dev = corpora_dir() / "dev"
     if not dev.is_dir():
         raise SystemExit(f"{dev} is missing: set LMCODEC_CORPORA, or name a --file")
-    stems = [stem for kind in ("english", "technical", "languages") for stem in KINDS[kind].split()]
+    stems = [stem for kind in kinds for stem in KINDS[kind].split()]
     return b"".join(path.read_bytes() for stem in stems for path in sorted(dev.glob(f"{stem}.*")))[:nbytes]
 
 

@@ -198,6 +198,62 @@ def speed(options: Options) -> Answer:
     return answer
 
 
+def threads(options: Options) -> Answer:
+    """Speed by kind of text and threads, the codec in this process, everything in turns."""
+    mib = 1 << 14 if options.quick else 1 << 20
+    texts = {"english": (codec_speed.text_of_dev(mib, ["english"]), (1, 5, 6))}
+    texts["prose and technical"] = codec_speed.text_of_dev(4 * mib), (6,)
+    for kind in codec_bpb.KINDS:
+        texts.setdefault(kind, (codec_speed.text_of_dev(mib // 4, [kind]), (1, 5, 6)))
+    answer, nbytes, contenders = Answer(), {}, {}
+    for kind, (text, levels) in texts.items():
+        for level in levels:
+            for n in (1, 2):
+                name = f"{kind}, {len(text):,} bytes, level {level}, threads {n}"
+                nbytes[name] = len(text)
+                contenders[name] = partial(codec_speed.time_codec, text, level, n)
+    timings = codec_speed.measure(contenders, 1 if options.quick else options.rounds)
+    rows = []
+    for name, (size, *both) in timings.items():
+        rates = [nbytes[name] / 1e3 / seconds for seconds in both]
+        rows.append([name, f"{size:,}", *(f"{rate:.0f}" for rate in rates)])
+        answer.figures += [
+            (f"{name}, {v}", rate, "KB/s") for v, rate in zip(("in", "out"), rates, strict=True)
+        ]
+    answer.table(["", "bytes", "KB/s in", "KB/s out"], rows)
+    return answer
+
+
+def growth(options: Options) -> Answer:
+    """How time and memory grow with the size of a text; every run is a process that may take two threads."""
+    answer = Answer()
+    sizes = {1: [1, 10, 100], 6: [1, 10]}
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "text"
+        path.write_bytes(codec_memory.large_text(100_000 if options.quick else 100_000_000))
+        for level, megabytes in sizes.items():
+            limits = [n * (1000 if options.quick else 1_000_000) for n in megabytes]
+            inputs, _ = bench.gather([str(path)], limits)
+            report = bench.run([peers.own_level(level, 2)], inputs, runs=1, threads=2)
+            rows = []
+            for m in report.measurements:
+                speeds = [m.compress_speed * 1e3, m.decompress_speed * 1e3]
+                peaks = [(peak or 0) / 1e6 for peak in (m.compress_peak, m.decompress_peak)]
+                rows.append([f"{m.compressor}, {m.nbytes:,} bytes", *(f"{x:.0f}" for x in (*speeds, *peaks))])
+                for what, value, unit in zip(
+                    ("in", "out", "memory in", "memory out"),
+                    (*speeds, *peaks),
+                    ("KB/s", "KB/s", "MB", "MB"),
+                    strict=True,
+                ):
+                    answer.figures.append((f"level {level}, {m.nbytes:,} bytes, {what}", value, unit))
+            answer.table(["", "KB/s in", "KB/s out", "MB in", "MB out"], rows)
+            answer.lines += [f"- failed: {failure}" for failure in report.failures]
+            if report.interrupted:
+                raise KeyboardInterrupt
+    return answer
+
+
 def memory(options: Options) -> Answer:
     """Peak memory of decoding, in blocks and in a chain, as lmz chooses its threads and with two."""
     text = codec_memory.large_text(200_000 if options.quick else 12_000_000)
@@ -221,14 +277,13 @@ def startup(options: Options) -> Answer:
     """How long the command line takes for next to nothing."""
     answer = Answer()
     with tempfile.TemporaryDirectory() as folder:
-        small = Path(folder) / "small"
-        small.write_bytes(codec_speed.text_of_dev(100))
         runs = {"lmz -V": ["-V"]}
-        for level in (1, 6):
-            packed = Path(folder) / f"{level}.lmz"
+        for nbytes, level in ((100, 1), (100, 6), (10_240, 6)):
+            small, packed = (Path(folder) / f"{nbytes}.{end}" for end in (level, f"{level}.lmz"))
+            small.write_bytes(codec_speed.text_of_dev(nbytes))
             packed.write_bytes(lmcodec.compress(small.read_bytes(), level))
-            runs[f"100 bytes, level {level}"] = [f"-{level}", "-c", str(small)]
-            runs[f"and back, level {level}"] = ["-dc", str(packed)]
+            runs[f"{nbytes:,} bytes, level {level}"] = [f"-{level}", "-c", str(small)]
+            runs[f"{nbytes:,} bytes and back, level {level}"] = ["-dc", str(packed)]
         for name, arguments in runs.items():
             seconds = codec_memory.seconds(arguments, 2 if options.quick else 9)
             answer.figures.append((name, seconds, "seconds"))
@@ -254,6 +309,8 @@ PARTS: dict[str, tuple[Callable[[Options], Answer], str]] = {
     "message": (message, "20 seconds"),
     "repeated": (repeated, "1 minute"),
     "speed": (speed, "10 minutes a round"),
+    "threads": (threads, "8 minutes a round"),
+    "growth": (growth, "12 minutes"),
     "memory": (memory, "8 minutes"),
     "startup": (startup, "30 seconds"),
     "shards": (shards, "5 minutes"),
@@ -318,7 +375,7 @@ def main() -> None:
         answer = part(options)
         took = time.perf_counter() - began
         own = f"python benchmarks/figures.py --parts {name}"
-        own += f" --rounds {arguments.rounds}" if name in ("compare", "speed") else ""
+        own += f" --rounds {arguments.rounds}" if name in ("compare", "speed", "threads") else ""
         lines += [
             "",
             f"## {name}",
