@@ -122,6 +122,7 @@ struct ContextMixer::Stream {
   std::uint32_t tokens = 0;  // hash of the token so far and the one before it
   std::uint32_t place[1 << kPlaceFeatures] = {};
   alignas(64) std::uint32_t hash[kContextMax] = {};
+  alignas(64) std::uint32_t line[kContextMax] = {};    // hashes of the nibble's slots
   alignas(64) std::uint32_t placed[kContextMax] = {};  // with the place in the token
   std::uint8_t* slot[kContextMax];
   std::uint8_t state[kContextMax] = {};  // of each slot at the bit at hand
@@ -404,12 +405,11 @@ void ContextMixer::prepare(int s) {
   }
 }
 
-void ContextMixer::lookup(int s) {
+void ContextMixer::fetch(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
   const int n_context = profile_.n_context;
   const bool first = stream.nibble == 0;
   prepare(s);
-  alignas(64) std::uint32_t at[kContextMax];
   stream.nibble = stream.n_bit < 4 ? 1 : 2;
   const std::uint32_t node = stream.n_bit < 4 ? 0 : stream.c0 >> (stream.n_bit - 4);
   const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
@@ -427,16 +427,21 @@ void ContextMixer::lookup(int s) {
     const std::uint8_t* const table = table_.data();
     for (int i = 0; i < n_context; ++i) prefetch(table + std::size_t{mixed[i] & line_mask_} * 64);
   };
-  fetch_lines(node, at);
+  fetch_lines(node, stream.line);
   if (stream.n_bit < 4 && stream.match[0].active) {
     // The second nibble's lines, if the match model is right about the first.
     alignas(64) std::uint32_t likely[kContextMax];
     fetch_lines(16u | stream.match[0].predicted >> 4, likely);
   }
   if (first) set_rows(stream);  // while the lines are on their way
+}
+
+void ContextMixer::lookup(int s) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  const int n_context = profile_.n_context;
   bool seen[kContextMax];  // asked at once: a later context of this lookup may take the slot
   for (int i = 0; i < n_context; ++i) {
-    stream.slot[i] = find(at[i]);
+    stream.slot[i] = find(stream.line[i]);
     seen[i] = stream.slot[i][1] != 0;
   }
   int known = 0;
@@ -445,7 +450,7 @@ void ContextMixer::lookup(int s) {
     if (selector_[r] == kSelectKnown) stream.base[r] = static_cast<std::uint32_t>(std::min(known, 8) * 8);
 }
 
-bool ContextMixer::looked_up(int s) const {
+bool ContextMixer::fetched(int s) const {
   const Stream& stream = *streams_[static_cast<std::size_t>(s)];
   return stream.nibble == (stream.n_bit < 4 ? 1 : 2);
 }

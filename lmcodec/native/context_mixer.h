@@ -103,7 +103,10 @@ class ContextMixer {
   // Begins a block of nbytes: stream s covers [s * n / B, (s + 1) * n / B).
   void begin_block(std::uint32_t nbytes);
 
-  void lookup(int s);  // before the first bit of a nibble: finds, or makes, the slots
+  // Before the first bit of a nibble, for all streams that begin one: what will be read is asked for; the slots are found,
+  // or made.
+  void fetch(int s);
+  void lookup(int s);
   // The next bit of stream s[k] is 1 with probability p[k] / 65536, p of 1 to 65535. Streams take every part of the work
   // together, so that one's waiting for memory is the others' time.
   void predict(const int* s, int n, std::uint32_t* p);
@@ -111,11 +114,11 @@ class ContextMixer {
   void end_byte(int s);  // after eight bits: the byte becomes visible
 
   // With a language model, whose decisions may have only one possible side.
-  // Before the first decision of a byte, a token's end among them; lookup() then needs none.
+  // Before the first decision of a byte, a token's end among them; fetch() then needs none.
   void begin_byte(int s);
-  // Before lookup(): the byte's place in the token, whose trie node and length so far they are, and the tokens before it.
+  // Before fetch(): the byte's place in the token, whose trie node and length so far they are, and the tokens before it.
   void set_place(int s, std::uint32_t node, int n_byte, std::uint32_t token1, std::uint32_t token2);
-  bool looked_up(int s) const;                     // whether lookup() was called for the nibble at hand
+  bool fetched(int s) const;                       // whether fetch() was called for the nibble at hand
   void set_lm(int s, std::int32_t stretch);        // its stretch, Q8
   void skip(int s, int bit);                       // a bit that needed no coding
   // Does the token end here? Between bytes: as lookup(), the first and the second part of predict(), and update().

@@ -43,8 +43,10 @@ bool Lockstep::begin_step() {
 }
 
 void Lockstep::predict_round() {
-  if (n_bit_ % 4 == 0)
+  if (n_bit_ % 4 == 0) {
+    for (int k = 0; k < group_size_; ++k) mixer_.fetch(stream_[k]);
     for (int k = 0; k < group_size_; ++k) mixer_.lookup(stream_[k]);
+  }
   mark(clock_, Phase::kLookup);
   mixer_.predict(stream_, group_size_, p_);
   mark(clock_, Phase::kPredict);

@@ -163,16 +163,19 @@ void TokenLockstep::end_token(Stream& stream) {
 }
 
 void TokenLockstep::open_round() {
+  n_inside_ = 0;  // first: streams at the beginning of a nibble
   for (int k = 0; mixer_ && k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
     const Stream& stream = streams_[static_cast<std::size_t>(s)];
     if (stream.at_end) {
       mixer_->lookup_end(s, trie_.low(stream.node));
-    } else if (!mixer_->looked_up(s)) {
+    } else if (!mixer_->fetched(s)) {
       mixer_->set_place(s, stream.node, stream.n_byte, stream.token, stream.token_before);
-      mixer_->lookup(s);
+      mixer_->fetch(s);
+      inside_[static_cast<std::size_t>(n_inside_++)] = s;
     }
   }
+  for (int k = 0; k < n_inside_; ++k) mixer_->lookup(inside_[static_cast<std::size_t>(k)]);
   if (mixer_) mark(clock_, Phase::kLookup);
   for (int k = 0; k < n_open_; ++k) {
     const int s = open_[static_cast<std::size_t>(k)];
