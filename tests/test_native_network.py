@@ -34,6 +34,12 @@ from lmcodec.lm.native import NativeNetwork, NativeSession, chosen_isa
 from lmcodec.lm.vocab import Vocabulary
 
 ISAS = _kernel.network_isas()
+DRIVER_SOURCES = [
+    *NATIVE.glob("gemm*.cpp"),
+    NATIVE / "network.cpp",
+    NATIVE / "table_memory.cpp",
+    Path(__file__).with_name("network_driver.cpp"),
+]
 # V, D, L, R, M: mostly multiples of nothing, below and above a panel of 64 outputs, and whole panels.
 SHAPES = [
     (300, 48, 1, 33, 70),
@@ -434,13 +440,9 @@ def test_builds_without_python(build: str, tmp_path: Path) -> None:
     if not compiler or sys.platform == "win32" or not NATIVE.is_dir():
         pytest.skip("needs a checkout and a C++ compiler that takes the options of g++")
     binary = tmp_path / "driver"
-    sources = [
-        *NATIVE.glob("gemm*.cpp"),
-        NATIVE / "network.cpp",
-        Path(__file__).with_name("network_driver.cpp"),
-    ]
     flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *BUILDS[build]]
-    built = subprocess.run([compiler, *flags, *sources, "-o", binary], capture_output=True, text=True)
+    command = [compiler, *flags, *DRIVER_SOURCES, "-o", binary]
+    built = subprocess.run(command, capture_output=True, text=True)
     if "sanitize" in " ".join(flags) and "cannot find" in built.stderr:
         pytest.skip("the compiler has no sanitizers")
     assert built.returncode == 0, built.stderr
