@@ -45,7 +45,7 @@ class Emulated:
         if not compiler or not NATIVE.is_dir():
             pytest.skip("needs a checkout and a C++ compiler that takes the options of g++")
         emulation = Path(__file__).with_name("amx_emulation.h")
-        flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *flags]
+        flags = ["-std=c++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *flags]
         command: list[str | Path] = [
             compiler,
             *flags,

@@ -67,6 +67,23 @@ NetworkTables checked_tables(const TableViews& views) {
   return tables;
 }
 
+// Some panels of a product as a product of their own, and where their outputs go.
+PackedLinear panels_of(const PackedLinear& whole, int first, int last) {
+  PackedLinear part = whole;
+  const std::ptrdiff_t row = std::ptrdiff_t{first} * kPanel;
+  part.weight += row * whole.n_quad * kQuad;
+  part.bias += row;
+  part.multiplier += row;
+  part.n = std::min(whole.n, last * kPanel) - first * kPanel;
+  part.n_panel = last - first;
+  return part;
+}
+
+void* output_of(int first, const Finished& to) {
+  const bool bytes = to.finish == Finish::kClip || to.finish == Finish::kRelu2;
+  return static_cast<std::uint8_t*>(to.out) + std::size_t{kPanel} * static_cast<std::size_t>(first) * (bytes ? 1 : 4);
+}
+
 NetworkKernels chosen(const char* isa) {
   int n;
   const NetworkKernels* kernels = network_kernels(&n);
@@ -171,7 +188,7 @@ class Session::Stopwatch {
   Clock::time_point last_;
 };
 
-Session::Session(const Network& network, int n_stream, bool keep_logits, bool timed)
+Session::Session(const Network& network, int n_stream, bool keep_logits, bool timed, bool helped)
     : network_(network),
       n_stream_(within("the number of streams", n_stream, 1, kSessionStreamMax)),
       keep_logits_(keep_logits),
@@ -182,7 +199,8 @@ Session::Session(const Network& network, int n_stream, bool keep_logits, bool ti
       hidden_stride_(network.shape_.mlp ? row_stride(static_cast<std::size_t>(network.shape_.mlp)) : 0),
       width_(rounded_up(static_cast<std::size_t>(network.shape_.vocab_size), kPanel)),
       n_cum_(width_ / kPanel + 1),
-      state_(static_cast<std::size_t>(network.shape_.n_layer * n_stream) * network.lanes_) {
+      state_(static_cast<std::size_t>(network.shape_.n_layer * n_stream) * network.lanes_),
+      helper_(with_thread<Helper>(helped)) {
   reserve_trunk(n_stream);
   reserve_head(n_stream);
   for (int b = 0; b < n_stream; ++b) reset(b, false);
@@ -206,7 +224,7 @@ void Session::reserve_head(int n_row) {
   // Signed and unsigned integers may look at one another's storage.
   freq_ = keep_logits_ ? kept_freq_.data() : reinterpret_cast<std::uint32_t*>(logits_.data());
   cum_ = Table<std::uint64_t>(n * n_cum_);
-  max_.resize(n * kMaxLanes);
+  max_.resize(n * kMaxLanes * (helper_ ? 2 : 1));
   head_rows_ = n_row;
 }
 
@@ -247,6 +265,16 @@ void Session::normalise(int n_row) {
                                 network_.tables_, activations_.data() + static_cast<std::size_t>(row) * u_stride_);
 }
 
+void Session::product(const std::uint8_t* u, std::size_t stride, int n_row, const PackedLinear& linear,
+                      const Finished& to, std::int32_t* helper_max) {
+  const auto some = [&](int first, int last, bool by_helper) {
+    const Finished part = {to.finish, output_of(first, to), to.stride, by_helper ? helper_max : to.max};
+    network_.kernels_.product(u, stride, n_row, panels_of(linear, first, last), part);
+  };
+  if (helper_) helper_->share(linear.n_panel, some);
+  else some(0, linear.n_panel, false);
+}
+
 // Rows are in time order: row % B is the stream.
 void Session::trunk(const std::uint32_t* tokens, int n_row) {
   const NetworkKernels& kernels = network_.kernels_;
@@ -261,8 +289,8 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
     const Network::Layer& layer = network_.layers_[static_cast<std::size_t>(i)];
     normalise(n_row);
     watch.mark(times_.elements);
-    kernels.product(activations_.data(), u_stride_, n_row, layer.into.packed,
-                    {Finish::kClip, gates_.data(), gates_stride_, nullptr});
+    product(activations_.data(), u_stride_, n_row, layer.into.packed,
+            {Finish::kClip, gates_.data(), gates_stride_, nullptr});
     watch.mark(times_.products);
     for (int row = 0; row < n_row; ++row) {
       const std::int8_t* z = gates_.data() + static_cast<std::size_t>(row) * gates_stride_;
@@ -271,14 +299,14 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
     }
     watch.mark(times_.elements);
     const Finished add = {Finish::kAdd, x_.data(), x_stride_, nullptr};
-    kernels.product(activations_.data(), u_stride_, n_row, layer.out.packed, add);
+    product(activations_.data(), u_stride_, n_row, layer.out.packed, add);
     watch.mark(times_.products);
     if (!network_.shape_.mlp) continue;
     normalise(n_row);
     watch.mark(times_.elements);
-    kernels.product(activations_.data(), u_stride_, n_row, layer.up.packed,
-                    {Finish::kRelu2, hidden_.data(), hidden_stride_, nullptr});
-    kernels.product(hidden_.data(), hidden_stride_, n_row, layer.down.packed, add);
+    product(activations_.data(), u_stride_, n_row, layer.up.packed,
+            {Finish::kRelu2, hidden_.data(), hidden_stride_, nullptr});
+    product(hidden_.data(), hidden_stride_, n_row, layer.down.packed, add);
     watch.mark(times_.products);
   }
   normalise(n_row);
@@ -288,9 +316,12 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
 void Session::head(int first, int n_row) {
   const NetworkKernels& kernels = network_.kernels_;
   Stopwatch watch(timed_);
-  std::fill_n(max_.begin(), static_cast<std::size_t>(n_row) * kMaxLanes, std::numeric_limits<std::int32_t>::min());
-  kernels.product(activations_.data() + static_cast<std::size_t>(first) * u_stride_, u_stride_, n_row,
-                  network_.head_.packed, {Finish::kLogits, logits_.data(), width_, max_.data()});
+  const std::size_t n_max = static_cast<std::size_t>(n_row) * kMaxLanes;
+  std::int32_t* const helper_max = helper_ ? max_.data() + n_max : nullptr;
+  std::fill_n(max_.begin(), n_max * (helper_ ? 2 : 1), std::numeric_limits<std::int32_t>::min());
+  product(activations_.data() + static_cast<std::size_t>(first) * u_stride_, u_stride_, n_row, network_.head_.packed,
+          {Finish::kLogits, logits_.data(), width_, max_.data()}, helper_max);
+  for (std::size_t i = 0; helper_ && i < n_max; ++i) max_[i] = std::max(max_[i], helper_max[i]);
   watch.mark(times_.products);
   for (int row = 0; row < n_row; ++row) {
     const std::size_t r = static_cast<std::size_t>(row);
