@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -37,15 +38,11 @@ int within(const char* name, int value, int low, int high) {
 void check(const LinearView& view, int n, int k, bool biased, int shift_min) {
   if (view.n != n || view.k != k || (view.bias != nullptr) != biased) refuse("a tensor has not the shape of the network");
   within("a tensor's shift", view.shift, shift_min, kShiftMax);
-  const std::size_t size = static_cast<std::size_t>(n) * static_cast<std::size_t>(k);
-  int low = 0, high = 0;
-  for (std::size_t i = 0; i < size; ++i) {
-    const int w = view.weight[i];
-    low = w < low ? w : low;
-    high = w > high ? w : high;
-  }
-  within("a weight", low, -kWeightMax, 0);
-  within("a weight", high, 0, kWeightMax);
+  const std::int8_t* const end = view.weight + static_cast<std::size_t>(n) * static_cast<std::size_t>(k);
+  const auto beyond = [](int w) { return static_cast<unsigned char>(w + kWeightMax) > 2 * kWeightMax; };
+  unsigned char any = 0;  // a loop over bytes that compilers turn into one over vectors
+  for (const std::int8_t* w = view.weight; w < end; ++w) any |= beyond(*w);
+  if (any) within("a weight", *std::find_if(view.weight, end, beyond), -kWeightMax, kWeightMax);
   for (int i = 0; biased && i < n; ++i) within("a bias", view.bias[i], -kBiasMax, kBiasMax);
 }
 
@@ -110,15 +107,14 @@ Network::Linear Network::pack(const LinearView& view, const NetworkKernels& kern
   linear.weight = Table<std::int8_t>(static_cast<std::size_t>(packed.n_panel) * panel_nbytes);
   linear.bias = Table<std::int32_t>(n_row);
   linear.multiplier = Table<std::int32_t>(n_row);
+  const int n_whole = view.k / kQuad, rest = view.k % kQuad;
   for (int i = 0; i < view.n; ++i) {
     const std::size_t row = static_cast<std::size_t>(i / part * padded + i % part);
     const std::int8_t* from = view.weight + static_cast<std::size_t>(i) * static_cast<std::size_t>(view.k);
     std::int8_t* to = linear.weight.data() + row / kPanel * panel_nbytes + row % kPanel * kQuad;
-    std::int32_t sum = 0;
-    for (int k = 0; k < view.k; ++k) {
-      to[static_cast<std::size_t>(k / kQuad) * (kPanel * kQuad) + static_cast<std::size_t>(k % kQuad)] = from[k];
-      sum += from[k];
-    }
+    const std::int32_t sum = std::accumulate(from, from + view.k, std::int32_t{0});
+    for (int q = 0; q < n_whole; ++q, from += kQuad, to += kPanel * kQuad) std::memcpy(to, from, kQuad);
+    std::copy_n(from, rest, to);
     linear.bias.data()[row] = (view.bias ? view.bias[i] : 0) - offset * sum;
     linear.multiplier.data()[row] = view.multiplier[i];
   }
