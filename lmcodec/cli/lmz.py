@@ -5,6 +5,8 @@ Options only; `operate` does the work and is loaded when there is some.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import signal
@@ -248,6 +250,8 @@ def enter(command: click.Command, arguments: list[str] | None, program: str) -> 
 
     Ctrl-C and a closed standard output kill the process as they would have without us.
     """
+    # At its end the interpreter would look through all there is for cycles; it goes with the process.
+    atexit.register(gc.freeze)
     stdout = sys.stdout
     try:
         status = command.main(args=arguments, prog_name=program, standalone_mode=False)
