@@ -139,6 +139,8 @@ _EPILOG = (
 
 def _operate(program: str, mode: str, given: dict[str, Any]) -> int:
     """Turn options into settings and work; returns the exit status."""
+    # NumPy's linear algebra, which has nothing to do here, would start threads that wait for it busily.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from lmcodec.cli.operate import Settings, operate
 
     operands = given.pop("files")
