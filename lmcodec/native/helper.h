@@ -9,7 +9,7 @@
 #include <mutex>
 #include <thread>
 
-#include "threads.h"
+#include "threading.h"
 
 namespace lmcodec {
 

@@ -11,7 +11,7 @@
 #include <thread>
 #include <utility>
 
-#include "threads.h"
+#include "threading.h"
 
 namespace lmcodec {
 
