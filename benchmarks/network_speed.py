@@ -1,10 +1,12 @@
 """Speed of the native network and where its time goes.
 
     python benchmarks/network_speed.py [--isa NAME] [--seconds S] [--shape small|base] [--streams B ...]
+                                       [--helped]
 
 Prints, for random weights, the microseconds a token, the multiply-accumulates a second, and the shares of the
 products (with their requantisation), of the work on single elements (norms, gates, recurrence, embedding) and
-of the frequencies with their sums. `seq` is the sequence mode that encoding uses. One thread. The best of
+of the frequencies with their sums. `seq` is the sequence mode that encoding uses. One thread; with `--helped`
+a second one takes a part of every product of a step, the shares being one thread's all the same. The best of
 several repeats: what the machine does when nothing else runs.
 """
 
@@ -54,14 +56,14 @@ def random_model(config: NetConfig) -> IntegerModel:
     return IntegerModel(config, Vocabulary(sorted(strings)), made["embed"], layers, made["head"], start)
 
 
-def measure(network: NativeNetwork, streams: int, sequence: bool, seconds: float) -> None:
+def measure(network: NativeNetwork, streams: int, sequence: bool, seconds: float, helped: bool) -> None:
     """Time one mode and print a line."""
     config = network.model.config
     kernel = network.kernel
     rng = np.random.default_rng(2)
     n_step = max(1, 1024 // streams)
     tokens = rng.integers(0, config.vocab_size, (n_step, streams)).astype(np.uint32)
-    session = _kernel.NetworkSession(kernel, streams, False, False)
+    session = _kernel.NetworkSession(kernel, streams, helped=helped)
 
     def work(session: _kernel.NetworkSession) -> None:
         if sequence:
@@ -77,7 +79,7 @@ def measure(network: NativeNetwork, streams: int, sequence: bool, seconds: float
             work(session)
             count += 1
         best = min(best, spent / (count * tokens.size))
-    timed = _kernel.NetworkSession(kernel, streams, False, True)
+    timed = _kernel.NetworkSession(kernel, streams, timed=True)
     work(timed)
     shares = np.array(timed.times) / sum(timed.times)
     name = f"{'seq ' if sequence else ''}{streams}"
@@ -95,6 +97,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=0.05, help="a repeat's least duration")
     parser.add_argument("--shape", choices=SHAPES, action="append")
     parser.add_argument("--streams", type=int, nargs="*", default=STREAMS)
+    parser.add_argument("--helped", action="store_true", help="steps on two threads")
     arguments = parser.parse_args()
     for name in arguments.shape or SHAPES:
         network = NativeNetwork(random_model(SHAPES[name]), arguments.isa)
@@ -105,9 +108,9 @@ def main() -> None:
         )
         print(f"{'streams':>8} {'us/token':>9} {'G MAC/s':>9} {'prod %':>7} {'elem %':>7} {'freq %':>7}")
         for streams in arguments.streams:
-            measure(network, streams, False, arguments.seconds)
+            measure(network, streams, False, arguments.seconds, arguments.helped)
         for streams in SEQUENCE_STREAMS:
-            measure(network, streams, True, arguments.seconds)
+            measure(network, streams, True, arguments.seconds, False)
 
 
 if __name__ == "__main__":

@@ -80,7 +80,12 @@ class Network:
 
 class NetworkSession:
     def __init__(
-        self, network: Network, streams: int, keep_logits: bool = False, timed: bool = False
+        self,
+        network: Network,
+        streams: int,
+        keep_logits: bool = False,
+        timed: bool = False,
+        helped: bool = False,
     ) -> None: ...
     def reset(self, stream: int, cut: bool) -> None: ...
     def step(self, tokens: np.ndarray) -> None: ...
@@ -90,6 +95,7 @@ class NetworkSession:
     def logits(self) -> np.ndarray: ...
     def frequencies(self) -> np.ndarray: ...
     state: np.ndarray
+    helped: int
     times: tuple[float, float, float]
 
 class TokenCoding:

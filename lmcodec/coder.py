@@ -12,7 +12,6 @@ from __future__ import annotations
 import os
 from functools import cache
 
-import constriction
 import numpy as np
 
 from lmcodec import _kernel
@@ -21,7 +20,6 @@ from lmcodec.errors import Corrupt
 NO_WORDS = "the payload is no sequence of coder words: the block is damaged"
 
 _WORD_NBYTES = 4
-_Model = constriction.stream.model.Bernoulli
 
 
 def use_constriction() -> bool:
@@ -33,8 +31,10 @@ class Encoder:
     """Writes decisions; `finish` returns the payload."""
 
     def __init__(self) -> None:
+        import constriction  # here: decoding has no need of it
+
         self._encoder = constriction.stream.queue.RangeEncoder()
-        self._model = _Model(perfect=False)
+        self._model = constriction.stream.model.Bernoulli(perfect=False)
 
     def encode(self, bits: np.ndarray, p16: np.ndarray) -> None:
         """Code bits (n,) of 0 and 1 under p16 (n,), the probabilities of a 1 in 65536ths, each 1 to 65535."""
@@ -97,11 +97,13 @@ class Decoder:
     """Reads decisions one at a time, by constriction: the oracle of the kernel's own decoder."""
 
     def __init__(self, payload: bytes | memoryview) -> None:
+        import constriction
+
         # Words past the end are zero; two of them are enough for the state to be filled at any time.
         padded = bytes(payload) + bytes(-len(payload) % _WORD_NBYTES + 2 * _WORD_NBYTES)
         words = np.frombuffer(padded, ">u4").astype(np.uint32)
         self._decoder = constriction.stream.queue.RangeDecoder(words)
-        self._model = _Model(perfect=False)
+        self._model = constriction.stream.model.Bernoulli(perfect=False)
 
     def decode(self, p16: int) -> int:
         """The next bit, coded under `p16`.

@@ -120,8 +120,9 @@ class LmEngine:
     One thread at a time may use it. After an exception it must be reset.
 
     Attributes:
-      helped: whether a second thread may run the network beside the coding of the block that begins next. It
-        changes no byte. Decoding has use for it where there are two groups.
+      helped: whether a second thread may run the network beside the coding of the block that begins next.
+        Where a single group is decoded, which waits for each step, it takes a part of the step. It changes no
+        byte.
 
     Args:
       model: the language model with its profiles.

@@ -19,6 +19,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <cstdio>
@@ -50,11 +51,11 @@ struct State {
 };
 
 inline thread_local State state;
-inline long n_product = 0;
+inline std::atomic<long> n_product{0};
 
 struct AtEnd {
   ~AtEnd() {
-    std::fprintf(stderr, "products %ld\n", n_product);
+    std::fprintf(stderr, "products %ld\n", n_product.load());
     if (state.configured) raise("tiles are configured at the end");
   }
 };

@@ -5,7 +5,7 @@
 //       writes the names of the instruction sets, one a line
 //   network_driver run MODEL TOKENS ISA
 //       writes, for a sequence, u32 (T, B, V) frequencies; the same again step by step; for every step and stream the
-//       u64 sums below every token and V; i32 (L, B, R) states after either way
+//       u64 sums below every token and V; i32 (L, B, R) states after either way; a second thread that helps changes nothing
 //
 // MODEL is as driver_files.h has it; TOKENS holds u32 T, B, B flags (cut) and (T, B) tokens.
 #include <cstdint>
@@ -48,10 +48,11 @@ int main(int argc, char** argv) {
   const int b = input.number();
   const auto cut = input.array<std::uint32_t>(static_cast<std::size_t>(b));
   const auto tokens = input.array<std::uint32_t>(n_step * static_cast<std::size_t>(b));
-  lmcodec::Session whole(network, b, true), session(network, b);
+  lmcodec::Session whole(network, b, true), session(network, b), helped(network, b, false, false, true);
   for (int s = 0; s < b; ++s) {
     whole.reset(s, cut[static_cast<std::size_t>(s)] != 0);
     session.reset(s, cut[static_cast<std::size_t>(s)] != 0);
+    helped.reset(s, cut[static_cast<std::size_t>(s)] != 0);
   }
   whole.run(tokens.get(), n_step, [&](std::size_t, int n) {
     for (int row = 0; row < n; ++row) write(whole.frequencies(row), static_cast<std::size_t>(v));
@@ -59,7 +60,10 @@ int main(int argc, char** argv) {
   std::vector<std::uint64_t> sums;
   for (std::size_t t = 0; t < n_step; ++t) {
     session.step(tokens.get() + t * static_cast<std::size_t>(b));
+    helped.step(tokens.get() + t * static_cast<std::size_t>(b));
     for (int s = 0; s < b; ++s) {
+      const std::size_t nbytes = static_cast<std::size_t>(v) * sizeof(std::uint32_t);
+      if (std::memcmp(helped.frequencies(s), session.frequencies(s), nbytes)) fail("another answer with a helper");
       write(session.frequencies(s), static_cast<std::size_t>(v));
       for (int token = 0; token <= v; ++token) {
         sums.push_back(session.cum(s, token));

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from test_kernel_builds import BUILDS, NATIVE
 from test_native_network import (
+    DRIVER_SOURCES,
     EXTREMES,
     ISAS,
     SHAPES,
@@ -43,20 +44,14 @@ class Emulated:
         compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
         if not compiler or not NATIVE.is_dir():
             pytest.skip("needs a checkout and a C++ compiler that takes the options of g++")
-        here = Path(__file__).parent
-        flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *flags]
-        sources = [
-            *NATIVE.glob("gemm*.cpp"),
-            NATIVE / "network.cpp",
-            NATIVE / "table_memory.cpp",
-            here / "network_driver.cpp",
-        ]
+        emulation = Path(__file__).with_name("amx_emulation.h")
+        flags = ["-std=c++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *flags]
         command: list[str | Path] = [
             compiler,
             *flags,
             "-include",
-            here / "amx_emulation.h",
-            *sources,
+            emulation,
+            *DRIVER_SOURCES,
             "-o",
             self._binary,
         ]

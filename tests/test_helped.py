@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
+from functools import partial
 from itertools import product
 from pathlib import Path
 
+import numpy as np
 import pytest
 from test_lm_codec import NOISE, TEXT, model, model_file  # noqa: F401
 
@@ -48,8 +50,9 @@ def test_it_may_change_from_block_to_block(model: Model) -> None:  # noqa: F811
         assert other.decode(payload, len(text)) == text
 
 
-def test_blocks_that_are_left_or_damaged(model: Model) -> None:  # noqa: F811
-    engine = LmEngine(model, 1, 8, 2)
+@pytest.mark.parametrize("shape", [(1, 1), (3, 1), (8, 2)], ids=str)
+def test_blocks_that_are_left_or_damaged(model: Model, shape: tuple[int, int]) -> None:  # noqa: F811
+    engine = LmEngine(model, 1, *shape)
     engine.helped = True
     payload = engine.encode(TEXT)
     rng = random.Random(6)
@@ -61,10 +64,19 @@ def test_blocks_that_are_left_or_damaged(model: Model) -> None:  # noqa: F811
         with contextlib.suppress(LmcodecError):
             assert len(engine.decode(cut, len(TEXT))) == len(TEXT)
         engine.reset()
-    engine._begin_encode(TEXT)  # left at its beginning, its thread at work
+
+    def begin_decode(engine: LmEngine = engine) -> None:
+        out, words = np.zeros(len(TEXT), np.uint8), np.frombuffer(payload, np.uint8)
+        engine._coder.begin_decode(out, words, True)
+        assert engine._coder.decode(1000)
+
+    for begin in (partial(engine._begin_encode, TEXT), begin_decode):
+        engine.reset()
+        begin()  # left after its beginning, its thread at work
+        engine.reset()
+        assert engine.decode(payload, len(TEXT)) == TEXT
     engine.reset()
-    assert engine.decode(payload, len(TEXT)) == TEXT
-    engine._begin_encode(TEXT)
+    begin_decode()
     del engine
 
 

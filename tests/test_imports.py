@@ -86,6 +86,16 @@ def test_import_is_light() -> None:
     assert not loaded_by("import lmcodec.cli.main") & {"torch", "numpy"}
 
 
+def test_decoding_loads_little() -> None:
+    golden = Path(__file__).with_name("golden")
+    frame, model = str(golden / "network.lmz"), str(golden / "network.lmm")
+    decode = f"import lmcodec; lmcodec.decompress(open({frame!r}, 'rb').read(), model={model!r})"
+    loaded = loaded_by(decode)
+    assert {"numpy", "lmcodec.engine", "lmcodec.lm.weights"} <= loaded
+    # The encoder's coder, and modules that take milliseconds.
+    assert not loaded & {"constriction", "click", "importlib.resources", "tempfile", "concurrent.futures"}
+
+
 def test_the_trainer_needs_nothing_but_torch_and_numpy() -> None:
     """A machine with a GPU gets the package as a folder: no kernel, no click, no constriction."""
     pytest.importorskip("torch")

@@ -690,6 +690,22 @@ def test_damaged_model_files(model_file: Path, tmp_path: Path) -> None:
     assert decompress(compress(TEXT, model=path), model=path) == TEXT
 
 
+def test_loading_without_a_further_thread(
+    model_file: Path, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = [profile.spec for profile in model.profiles]
+
+    def start(self: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    source = store.find(model_file)
+    for cannot in (False, True):
+        if cannot:
+            monkeypatch.setattr(threading.Thread, "start", start)
+        monkeypatch.setattr(store, "_loaded", {})
+        assert [profile.spec for profile in store.load(source).profiles] == expected
+
+
 def test_models_without_profiles_only_measure(tmp_path: Path) -> None:
     path = tmp_path / "bare.lmm"
     path.write_bytes(weights.pack(tiny_model()))

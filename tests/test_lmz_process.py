@@ -433,3 +433,27 @@ def test_a_fault_at_any_system_call_loses_nothing(tmp_path: Path, fault: str, ov
         if fault == "signal=TERM":
             assert set(os.listdir(folder)) <= {"text", "text.lmz"}, where
             assert written in ((b"old", complete) if overwrite else (None, complete)), where
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="reads /proc")
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="one processor has no further threads")
+def test_no_thread_of_a_library_waits() -> None:
+    """A pool for linear algebra, which waits busily, would take a tenth of a second of every start."""
+    golden = Path(__file__).with_name("golden")
+    code = """
+import atexit, os, sys, time
+from lmcodec.cli.lmz import main
+
+def report():
+    end = time.monotonic() + 5  # those that are ending need a moment
+    while (n := len(os.listdir("/proc/self/task"))) > 1 and time.monotonic() < end:
+        time.sleep(0.01)
+    print("numpy" in sys.modules, n)
+
+atexit.register(report)
+main()
+"""
+    files = ["-t", str(golden / "network.lmz"), "--model", str(golden / "network.lmm")]
+    ours = {k: v for k, v in environment().items() if k != "OPENBLAS_NUM_THREADS"}
+    run = subprocess.run([sys.executable, "-I", "-c", code, *files], capture_output=True, text=True, env=ours)
+    assert (run.stdout, run.stderr, run.returncode) == ("True 1\n", "", 0)

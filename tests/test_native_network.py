@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,13 @@ from lmcodec.lm.native import NativeNetwork, NativeSession, chosen_isa
 from lmcodec.lm.vocab import Vocabulary
 
 ISAS = _kernel.network_isas()
+DRIVER_BUILDS = {**BUILDS, "thread sanitizer": ["-O1", "-g", "-fsanitize=thread"]}
+DRIVER_SOURCES = [
+    *NATIVE.glob("gemm*.cpp"),
+    NATIVE / "network.cpp",
+    NATIVE / "table_memory.cpp",
+    Path(__file__).with_name("network_driver.cpp"),
+]
 # V, D, L, R, M: mostly multiples of nothing, below and above a panel of 64 outputs, and whole panels.
 SHAPES = [
     (300, 48, 1, 33, 70),
@@ -133,16 +141,21 @@ def check_same_bits(model: IntegerModel, isa: str, t: int, b: int) -> None:
 
     session = network.start(cuts(b))
     in_place = _kernel.NetworkSession(network.kernel, b)  # frequencies where the logits were
+    helped = _kernel.NetworkSession(network.kernel, b, helped=True)
     for stream, cut in enumerate(cuts(b)):
         in_place.reset(stream, bool(cut))
+        helped.reset(stream, bool(cut))
     for i in range(t):
         session.step(tokens[i])
         in_place.step(tokens[i].astype(np.uint32))
+        helped.step(tokens[i].astype(np.uint32))
         assert (session.logits() == logits[i]).all()
         assert (session.frequencies() == freq[i]).all()
         assert (in_place.frequencies() == freq[i]).all()
+        assert (helped.frequencies() == freq[i]).all()
     assert (session.state == state.h).all()
     assert (in_place.state == state.h).all()
+    assert (helped.state == state.h).all()
 
     cum = reference.cumulate(freq[-1])
     rng = np.random.default_rng(5)
@@ -178,6 +191,27 @@ def test_the_random_models_are_alive() -> None:
 @pytest.mark.parametrize("b", [1, 2, 3, 7, 16, 64, 128])
 def test_streams(b: int, isa: str) -> None:
     check_same_bits(random_model(*SHAPES[0]), isa, 3, b)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("b", [1, 2, 5])
+def test_a_second_thread_takes_panels(b: int, isa: str) -> None:
+    """Of products with one panel, with odd numbers of them and many; until it has taken a part for sure."""
+    network = NativeNetwork(random_model(1100, 100, 2, 70, 200), isa)
+    plain = _kernel.NetworkSession(network.kernel, b)
+    helped = _kernel.NetworkSession(network.kernel, b, helped=True)
+    tokens = random_tokens(network.model, 64, b).astype(np.uint32)
+    end = time.monotonic() + 20
+    n_step = 0
+    while n_step < 64 or (helped.helped < 1000 and time.monotonic() < end):
+        for session in (plain, helped):
+            session.step(tokens[n_step % 64])
+        assert (helped.frequencies() == plain.frequencies()).all()
+        assert helped.cum(b - 1, 1100) == plain.cum(b - 1, 1100)
+        n_step += 1
+    assert (helped.state == plain.state).all()
+    assert plain.helped == 0
+    assert helped.helped > 0
 
 
 @pytest.mark.parametrize("isa", ISAS)
@@ -427,21 +461,16 @@ def model_bytes(model: IntegerModel) -> bytes:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("build", BUILDS)
+@pytest.mark.parametrize("build", DRIVER_BUILDS)
 def test_builds_without_python(build: str, tmp_path: Path) -> None:
     """Other optimisation and sanitizers; LMCODEC_TEST_RUNNER may name what runs the binaries of CXX."""
     compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
     if not compiler or sys.platform == "win32" or not NATIVE.is_dir():
         pytest.skip("needs a checkout and a C++ compiler that takes the options of g++")
     binary = tmp_path / "driver"
-    sources = [
-        *NATIVE.glob("gemm*.cpp"),
-        NATIVE / "network.cpp",
-        NATIVE / "table_memory.cpp",
-        Path(__file__).with_name("network_driver.cpp"),
-    ]
-    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *BUILDS[build]]
-    built = subprocess.run([compiler, *flags, *sources, "-o", binary], capture_output=True, text=True)
+    flags = ["-std=c++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *DRIVER_BUILDS[build]]
+    command: list[str | Path] = [compiler, *flags, *DRIVER_SOURCES, "-o", binary]
+    built = subprocess.run(command, capture_output=True, text=True)
     if "sanitize" in " ".join(flags) and "cannot find" in built.stderr:
         pytest.skip("the compiler has no sanitizers")
     assert built.returncode == 0, built.stderr

@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import random
 import struct
 import sys
+import threading
 import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
@@ -698,6 +700,10 @@ def test_files(tmp_path: Path) -> None:
     path = tmp_path / "tiny.lmm"
     path.write_bytes(packed())
     assert weights.load(path).model.sha256 == tiny().sha256
+    opened = weights.open_file(path)
+    assert opened.header == weights.load(path).header
+    assert opened.mixer == tiny().mixer
+    assert opened.decode(1).model.sha256 == tiny().sha256
     with pytest.raises(ModelNotFound, match="no such model file"):
         weights.load(tmp_path / "none.lmm")
     with pytest.raises(ModelNotFound, match="cannot be read"):
@@ -705,6 +711,22 @@ def test_files(tmp_path: Path) -> None:
     path.write_bytes(packed()[:-1])
     with pytest.raises(Truncated, match=r"tiny\.lmm: file ends"):
         weights.load(path)
+    path.write_bytes(packed() + bytes(70_000))
+    with pytest.raises(Corrupt, match=r"tiny\.lmm: 70000 bytes after the end"):
+        weights.load(path)
+    path.write_bytes(b"no model" * 1000)
+    with pytest.raises(BadMagic, match=r"tiny\.lmm: not an lmcodec model file"):
+        weights.load(path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe(tmp_path: Path) -> None:
+    path = tmp_path / "pipe.lmm"
+    os.mkfifo(path)
+    writer = threading.Thread(target=path.write_bytes, args=(packed(),))
+    writer.start()
+    assert weights.load(path).model.sha256 == tiny().sha256
+    writer.join()
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ Options only; `operate` does the work and is loaded when there is some.
 
 from __future__ import annotations
 
+import atexit
+import gc
 import os
 import re
 import signal
@@ -137,6 +139,8 @@ _EPILOG = (
 
 def _operate(program: str, mode: str, given: dict[str, Any]) -> int:
     """Turn options into settings and work; returns the exit status."""
+    # NumPy's linear algebra, which has nothing to do here, would start threads that wait for it busily.
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     from lmcodec.cli.operate import Settings, operate
 
     operands = given.pop("files")
@@ -248,6 +252,8 @@ def enter(command: click.Command, arguments: list[str] | None, program: str) -> 
 
     Ctrl-C and a closed standard output kill the process as they would have without us.
     """
+    # At its end the interpreter would look through all there is for cycles; it goes with the process.
+    atexit.register(gc.freeze)
     stdout = sys.stdout
     try:
         status = command.main(args=arguments, prog_name=program, standalone_mode=False)

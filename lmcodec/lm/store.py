@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lmcodec.lm.config import NetConfig
     from lmcodec.lm.model import IntegerModel
     from lmcodec.lm.vocab import Vocabulary
+    from lmcodec.lm.weights import ModelFile
     from lmcodec.profile import Profile
 
 FilePath = str | os.PathLike[str]
@@ -243,28 +244,65 @@ def load(source: Source) -> Model:
         return model
 
 
+class _Profiles:
+    """The profiles of a model file, unpacked in a thread of its own while the rest of the file is loaded.
+
+    Either takes about as long as the other, most of it outside of Python.
+    """
+
+    def __init__(self, opened: ModelFile) -> None:
+        self._opened = opened
+        self._profiles: list[Profile] = []
+        self._error: BaseException | None = None
+        self._thread: threading.Thread | None = threading.Thread(target=self._parse, name="lmcodec profiles")
+        try:
+            self._thread.start()
+        except RuntimeError:  # there can be no further thread
+            self._thread = None
+            self._parse()
+
+    def _parse(self) -> None:
+        from lmcodec.profile import parse_all
+
+        try:
+            self._profiles = parse_all(self._opened.mixer, f"{self._opened.where}: mixer")
+        except BaseException as error:
+            self._error = error
+
+    def result(self) -> tuple[Profile, ...]:
+        """The profiles.
+
+        Raises:
+            Corrupt: they are not what `profile.pack` writes, or not for a language model.
+        """
+        if self._thread is not None:
+            self._thread.join()
+        if self._error is not None:
+            raise self._error
+        if any(profile.spec["numbers"].get("lm") != 1 for profile in self._profiles):
+            raise Corrupt(f"{self._opened.where}: mixer: a profile is for blocks without a language model")
+        return tuple(self._profiles)
+
+
 def _load(source: Source) -> Model:
     from lmcodec import _kernel
     from lmcodec.lm import tables, weights
-    from lmcodec.profile import parse_all
 
-    file = weights.load(source.path)
+    opened = weights.open_file(source.path)
+    profiles = _Profiles(opened)
+    file = opened.decode()
     integer = file.model
     if source.model_id is not None and integer.model_id != source.model_id:
         raise Corrupt(
             f"{source.path}: is model {integer.model_id}, model {source.number} of this version is "
             f"{source.model_id}; reinstall lmcodec"
         )
-    profiles = tuple(parse_all(integer.mixer, f"{source.path}: mixer"))
-    if any(profile.spec["numbers"].get("lm") != 1 for profile in profiles):
-        raise Corrupt(f"{source.path}: mixer: a profile is for blocks without a language model")
     network, isa = _proved(integer, file.known)
     vocabulary = integer.vocabulary
     strings, offsets = vocabulary.flat()
     coding = _kernel.TokenCoding(network, strings, offsets, tables.log2())
-    nbytes = (
-        2 * integer.n_weight + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in profiles)
-    )
+    found = profiles.result()
+    nbytes = 2 * integer.n_weight + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
     return Model(
         source.path,
         source.number,
@@ -274,7 +312,7 @@ def _load(source: Source) -> Model:
         isa,
         network,
         coding,
-        profiles,
+        found,
         nbytes,
     )
 

@@ -16,17 +16,20 @@ from lmcodec.lm.config import MAX_FAN_IN
 _ONE = 1 << 128  # fixed point of the computations below: errors stay below 2^-110
 
 
-def _exp_minus(numerator: int, denominator: int) -> int:
-    """e^(-numerator/denominator) * 2^128, for 0 <= numerator/denominator < 8, by the series of e^(-x/16)."""
-    x = numerator * _ONE // (denominator * 16)
-    total, term, n = 0, _ONE, 0
-    while term:
-        total += -term if n & 1 else term
+@cache
+def _sigmoids() -> list[int]:
+    """sigmoid(z / 16) * 2^128 for z = -127 to 127."""
+    step, term, n = 0, _ONE, 0
+    while term:  # the series of e^(-1/16)
+        step += -term if n & 1 else term
         n += 1
-        term = term * x // (_ONE * n)
-    for _ in range(4):
-        total = total * total // _ONE
-    return total
+        term //= 16 * n
+    exps = [_ONE]  # e^(-n/16)
+    for _ in range(127):
+        exps.append(exps[-1] * step // _ONE)
+    upper = [_ONE * _ONE // (_ONE + e) for e in exps]
+    lower = [e * _ONE // (_ONE + e) for e in exps]
+    return lower[:0:-1] + upper
 
 
 def _rounded(value: int, scale: int) -> int:
@@ -34,7 +37,7 @@ def _rounded(value: int, scale: int) -> int:
     return (2 * value * scale + _ONE) // (2 * _ONE)
 
 
-def _frozen(values: list[int], dtype: type[np.generic]) -> np.ndarray:
+def _frozen(values: list[int] | np.ndarray, dtype: type[np.generic]) -> np.ndarray:
     table = np.array(values, dtype)
     table.setflags(write=False)
     return table
@@ -43,24 +46,15 @@ def _frozen(values: list[int], dtype: type[np.generic]) -> np.ndarray:
 @cache
 def decay() -> np.ndarray:
     """(255,) int32: sigmoid(z / 16) * 2^16 for z = -127 to 127. The recurrence's a and the output gate."""
-    values = []
-    for z in range(-127, 128):
-        e = _exp_minus(abs(z), 16)
-        p = (_ONE if z >= 0 else e) * _ONE // (_ONE + e)
-        values.append(_rounded(p, 1 << 16))
-    return _frozen(values, np.int32)
+    return _frozen([_rounded(p, 1 << 16) for p in _sigmoids()], np.int32)
 
 
 @cache
 def input_scale() -> np.ndarray:
     """(255,) int32: sqrt(1 - a^2 + 1e-7) * 2^16 with a = sigmoid(z / 16), for z = -127 to 127."""
-    values = []
-    for z in range(-127, 128):
-        e = _exp_minus(abs(z), 16)
-        p = (_ONE if z >= 0 else e) * _ONE // (_ONE + e)
-        square = (_ONE - p) * (_ONE + p) + _ONE * _ONE // 10_000_000  # times 2^256
-        values.append(_rounded(isqrt(square), 1 << 16))
-    return _frozen(values, np.int32)
+    tiny = _ONE * _ONE // 10_000_000
+    squares = [(_ONE - p) * (_ONE + p) + tiny for p in _sigmoids()]  # times 2^256
+    return _frozen([_rounded(isqrt(square), 1 << 16) for square in squares], np.int32)
 
 
 @cache
@@ -73,7 +67,11 @@ def relu2() -> np.ndarray:
 def rsqrt() -> np.ndarray:
     """(12288,) int32: 2^31 / sqrt((i + 1/2) 2^18) for i = 4096 to 16383; 2^15 to 2^16."""
     # 2^31 / sqrt((2i + 1) 2^17) = sqrt(2^45 / (2i + 1)); with 2 bits more, then rounded.
-    return _frozen([(isqrt((1 << 49) // (2 * i + 1)) + 2) >> 2 for i in range(4096, 16384)], np.int32)
+    square = (1 << 49) // np.arange(2 * 4096 + 1, 2 * 16384, 2, dtype=np.int64)
+    root = np.sqrt(square).astype(np.int64)  # whatever a machine makes of it, integers put it right
+    root -= root * root > square
+    root += (root + 1) * (root + 1) <= square
+    return _frozen(root + 2 >> 2, np.int32)
 
 
 @cache
@@ -119,18 +117,19 @@ def _power_of_two(f: int) -> int:
 @cache
 def log2() -> np.ndarray:
     """(1024,) int32: log2(1 + (i + 1/2) / 1024) * 2^16, to the nearest."""
-    values = []
-    for i in range(1024):
-        x = _ONE + (2 * i + 1) * _ONE // 2048
-        bits = 0
-        for _ in range(17):  # one more than wanted, then rounded
-            x = x * x // _ONE
-            bits <<= 1
-            if x >= 2 * _ONE:
-                bits |= 1
-                x //= 2
-        values.append((bits + 1) >> 1)
-    return _frozen(values, np.int32)
+    # ln((d + 1) / (d - 1)) = 2 atanh(1/d): from 2048 to 2049, then by steps of 2. Three terms of the series,
+    # the next one is below 2^-79, in steps of 2^-60: the sums are right to 2^-48.
+    d = np.arange(2048, 4096, 2, dtype=np.int64)
+    d[0] = 4097
+    term = (1 << 60) // d
+    atanh = term.copy()
+    for n in (3, 5):
+        term //= d * d
+        atanh += term // n
+    # 2 / ln 2 = 1 / atanh(1/3)
+    half_ln2 = sum(_ONE // ((2 * n + 1) * 3 ** (2 * n + 1)) for n in range(40))
+    sums = np.cumsum(atanh).tolist()
+    return _frozen([_rounded((s << 68) * _ONE // half_ln2, 1 << 16) for s in sums], np.int32)
 
 
 @cache

@@ -21,11 +21,12 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterable
 from functools import cached_property
-from importlib import resources
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from lmcodec import models
 from lmcodec.errors import BadMagic, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Truncated
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ class Vocabulary:
             LmcodecError: if it is not a sound vocabulary; the message begins with the path.
         """
         if path is None:
-            return cls.parse(resources.files("lmcodec.models").joinpath(SHIPPED).read_bytes())
+            return cls.parse((Path(models.__file__).parent / SHIPPED).read_bytes())
         try:
             with open(path, "rb") as file:
                 data = file.read()

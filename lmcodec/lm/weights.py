@@ -18,7 +18,8 @@ import lzma
 import os
 import struct
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
@@ -126,6 +127,37 @@ class Header:
 
 
 @dataclass(frozen=True)
+class ModelFile:
+    """A model file whose checksum and header hold; what its sections hold is not decoded yet.
+
+    Attributes:
+        where: what error messages begin with.
+        header: what it says of itself.
+    """
+
+    where: str
+    header: Header
+    _sections: dict[str, memoryview] = field(repr=False)
+
+    @property
+    def mixer(self) -> bytes:
+        """`IntegerModel.mixer`."""
+        return bytes(self._sections["mixer"])
+
+    def decode(self, n_thread: int = 2) -> LoadedModel:
+        """The model.
+
+        Args:
+            n_thread: threads that decode weights, 1 to 64.
+
+        Raises:
+            Corrupt: a check, a bound or an order rule does not hold.
+        """
+        with _named(self.where):
+            return _decode(self.header, self._sections, n_thread)
+
+
+@dataclass(frozen=True)
 class LoadedModel:
     """A model and what its file says of it."""
 
@@ -200,10 +232,7 @@ def inspect(data: bytes, where: str = "model") -> Header:
     Raises:
         BadMagic, Unsupported, Truncated, Corrupt: as `parse`.
     """
-    try:
-        return _parse_header(data)[0]
-    except LmcodecError as error:
-        raise type(error)(f"{where}: {error}") from None
+    return _open(data, where).header
 
 
 def parse(data: bytes, where: str = "model", n_thread: int = 2) -> LoadedModel:
@@ -220,10 +249,17 @@ def parse(data: bytes, where: str = "model", n_thread: int = 2) -> LoadedModel:
         Corrupt: a check, a bound or an order rule does not hold.
         Unsupported: it is of another version, arithmetic or shape.
     """
-    try:
-        return _parse(data, n_thread)
-    except LmcodecError as error:
-        raise type(error)(f"{where}: {error}") from None
+    return _open(data, where).decode(n_thread)
+
+
+def open_file(path: str | os.PathLike[str]) -> ModelFile:
+    """The file at `path`, to be decoded.
+
+    Raises:
+        ModelNotFound: there is no such file, or it cannot be read.
+        LmcodecError: as `parse`.
+    """
+    return _open(_read(path), os.fspath(path))
 
 
 def load(path: str | os.PathLike[str], n_thread: int = 2) -> LoadedModel:
@@ -233,7 +269,7 @@ def load(path: str | os.PathLike[str], n_thread: int = 2) -> LoadedModel:
         ModelNotFound: there is no such file, or it cannot be read.
         LmcodecError: as `parse`.
     """
-    return parse(_read(path), os.fspath(path), n_thread)
+    return open_file(path).decode(n_thread)
 
 
 def read_header(path: str | os.PathLike[str]) -> Header:
@@ -243,15 +279,16 @@ def read_header(path: str | os.PathLike[str]) -> Header:
         ModelNotFound: there is no such file, or it cannot be read.
         LmcodecError: as `parse`.
     """
-    return inspect(_read(path), os.fspath(path))
+    return open_file(path).header
 
 
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         with open(path, "rb") as file:
-            # A file that is no model is not read to its end.
-            start = file.read(_PREFIX.size)
-            return start + (file.read(MAX_FILE_NBYTES) if start.startswith(MAGIC) else b"")
+            # A file that is no model is not read to its end. (A pipe's size is 0.)
+            if not file.peek(_PREFIX.size).startswith(MAGIC):
+                return file.read(_PREFIX.size)
+            return file.read(min(os.fstat(file.fileno()).st_size or MAX_FILE_NBYTES, MAX_FILE_NBYTES + 1))
     except FileNotFoundError:
         raise ModelNotFound(f"{os.fspath(path)}: no such model file") from None
     except OSError as error:
@@ -259,6 +296,19 @@ def _read(path: str | os.PathLike[str]) -> bytes:
 
 
 # --- the file ---
+
+
+@contextmanager
+def _named(where: str) -> Iterator[None]:
+    try:
+        yield
+    except LmcodecError as error:
+        raise type(error)(f"{where}: {error}") from None
+
+
+def _open(data: bytes, where: str) -> ModelFile:
+    with _named(where):
+        return ModelFile(where, *_parse_header(data))
 
 
 def _canonical(content: dict[str, Any]) -> bytes:
@@ -377,8 +427,7 @@ def _integer(what: str, value: Any, low: int, high: int) -> int:
     return value
 
 
-def _parse(data: bytes, n_thread: int) -> LoadedModel:
-    header, sections = _parse_header(data)
+def _decode(header: Header, sections: dict[str, memoryview], n_thread: int) -> LoadedModel:
     expected = shapes(header.config)
     vocabulary = _parse_vocabulary(sections["vocabulary"], header.config.vocab_size)
     multipliers, biases, start = _parse_vectors(sections["vectors"], header.config)

@@ -140,8 +140,8 @@ void bind_network(nb::module_& m) {
            nb::arg("mlp"), nb::arg("tensors"), nb::arg("start"), nb::arg("tables"), nb::arg("isa") = "")
       .def_prop_ro("isa", [](const Network& self) { return std::string(self.isa()); });
   nb::class_<Session>(m, "NetworkSession", "The states of B streams and what their last step gave.")
-      .def(nb::init<const Network&, int, bool, bool>(), nb::arg("network"), nb::arg("streams"),
-           nb::arg("keep_logits") = false, nb::arg("timed") = false, nb::keep_alive<1, 2>())
+      .def(nb::init<const Network&, int, bool, bool, bool>(), nb::arg("network"), nb::arg("streams"),
+           nb::arg("keep_logits") = false, nb::arg("timed") = false, nb::arg("helped") = false, nb::keep_alive<1, 2>())
       .def("reset", [](Session& self, int stream, bool cut) { self.reset(stream_of(self, stream), cut); },
            nb::arg("stream"), nb::arg("cut"))
       .def("step", &step, nb::arg("tokens"))
@@ -156,6 +156,7 @@ void bind_network(nb::module_& m) {
       .def("frequencies",
            [](const Session& self) { return copied<std::uint32_t>(self, [&](int b) { return self.frequencies(b); }); })
       .def_prop_ro("state", &state)
+      .def_prop_ro("helped", &Session::helped)
       .def_prop_ro("times", [](const Session& self) {
         return std::make_tuple(self.times().products, self.times().elements, self.times().frequencies);
       });

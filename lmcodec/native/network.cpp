@@ -4,6 +4,7 @@
 #include <chrono>
 #include <cstring>
 #include <limits>
+#include <numeric>
 #include <stdexcept>
 #include <string>
 
@@ -37,15 +38,11 @@ int within(const char* name, int value, int low, int high) {
 void check(const LinearView& view, int n, int k, bool biased, int shift_min) {
   if (view.n != n || view.k != k || (view.bias != nullptr) != biased) refuse("a tensor has not the shape of the network");
   within("a tensor's shift", view.shift, shift_min, kShiftMax);
-  const std::size_t size = static_cast<std::size_t>(n) * static_cast<std::size_t>(k);
-  int low = 0, high = 0;
-  for (std::size_t i = 0; i < size; ++i) {
-    const int w = view.weight[i];
-    low = w < low ? w : low;
-    high = w > high ? w : high;
-  }
-  within("a weight", low, -kWeightMax, 0);
-  within("a weight", high, 0, kWeightMax);
+  const std::int8_t* const end = view.weight + static_cast<std::size_t>(n) * static_cast<std::size_t>(k);
+  const auto beyond = [](int w) { return static_cast<unsigned char>(w + kWeightMax) > 2 * kWeightMax; };
+  unsigned char any = 0;  // a loop over bytes that compilers turn into one over vectors
+  for (const std::int8_t* w = view.weight; w < end; ++w) any |= beyond(*w);
+  if (any) within("a weight", *std::find_if(view.weight, end, beyond), -kWeightMax, kWeightMax);
   for (int i = 0; biased && i < n; ++i) within("a bias", view.bias[i], -kBiasMax, kBiasMax);
 }
 
@@ -65,6 +62,23 @@ NetworkTables checked_tables(const TableViews& views) {
   }
   tables.norm_scale = within("the norm's scale", views.norm_scale, 1, 65535);
   return tables;
+}
+
+// Some panels of a product as a product of their own, and where their outputs go.
+PackedLinear panels_of(const PackedLinear& whole, int first, int last) {
+  PackedLinear part = whole;
+  const std::ptrdiff_t row = std::ptrdiff_t{first} * kPanel;
+  part.weight += row * whole.n_quad * kQuad;
+  part.bias += row;
+  part.multiplier += row;
+  part.n = std::min(whole.n, last * kPanel) - first * kPanel;
+  part.n_panel = last - first;
+  return part;
+}
+
+void* output_of(int first, const Finished& to) {
+  const bool bytes = to.finish == Finish::kClip || to.finish == Finish::kRelu2;
+  return static_cast<std::uint8_t*>(to.out) + std::size_t{kPanel} * static_cast<std::size_t>(first) * (bytes ? 1 : 4);
 }
 
 NetworkKernels chosen(const char* isa) {
@@ -93,15 +107,14 @@ Network::Linear Network::pack(const LinearView& view, const NetworkKernels& kern
   linear.weight = Table<std::int8_t>(static_cast<std::size_t>(packed.n_panel) * panel_nbytes);
   linear.bias = Table<std::int32_t>(n_row);
   linear.multiplier = Table<std::int32_t>(n_row);
+  const int n_whole = view.k / kQuad, rest = view.k % kQuad;
   for (int i = 0; i < view.n; ++i) {
     const std::size_t row = static_cast<std::size_t>(i / part * padded + i % part);
     const std::int8_t* from = view.weight + static_cast<std::size_t>(i) * static_cast<std::size_t>(view.k);
     std::int8_t* to = linear.weight.data() + row / kPanel * panel_nbytes + row % kPanel * kQuad;
-    std::int32_t sum = 0;
-    for (int k = 0; k < view.k; ++k) {
-      to[static_cast<std::size_t>(k / kQuad) * (kPanel * kQuad) + static_cast<std::size_t>(k % kQuad)] = from[k];
-      sum += from[k];
-    }
+    const std::int32_t sum = std::accumulate(from, from + view.k, std::int32_t{0});
+    for (int q = 0; q < n_whole; ++q, from += kQuad, to += kPanel * kQuad) std::memcpy(to, from, kQuad);
+    std::copy_n(from, rest, to);
     linear.bias.data()[row] = (view.bias ? view.bias[i] : 0) - offset * sum;
     linear.multiplier.data()[row] = view.multiplier[i];
   }
@@ -171,7 +184,7 @@ class Session::Stopwatch {
   Clock::time_point last_;
 };
 
-Session::Session(const Network& network, int n_stream, bool keep_logits, bool timed)
+Session::Session(const Network& network, int n_stream, bool keep_logits, bool timed, bool helped)
     : network_(network),
       n_stream_(within("the number of streams", n_stream, 1, kSessionStreamMax)),
       keep_logits_(keep_logits),
@@ -182,7 +195,8 @@ Session::Session(const Network& network, int n_stream, bool keep_logits, bool ti
       hidden_stride_(network.shape_.mlp ? row_stride(static_cast<std::size_t>(network.shape_.mlp)) : 0),
       width_(rounded_up(static_cast<std::size_t>(network.shape_.vocab_size), kPanel)),
       n_cum_(width_ / kPanel + 1),
-      state_(static_cast<std::size_t>(network.shape_.n_layer * n_stream) * network.lanes_) {
+      state_(static_cast<std::size_t>(network.shape_.n_layer * n_stream) * network.lanes_),
+      helper_(with_thread<Helper>(helped)) {
   reserve_trunk(n_stream);
   reserve_head(n_stream);
   for (int b = 0; b < n_stream; ++b) reset(b, false);
@@ -206,7 +220,7 @@ void Session::reserve_head(int n_row) {
   // Signed and unsigned integers may look at one another's storage.
   freq_ = keep_logits_ ? kept_freq_.data() : reinterpret_cast<std::uint32_t*>(logits_.data());
   cum_ = Table<std::uint64_t>(n * n_cum_);
-  max_.resize(n * kMaxLanes);
+  max_.resize(n * kMaxLanes * (helper_ ? 2 : 1));
   head_rows_ = n_row;
 }
 
@@ -247,6 +261,16 @@ void Session::normalise(int n_row) {
                                 network_.tables_, activations_.data() + static_cast<std::size_t>(row) * u_stride_);
 }
 
+void Session::product(const std::uint8_t* u, std::size_t stride, int n_row, const PackedLinear& linear,
+                      const Finished& to, std::int32_t* helper_max) {
+  const auto some = [&](int first, int last, bool by_helper) {
+    const Finished part = {to.finish, output_of(first, to), to.stride, by_helper ? helper_max : to.max};
+    network_.kernels_.product(u, stride, n_row, panels_of(linear, first, last), part);
+  };
+  if (helper_) helper_->share(linear.n_panel, some);
+  else some(0, linear.n_panel, false);
+}
+
 // Rows are in time order: row % B is the stream.
 void Session::trunk(const std::uint32_t* tokens, int n_row) {
   const NetworkKernels& kernels = network_.kernels_;
@@ -261,8 +285,8 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
     const Network::Layer& layer = network_.layers_[static_cast<std::size_t>(i)];
     normalise(n_row);
     watch.mark(times_.elements);
-    kernels.product(activations_.data(), u_stride_, n_row, layer.into.packed,
-                    {Finish::kClip, gates_.data(), gates_stride_, nullptr});
+    product(activations_.data(), u_stride_, n_row, layer.into.packed,
+            {Finish::kClip, gates_.data(), gates_stride_, nullptr});
     watch.mark(times_.products);
     for (int row = 0; row < n_row; ++row) {
       const std::int8_t* z = gates_.data() + static_cast<std::size_t>(row) * gates_stride_;
@@ -271,14 +295,14 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
     }
     watch.mark(times_.elements);
     const Finished add = {Finish::kAdd, x_.data(), x_stride_, nullptr};
-    kernels.product(activations_.data(), u_stride_, n_row, layer.out.packed, add);
+    product(activations_.data(), u_stride_, n_row, layer.out.packed, add);
     watch.mark(times_.products);
     if (!network_.shape_.mlp) continue;
     normalise(n_row);
     watch.mark(times_.elements);
-    kernels.product(activations_.data(), u_stride_, n_row, layer.up.packed,
-                    {Finish::kRelu2, hidden_.data(), hidden_stride_, nullptr});
-    kernels.product(hidden_.data(), hidden_stride_, n_row, layer.down.packed, add);
+    product(activations_.data(), u_stride_, n_row, layer.up.packed,
+            {Finish::kRelu2, hidden_.data(), hidden_stride_, nullptr});
+    product(hidden_.data(), hidden_stride_, n_row, layer.down.packed, add);
     watch.mark(times_.products);
   }
   normalise(n_row);
@@ -288,9 +312,12 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
 void Session::head(int first, int n_row) {
   const NetworkKernels& kernels = network_.kernels_;
   Stopwatch watch(timed_);
-  std::fill_n(max_.begin(), static_cast<std::size_t>(n_row) * kMaxLanes, std::numeric_limits<std::int32_t>::min());
-  kernels.product(activations_.data() + static_cast<std::size_t>(first) * u_stride_, u_stride_, n_row,
-                  network_.head_.packed, {Finish::kLogits, logits_.data(), width_, max_.data()});
+  const std::size_t n_max = static_cast<std::size_t>(n_row) * kMaxLanes;
+  std::int32_t* const helper_max = helper_ ? max_.data() + n_max : nullptr;
+  std::fill_n(max_.begin(), n_max * (helper_ ? 2 : 1), std::numeric_limits<std::int32_t>::min());
+  product(activations_.data() + static_cast<std::size_t>(first) * u_stride_, u_stride_, n_row, network_.head_.packed,
+          {Finish::kLogits, logits_.data(), width_, max_.data()}, helper_max);
+  for (std::size_t i = 0; helper_ && i < n_max; ++i) max_[i] = std::max(max_[i], helper_max[i]);
   watch.mark(times_.products);
   for (int row = 0; row < n_row; ++row) {
     const std::size_t r = static_cast<std::size_t>(row);

@@ -5,9 +5,11 @@
 #include <cstddef>
 #include <cstdint>
 #include <functional>
+#include <memory>
 #include <vector>
 
 #include "gemm.h"
+#include "helper.h"
 #include "table_memory.h"
 
 namespace lmcodec {
@@ -92,8 +94,10 @@ struct SessionTimes {
 // The states of up to 128 streams and what their last step gave.
 class Session {
  public:
-  // keep_logits: frequencies do not take the logits' place. timed: times() tells where the time goes.
-  Session(const Network& network, int n_stream, bool keep_logits = false, bool timed = false);
+  // keep_logits: frequencies do not take the logits' place. timed: times() tells where the time goes. helped: a second
+  // thread takes a part of every product, if there can be one; for steps of few streams, which are bound by one core's
+  // reading of the weights.
+  Session(const Network& network, int n_stream, bool keep_logits = false, bool timed = false, bool helped = false);
 
   int n_stream() const { return n_stream_; }
   const Network& network() const { return network_; }
@@ -130,6 +134,8 @@ class Session {
     return state_.data() + static_cast<std::size_t>(layer * n_stream_ + stream) * network_.lanes_;
   }
   const SessionTimes& times() const { return times_; }
+  // Panels of products that the second thread took.
+  std::uint64_t helped() const { return helper_ ? helper_->taken() : 0; }
 
  private:
   class Stopwatch;
@@ -139,6 +145,9 @@ class Session {
   void trunk(const std::uint32_t* tokens, int n_row);  // to activations_
   void head(int first, int n_row);                     // from rows of activations_ to logits and frequencies
   void normalise(int n_row);
+  // NetworkKernels::product, with the helper if there is one, whose maxima go to helper_max.
+  void product(const std::uint8_t* u, std::size_t stride, int n_row, const PackedLinear& linear, const Finished& to,
+               std::int32_t* helper_max = nullptr);
 
   const Network& network_;
   const int n_stream_;
@@ -154,8 +163,9 @@ class Session {
   Table<std::uint32_t> kept_freq_;   // (rows, width), or empty
   std::uint32_t* freq_ = nullptr;    // (rows, width): kept_freq_, or where the logits were
   Table<std::uint64_t> cum_;         // (rows, n_cum): exclusive sums of blocks of 64
-  std::vector<std::int32_t> max_;    // (rows, 16)
+  std::vector<std::int32_t> max_;    // (rows, 16), and as many of the helper's
   SessionTimes times_;
+  std::unique_ptr<Helper> helper_;
 };
 
 }  // namespace lmcodec

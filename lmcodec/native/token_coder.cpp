@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cstddef>
-#include <system_error>
 #include <utility>
 
 #include "logistic.h"
@@ -33,16 +32,6 @@ void for_each_decision(const TokenTrie& trie, const std::uint8_t* bytes, std::ui
   }
 }
 
-// A second thread, if one is wanted and can be had.
-std::unique_ptr<Worker> make_worker(bool helped) {
-  if (!helped) return nullptr;
-  try {
-    return std::make_unique<Worker>();
-  } catch (const std::system_error&) {
-    return nullptr;
-  }
-}
-
 }  // namespace
 
 class TokenBlockCoder::Predictor : public TokenModel {
@@ -52,16 +41,17 @@ class TokenBlockCoder::Predictor : public TokenModel {
 
 class TokenBlockCoder::Live : public Predictor {
  public:
-  // helped: a second thread steps one group's streams while another's are coded.
+  // helped: a second thread steps one group's streams while another's are coded; of a single group it takes a part of
+  // each step.
   Live(const TokenCoding& coding, int n_stream, int n_group, bool continues, bool helped, bool timed)
       : coding_(coding), in_first_((n_stream + n_group - 1) / n_group) {
     const int size[2] = {in_first_, n_stream - in_first_};
     for (int g = 0; g < n_group; ++g) {
-      sessions_.push_back(std::make_unique<Session>(coding.network, size[g], false, timed));
+      sessions_.push_back(std::make_unique<Session>(coding.network, size[g], false, timed, helped && n_group == 1));
       for (int s = 0; s < size[g]; ++s) sessions_.back()->reset(s, continues || g * in_first_ + s > 0);
     }
     for (int g = 0; g < n_group; ++g) tokens_[g].resize(static_cast<std::size_t>(size[g]));
-    worker_ = make_worker(helped && n_group > 1);
+    worker_ = with_thread<Worker>(helped && n_group > 1);
   }
 
   void step(int group, const int* streams, const std::uint32_t* tokens, int n) override {
@@ -121,7 +111,7 @@ class TokenBlockCoder::Recorded : public Predictor {
       session_.reset(static_cast<int>(s), continues || s > 0);
       longest_ = std::max(longest_, begin_token_[s + 1] - begin_token_[s]);
     }
-    worker_ = make_worker(helped);
+    worker_ = with_thread<Worker>(helped);
     begin_record();
   }
 

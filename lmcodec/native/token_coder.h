@@ -53,7 +53,7 @@ class TokenBlockCoder {
   std::size_t trace(std::uint8_t* bits, std::uint16_t* p16, std::uint32_t* offset, std::uint16_t* network_p16,
                     std::size_t room);
   // Decoding: the block goes to bytes, which stays where it is until the block is done. helped: with two groups, a second
-  // thread steps one while the other is coded.
+  // thread steps one while the other is coded; with one it takes a part of each step.
   void begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload, std::size_t n,
                     bool helped = false);
   // Up to n decisions more; false if no encoder can have written the payload.

@@ -11,6 +11,8 @@
 #include <thread>
 #include <utility>
 
+#include "threading.h"
+
 namespace lmcodec {
 
 class Worker {
@@ -55,14 +57,6 @@ class Worker {
 
  private:
   static constexpr int kAsks = 4000;
-
-  static void pause() {
-#if (defined(__GNUC__) || defined(__clang__)) && (defined(__x86_64__) || defined(__i386__))
-    __builtin_ia32_pause();
-#else
-    std::atomic_signal_fence(std::memory_order_seq_cst);
-#endif
-  }
 
   void run() {
     std::unique_lock<std::mutex> lock(mutex_);
