@@ -360,9 +360,17 @@ class _Pipeline:
         most = max([nbytes, 1, *(job.nbytes for job in self._jobs)])
         return max(1, min(self._ahead, self._budget // most))
 
-    def room(self, nbytes: int, continues: bool = False) -> bool:
-        """Whether a block that needs `nbytes` may start; one that continues another waits for its end."""
-        return not self._jobs or (not continues and len(self._jobs) < self._limit(nbytes))
+    def room(self, nbytes: int, continues: bool = False, has_model: bool = False) -> bool:
+        """Whether a block that needs `nbytes` may start; one that continues another waits for its end.
+
+        A block with a language model has work for two threads: two such blocks on two threads would be no
+        faster, and take twice the memory.
+        """
+        if not self._jobs:
+            return True
+        return (
+            not continues and not (has_model and self.threads == 2) and len(self._jobs) < self._limit(nbytes)
+        )
 
     @property
     def idle(self) -> bool:
@@ -555,8 +563,8 @@ class Compressor(_Reusable):
     Args:
         level: 1 (fast) to 9.
         block_size: bytes of the original in a block, 1 KiB to 16 MiB; 4 MiB if None.
-        threads: blocks coded at once; None for one a CPU, fewer if their memory would exceed 1 GiB. The frame
-            does not depend on it.
+        threads: blocks coded at once; None for one a CPU, fewer if their memory would exceed 1 GiB. Two
+            share a block with a language model. The frame does not depend on it.
         solid: let each block continue the one before it: smaller, but one thread and no random access.
         content_size: bytes that the first frame will hold, to be said in its header if it has several blocks.
         streams: lockstep streams a block, 1 to 4, with a language model to 128; by the block's size if None.
@@ -732,7 +740,7 @@ class Compressor(_Reusable):
         if not last:
             self._header(several=True, needs_model=True)
         nbytes = sum(coder.memory_nbytes(len(data), self._solid, encoding=True) for coder in key)
-        while not self._pipeline.room(nbytes):
+        while not self._pipeline.room(nbytes, has_model=any(coder.model for coder in key)):
             self._take()
         previous = self._previous_coder() if self._solid else None
         # A chain's tables are as large as its first block asks for.
@@ -854,6 +862,7 @@ class Decompressor(_Reusable):
         max_output: refuse a frame that holds more bytes.
         memory_limit: refuse a block that takes more bytes of memory to decode; use fewer threads to keep it.
         threads: blocks decoded at once; None for one a CPU, fewer where their memory would exceed 100 MiB.
+            Two share a block with a language model.
         model: a model file, or a shipped model's name, for a frame whose model is not a shipped one; by
             default what LMCODEC_MODEL names. A frame that needs another model is refused.
 
@@ -1068,7 +1077,7 @@ class Decompressor(_Reusable):
         assert block is not None
         assert walk is not None
         need = self._need(block)
-        if not self._pipeline.room(need, block.continues):
+        if not self._pipeline.room(need, block.continues, block.method >= Method.LM_CM):
             return False
         payload = bytes(memoryview(self._input)[block.header_nbytes : block.nbytes])
         where = f"block {walk.n_block} at offset {self._offset}"

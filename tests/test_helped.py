@@ -7,11 +7,13 @@ import random
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from test_lm_codec import NOISE, TEXT, model, model_file  # noqa: F401
 
+from lmcodec import codec
 from lmcodec.codec import compress, decompress, frame_info, lm_streams
 from lmcodec.engine import LmEngine
 from lmcodec.errors import LmcodecError
@@ -89,3 +91,31 @@ def test_frames_do_not_depend_on_threads(model: Model, model_file: Path) -> None
     assert (block.streams, block.groups) == (lm_streams(len(text)), 2)
     for threads in (1, 2):
         assert decompress(frame, model=model_file, threads=threads) == text
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_two_threads_share_a_block_with_a_model(
+    threads: int,
+    model_file: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two such blocks at a time would be no faster than both threads on one; without a model they are."""
+    most = [0]
+    start = codec._Pipeline.start
+
+    def counted(self: codec._Pipeline, *arguments: Any, **named: Any) -> None:
+        start(self, *arguments, **named)
+        most[0] = max(most[0], self.n_at_work)
+
+    monkeypatch.setattr(codec._Pipeline, "start", counted)
+    text = TEXT * (4096 // len(TEXT) + 1)
+    for method, asked, expected in (
+        ("lm+cm", model_file, 1 if threads == 2 else threads),
+        ("cm", None, threads),
+    ):
+        frame = compress(text, method=method, block_size=1024, threads=threads, model=asked)
+        assert most[0] == expected
+        most[0] = 0
+        assert decompress(frame, threads=threads, model=asked) == text
+        assert most[0] == expected
+        most[0] = 0
