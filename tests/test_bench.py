@@ -233,16 +233,27 @@ def test_wrong_commands(bad: str) -> None:
     assert BAD_COMMANDS[bad] in str(caught.value)
 
 
-def test_a_wrong_command_is_an_error_before_anything_runs(text: Path, script: Path, tmp_path: Path) -> None:
-    pids = tmp_path / "pids"
-    arguments = ["--command", command("hangs", script), "--command", "x=gzip {in};gzip {in} {out}"]
-    result = cli(text, "--levels", "none", "--peers", "none", *arguments, BENCH_PIDS=str(pids))
+def test_a_wrong_command_is_reported_and_the_rest_goes_on(text: Path) -> None:
+    commands = ["x=gzip {in};gzip {in} {out}", "y=no-such-program {in} {out};gzip {in} {out}"]
+    messages = [
+        f"--command {command!r}: {reason}"
+        for command, reason in zip(
+            commands,
+            ("the command to compress must name {out} once", "no program 'no-such-program' is there"),
+            strict=True,
+        )
+    ]
+    given = [argument for command in commands for argument in ("--command", command)]
+    result = cli(text, "--peers", "none", "--levels", "1", "--runs", "1", "--json", "-", *given)
     assert result.returncode == 1
-    assert result.stdout == ""
-    assert result.stderr == (
-        "lmcodec: --command 'x=gzip {in};gzip {in} {out}': the command to compress must name {out} once\n"
-    )
-    assert not pids.exists()
+    assert result.stderr.splitlines() == [f"lmcodec: {message}" for message in messages]
+    found = json.loads(result.stdout)
+    assert [failure["message"] for failure in found["failures"]] == messages
+    assert "lmz -1" in result.stdout
+    # Where nothing is left to measure, the first of them is the error.
+    result = cli(text, "--peers", "none", "--levels", "none", *given)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr == f"lmcodec: {messages[0]}\n"
 
 
 @pytest.mark.parametrize(

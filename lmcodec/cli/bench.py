@@ -171,11 +171,16 @@ def bench(
     elif not paths:
         raise ConfigError("name files or folders to measure on, or use --quick (-h helps)")
     asked = _split(peers, _QUICK_PEERS if quick else tuple(known.FAMILIES))
-    own = [known.own_command(text) for text in commands]
+    own, wrong = [], []
+    for text in commands:
+        try:
+            own.append(known.own_command(text))
+        except ConfigError as error:
+            wrong.append(measure.Failure("", "", str(error)))
     found = known.find(asked, threads)
     compressors = [*(known.own_level(level, threads) for level in levels), *found.compressors, *own]
     if not compressors:
-        raise ConfigError("there is no compressor to measure")
+        raise ConfigError(wrong[0].message if wrong else "there is no compressor to measure")
     known.check_names(compressors)
 
     console = Console("lmcodec", progress=True)
@@ -183,6 +188,7 @@ def bench(
     with _interruptible() as interrupts, TemporaryDirectory(prefix="lmcodec-text-") as folder:
         names = paths or _generate(Path(folder), max(nbytes or (_QUICK_NBYTES,)))
         inputs, failures = measure.gather(names, nbytes or (None,))
+        failures = [*wrong, *failures]
         for failure in failures:
             progress.say(failure)
         if not inputs:
