@@ -116,7 +116,9 @@ struct ContextMixer::Stream {
   int n_bit = 0;
   bool prepared = false;  // features and hashes are those of the byte at hand
   int nibble = 0;         // 1, 2: slots are those of the byte's first, second nibble
-  bool begun = false;     // begin_byte() was called for the byte at hand
+  bool begun = false;     // matches are those of the byte at hand
+  bool settled = false;   // their maps are, too,
+  bool rowed = false;     // and the rows
   std::int32_t lm_stretch = 0;
   int token_nbytes = 0;
   std::uint32_t tokens = 0;  // hash of the token so far and the one before it
@@ -125,24 +127,37 @@ struct ContextMixer::Stream {
   alignas(64) std::uint32_t line[kContextMax] = {};    // hashes of the nibble's slots
   alignas(64) std::uint32_t placed[kContextMax] = {};  // with the place in the token
   std::uint8_t* slot[kContextMax];
-  std::uint8_t state[kContextMax] = {};  // of each slot at the bit at hand
   std::uint32_t* direct[kDirectMax];
   Match match[kMatchMax];
   alignas(64) std::uint32_t base[kRowMax] = {};  // of each row: what is fixed during the byte
   std::uint16_t* apm[kApmMax];
   std::uint16_t* lm_map[kLmMapMax];
   Table<std::uint32_t> own_match[kMatchMax];
+  // Of the decision at hand, for learn(), which may come after its bit has moved everything else on.
+  std::uint32_t node = 1;
+  int bit = 0;        // what came
+  bool same = false;  // the counters are what value[] says
+  // Counters: of the contexts' histories, of the direct orders, of the matches.
+  std::uint32_t nowhere = kHalf22 << 10;  // for what gives no input
+  std::uint32_t* cell[kCellMax];
+  alignas(64) std::uint32_t value[kCellMax];
+  alignas(64) std::int32_t opposite[kCellMax] = {};
+  alignas(64) std::uint8_t state[kCellMax] = {};  // of each context's slot; not 0 for other counters that learn
 };
 
 ContextMixer::ContextMixer(const Profile& profile, const std::vector<std::uint32_t>& learned)
     : profile_(profile), prior_(learned), n_input_(profile.n_input()), n_set_(profile.n_set()),
       logistic_(&logistic()), histories_(&bit_histories()) {
   use_isa(nullptr);
+  std::uint32_t* limit = std::fill_n(limit_, profile.n_context, static_cast<std::uint32_t>(profile.map_limit));
+  limit = std::fill_n(limit, profile.n_direct, static_cast<std::uint32_t>(profile.direct_limit));
+  std::fill(limit, std::end(limit_), kCountMask);
   match_tables_.resize(static_cast<std::size_t>(profile.n_match));
   for (int i = 0; i < profile.n_context; ++i)
     if (profile.contexts[i][0] >= kOrder1 && profile.contexts[i][0] <= kOrder8 && !profile.contexts[i][1])
       order_[n_order_++] = i;
   for (int i = 0; i < profile.n_context; ++i) {
+    for (int f = 0; f < kFeaturesPerContext; ++f) match_context_ |= profile.contexts[i][f] == kMatchByte;
     for (int f = 0; f < kFeaturesPerContext; ++f)
       if (profile.contexts[i][f] >= kBegun) place_[i] = static_cast<std::uint8_t>(place_[i] | 1 << (profile.contexts[i][f] - kBegun));
     if (place_[i] && std::find(places_, places_ + n_place_, place_[i]) == places_ + n_place_) places_[n_place_++] = place_[i];
@@ -201,6 +216,8 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
   for (auto& table : match_tables_) clear_table(table, std::size_t{match_mask_} + 1);
   history_.clear();
   streams_.clear();
+  learning_.resize(static_cast<std::size_t>(n_stream));
+  n_learning_ = 0;
   apm_.assign(static_cast<std::size_t>(profile_.n_apm), {});
   std::size_t n_cell = profile_.cells_at();
   for (int a = 0; a < profile_.n_apm; ++a) {
@@ -226,6 +243,9 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
     streams_.push_back(std::make_unique<Stream>());
     Stream& stream = *streams_.back();
     std::fill(std::begin(stream.input), std::end(stream.input), 0);
+    std::fill(std::begin(stream.cell), std::end(stream.cell), &stream.nowhere);
+    for (int d = 0; d < profile_.n_direct; ++d) stream.state[profile_.n_context + d] = 1;
+    stream.input[2 * (profile_.n_context + profile_.n_direct + profile_.n_match + profile_.lm) + profile_.n_lm_map] = 256;
     if (n_stream > 1)
       for (int m = 0; m < profile_.n_match; ++m)
         clear_table(stream.own_match[m], match_places(own_nbytes));
@@ -249,6 +269,7 @@ void ContextMixer::set_origins() {
 void ContextMixer::begin_block(std::uint32_t nbytes) {
   base_ = history_.reserve(nbytes);
   nbytes_ = nbytes;
+  n_learning_ = 0;  // the block before may have been left at any place
   const std::uint64_t n_stream = streams_.size();
   for (std::uint64_t s = 0; s < n_stream; ++s) {
     Stream& stream = *streams_[s];
@@ -260,7 +281,7 @@ void ContextMixer::begin_block(std::uint32_t nbytes) {
     // The block before may have been left inside a byte.
     stream.c0 = 1;
     stream.n_bit = 0;
-    stream.begun = stream.prepared = false;
+    stream.begun = stream.prepared = stream.settled = stream.rowed = false;
     stream.nibble = 0;
   }
   fresh_ = false;
@@ -349,7 +370,7 @@ void ContextMixer::set_rows(Stream& stream) {
   const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
   const std::uint8_t c1 = static_cast<std::uint8_t>(tail), c2 = static_cast<std::uint8_t>(tail >> 8);
   const std::uint8_t c3 = static_cast<std::uint8_t>(tail >> 16);
-  std::uint32_t base[kSelectorCount] = {};  // 0 for those of the language model, which predict() works out
+  std::uint32_t base[kSelectorCount] = {};  // 0 for those of the language model: choose() works them out
   const auto cls = [](std::uint8_t c) { return static_cast<std::uint32_t>(TextState::byte_class(c)); };
   const auto capped = [](int value, int most) { return static_cast<std::uint32_t>(std::min(value, most)); };
   base[kSelectZero] = base[kSelectOrder0] = base[kSelectKnown] = 0;
@@ -388,7 +409,7 @@ void ContextMixer::prepare(int s) {
   std::uint32_t value[kFeatureCount];
   std::fill(value + kBegun, value + kFeatureCount, 0u);  // set_place() adds these
   stream.text.features(history_, value);
-  begin_byte(s);  // now: the match tables' lines were on their way
+  if (match_context_) settle(stream);  // now: the match tables' lines were on their way
   const Match& match = stream.match[0];
   value[kMatchByte] =
       match.active ? match.predicted + 1u + (static_cast<std::uint32_t>(length_bucket(match.length)) << 9) : 0;
@@ -397,18 +418,31 @@ void ContextMixer::prepare(int s) {
     for (int f = 0; f < kFeaturesPerContext && profile_.contexts[i][f]; ++f) x = fold(x, value[profile_.contexts[i][f]]);
     stream.hash[i] = stream.placed[i] = static_cast<std::uint32_t>(x >> 20);
   }
+}
+
+void ContextMixer::settle(Stream& stream) {
+  if (stream.settled) return;
+  stream.settled = true;
   for (int m = 0; m < profile_.n_match; ++m) {
+    if (!stream.begun) find_match(stream, m);
     Match& now = stream.match[m];
     const int bucket = now.active ? length_bucket(now.length) : 0;
     now.map = &learned_[profile_.match_at() + static_cast<std::size_t>(m) * 1024 +
                         static_cast<std::size_t>((bucket * 4 + std::min(popcount8(now.misses), 3)) * 8)];
   }
+  stream.begun = true;
+}
+
+void ContextMixer::fetch_lines(const Stream& stream, std::uint32_t node, std::uint32_t* mixed) {
+  const int n_context = profile_.n_context;
+  mixing_->mix_hashes(stream.placed, node * 0x9E3779B1u, (n_context + 15) & ~15, mixed);
+  const std::uint8_t* const table = table_.data();
+  for (int i = 0; i < n_context; ++i) prefetch(table + std::size_t{mixed[i] & line_mask_} * 64);
 }
 
 void ContextMixer::fetch(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
   const int n_context = profile_.n_context;
-  const bool first = stream.nibble == 0;
   prepare(s);
   stream.nibble = stream.n_bit < 4 ? 1 : 2;
   const std::uint32_t node = stream.n_bit < 4 ? 0 : stream.c0 >> (stream.n_bit - 4);
@@ -421,23 +455,19 @@ void ContextMixer::fetch(int s) {
   }
   if (n_place_)
     for (int i = 0; i < n_context; ++i) stream.placed[i] = stream.hash[i] + stream.place[place_[i]];
-  const int n_mixed = (n_context + 15) & ~15;
-  const auto fetch_lines = [&](std::uint32_t after, std::uint32_t* mixed) {
-    mixing_->mix_hashes(stream.placed, after * 0x9E3779B1u, n_mixed, mixed);
-    const std::uint8_t* const table = table_.data();
-    for (int i = 0; i < n_context; ++i) prefetch(table + std::size_t{mixed[i] & line_mask_} * 64);
-  };
-  fetch_lines(node, stream.line);
-  if (stream.n_bit < 4 && stream.match[0].active) {
-    // The second nibble's lines, if the match model is right about the first.
-    alignas(64) std::uint32_t likely[kContextMax];
-    fetch_lines(16u | stream.match[0].predicted >> 4, likely);
-  }
-  if (first) set_rows(stream);  // while the lines are on their way
+  fetch_lines(stream, node, stream.line);
 }
 
 void ContextMixer::lookup(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  settle(stream);
+  if (!stream.rowed) set_rows(stream);
+  stream.rowed = true;
+  if (stream.n_bit < 4 && stream.match[0].active) {
+    // The second nibble's lines, if the match model is right about the first.
+    alignas(64) std::uint32_t likely[kContextMax];
+    fetch_lines(stream, 16u | stream.match[0].predicted >> 4, likely);
+  }
   const int n_context = profile_.n_context;
   bool seen[kContextMax];  // asked at once: a later context of this lookup may take the slot
   for (int i = 0; i < n_context; ++i) {
@@ -560,46 +590,45 @@ void ContextMixer::choose(Stream& stream) {
     stream.lm_map[a] = cell;
     prefetch(cell);
   }
-  const std::uint32_t node = node_of(stream);
-  const int n_context = profile_.n_context;
-  std::uint8_t* const* slot = stream.slot;
-  for (int i = 0; i < n_context; ++i) stream.state[i] = slot[i][node];
+}
+
+Cells ContextMixer::cells_of(const Stream& stream) const {
+  return {stream.cell, stream.opposite, stream.state, limit_, profile_.n_context + profile_.n_direct + profile_.n_match};
 }
 
 void ContextMixer::gather(Stream& stream) {
-  const Logistic& logit = *logistic_;
-  const std::uint32_t node = node_of(stream);
-  std::int32_t* x = stream.input;
-  // The empty history's entry stays at one half: both inputs are 0.
-  mixing_->map_inputs(&learned_[profile_.maps_at()], stream.state, profile_.n_context, logit.stretch12, x);
-  x += 2 * profile_.n_context;
-  for (int d = 0; d < profile_.n_direct; ++d, x += 2) {
-    const std::uint32_t p = stream.direct[d][node] >> 10;
-    x[0] = logit.stretch(p);
-    x[1] = (static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11;
+  const std::uint32_t node = stream.node = node_of(stream);
+  const int n_context = profile_.n_context;
+  std::uint32_t* const maps = &learned_[profile_.maps_at()];
+  std::uint8_t* const* slot = stream.slot;
+  for (int i = 0; i < n_context; ++i) {
+    const std::uint8_t state = slot[i][node];
+    stream.state[i] = state;
+    stream.cell[i] = maps + i * 256 + state;  // the empty history's stays at one half: both inputs are 0
   }
-  for (int m = 0; m < profile_.n_match; ++m, x += 2) {
+  int c = n_context;
+  for (int d = 0; d < profile_.n_direct; ++d, ++c) stream.cell[c] = &stream.direct[d][node];
+  for (int m = 0; m < profile_.n_match; ++m, ++c) {
     const Match& match = stream.match[m];
-    if (agrees(stream, match)) {
-      const std::uint32_t p = match.map[stream.n_bit] >> 10;
-      const std::int32_t sign = (match.predicted >> (7 - stream.n_bit)) & 1 ? 1 : -1;
-      x[0] = sign * logit.stretch(p);
-      x[1] = sign * ((static_cast<std::int32_t>(p) - static_cast<std::int32_t>(kHalf22)) >> 11);
-    } else {
-      x[0] = x[1] = 0;
-    }
+    const bool agrees = ContextMixer::agrees(stream, match);
+    stream.cell[c] = agrees ? &match.map[stream.n_bit] : &stream.nowhere;
+    stream.opposite[c] = agrees && !(match.predicted >> (7 - stream.n_bit) & 1) ? -1 : 0;
+    stream.state[c] = agrees;
   }
-  if (profile_.lm) {
-    x[0] = stream.lm_stretch;
-    x[1] = (static_cast<std::int32_t>(logit.squash(stream.lm_stretch) << 6) - static_cast<std::int32_t>(kHalf22)) >> 11;
-    x += 2;
-    const MapPlace place(stream.lm_stretch);
-    for (int a = 0; a < profile_.n_lm_map; ++a, ++x) {
-      x[0] = logit.stretch(place.read(stream.lm_map[a]) << 6);
-      stream.lm_map[a] += place.nearer();
-    }
+  mixing_->read_cells(cells_of(stream), logistic_->stretch12, stream.value, stream.input);
+}
+
+void ContextMixer::gather_lm(Stream& stream) {
+  const Logistic& logit = *logistic_;
+  std::int32_t* x = stream.input + 2 * (profile_.n_context + profile_.n_direct + profile_.n_match);
+  x[0] = stream.lm_stretch;
+  x[1] = (static_cast<std::int32_t>(logit.squash(stream.lm_stretch) << 6) - static_cast<std::int32_t>(kHalf22)) >> 11;
+  x += 2;
+  const MapPlace place(stream.lm_stretch);
+  for (int a = 0; a < profile_.n_lm_map; ++a, ++x) {
+    x[0] = logit.stretch(place.read(stream.lm_map[a]) << 6);
+    stream.lm_map[a] += place.nearer();
   }
-  x[0] = 256;
 }
 
 std::uint32_t ContextMixer::refine(Stream& stream) {
@@ -620,50 +649,60 @@ std::uint32_t ContextMixer::refine(Stream& stream) {
 
 void ContextMixer::predict(const int* s, int n, std::uint32_t* p) {
   const auto stream = [this, s](int k) -> Stream& { return *streams_[static_cast<std::size_t>(s[k])]; };
-  for (int k = 0; k < n; ++k) choose(stream(k));
   for (int k = 0; k < n; ++k) gather(stream(k));
+  for (int k = 0; k < n; ++k) choose(stream(k));
+  for (int k = 0; profile_.lm && k < n; ++k) gather_lm(stream(k));
   for (int k = 0; k < n; ++k)
     stream(k).mixed = mixing_->mix(stream(k).input, n_input_, profile_.n_selector, *logistic_, stream(k).mixture);
   for (int k = 0; k < n; ++k) p[k] = refine(stream(k));
 }
 
-void ContextMixer::update(const int* s, int n, const std::uint8_t* bits) {
-  const auto stream = [this, s](int k) -> Stream& { return *streams_[static_cast<std::size_t>(s[k])]; };
-  for (int k = 0; k < n; ++k)
-    mixing_->learn(stream(k).input, n_input_, profile_.n_selector, bits[k], profile_.weight_rate, profile_.final_rate,
-                   stream(k).mixture);
-  // Copies: a byte that is written might be any of them, for all the compiler knows.
-  const int n_context = profile_.n_context, n_direct = profile_.n_direct, n_apm = profile_.n_apm, n_lm_map = profile_.n_lm_map;
-  const int apm_rate = profile_.apm_rate, lm_map_rate = profile_.lm_map_rate;
-  const std::uint32_t direct_limit = static_cast<std::uint32_t>(profile_.direct_limit);
+void ContextMixer::take(const int* s, int n, const std::uint8_t* bits) {
   for (int k = 0; k < n; ++k) {
-    Stream& at = stream(k);
-    const int bit = bits[k];
-    for (int a = 0; a < n_apm; ++a) train_cell(*at.apm[a], bit, apm_rate);
-    for (int a = 0; a < n_lm_map; ++a) train_cell(*at.lm_map[a], bit, lm_map_rate);
-    const std::uint32_t node = node_of(at);
-    for (int d = 0; d < n_direct; ++d) train_counter(at.direct[d][node], bit, direct_limit);
+    Stream& stream = *streams_[static_cast<std::size_t>(s[k])];
+    stream.c0 = stream.c0 << 1 | bits[k];
+    ++stream.n_bit;
+    stream.bit = bits[k];
+    learning_[static_cast<std::size_t>(n_learning_++)] = &stream;
+  }
+}
+
+void ContextMixer::learn() {
+  const int n = n_learning_;
+  n_learning_ = 0;
+  for (int k = 0; k < n; ++k) {
+    const Stream& stream = *learning_[static_cast<std::size_t>(k)];
+    mixing_->learn(stream.input, n_input_, profile_.n_selector, stream.bit, profile_.weight_rate, profile_.final_rate,
+                   stream.mixture);
+  }
+  // Copies: a byte that is written might be any of them, for all the compiler knows.
+  const int n_context = profile_.n_context, n_apm = profile_.n_apm, n_lm_map = profile_.n_lm_map;
+  const int apm_rate = profile_.apm_rate, lm_map_rate = profile_.lm_map_rate;
+  std::uint32_t* const maps = &learned_[profile_.maps_at()];
+  for (int k = 0; k < n; ++k) {
+    Stream& stream = *learning_[static_cast<std::size_t>(k)];
+    const int bit = stream.bit;
+    for (int a = 0; a < n_apm; ++a) train_cell(*stream.apm[a], bit, apm_rate);
+    for (int a = 0; a < n_lm_map; ++a) train_cell(*stream.lm_map[a], bit, lm_map_rate);
+    const std::uint32_t node = stream.node;
     const std::uint8_t* const next = &histories_->next[0][bit];
-    std::uint8_t* const* const slot = at.slot;
-    std::uint8_t* const states = at.state;
-    for (int i = 0; i < n_context; ++i) {  // contexts may share a slot: each takes it as the one before left it
+    std::uint8_t* const* const slot = stream.slot;
+    bool same = n == 1;  // whether the counters are as they were read
+    for (int i = 0; i < n_context; ++i) {
       std::uint8_t* const place = slot[i] + node;
       const std::uint8_t state = *place;
-      states[i] = state;
+      if (state != stream.state[i]) {  // contexts may share a slot: each takes it as the one before left it
+        stream.state[i] = state;
+        stream.cell[i] = maps + i * 256 + state;
+        same = false;
+      }
       *place = next[2 * state];
     }
+    stream.same = same;
   }
   for (int k = 0; k < n; ++k) {
-    Stream& at = stream(k);
-    mixing_->train_maps(&learned_[profile_.maps_at()], at.state, profile_.n_context, bits[k],
-                        static_cast<std::uint32_t>(profile_.map_limit));
-    for (int m = 0; m < profile_.n_match; ++m) {
-      const Match& match = at.match[m];
-      if (agrees(at, match))
-        train_counter(match.map[at.n_bit], ((match.predicted >> (7 - at.n_bit)) & 1) == bits[k], 1023);
-    }
-    at.c0 = at.c0 << 1 | bits[k];
-    ++at.n_bit;
+    const Stream& stream = *learning_[static_cast<std::size_t>(k)];
+    mixing_->train_cells(cells_of(stream), stream.same ? stream.value : nullptr, stream.bit);
   }
 }
 
@@ -679,7 +718,7 @@ void ContextMixer::end_byte(int s) {
   }
   stream.c0 = 1;
   stream.n_bit = 0;
-  stream.begun = stream.prepared = false;
+  stream.begun = stream.prepared = stream.settled = stream.rowed = false;
   stream.nibble = 0;
   for (int m = 0; m < profile_.n_match; ++m) {
     Match& match = stream.match[m];

@@ -22,6 +22,7 @@ constexpr int kContextMax = 64;
 constexpr int kSelectorMax = 12;
 constexpr int kDirectMax = 4;
 constexpr int kMatchMax = 3;
+constexpr int kCellMax = (kContextMax + kDirectMax + kMatchMax + kLanes - 1) / kLanes * kLanes;
 constexpr int kFeaturesPerContext = 4;
 constexpr int kApmMax = 6;
 constexpr int kLmMapMax = 8;
@@ -110,7 +111,10 @@ class ContextMixer {
   // The next bit of stream s[k] is 1 with probability p[k] / 65536, p of 1 to 65535. Streams take every part of the work
   // together, so that one's waiting for memory is the others' time.
   void predict(const int* s, int n, std::uint32_t* p);
-  void update(const int* s, int n, const std::uint8_t* bits);
+  void take(const int* s, int n, const std::uint8_t* bits);
+  // Learns from the bits of the last take(). Before it, streams may go on as far as fetch(), where nothing depends on what
+  // is learned: the lines that fetch() asks for arrive meanwhile.
+  void learn();
   void end_byte(int s);  // after eight bits: the byte becomes visible
 
   // With a language model, whose decisions may have only one possible side.
@@ -121,7 +125,7 @@ class ContextMixer {
   bool fetched(int s) const;                       // whether fetch() was called for the nibble at hand
   void set_lm(int s, std::int32_t stretch);        // its stretch, Q8
   void skip(int s, int bit);                       // a bit that needed no coding
-  // Does the token end here? Between bytes: as lookup(), the first and the second part of predict(), and update().
+  // Does the token end here? Between bytes: as lookup(), the first and the second part of predict(), and what learns from it.
   void lookup_end(int s, std::uint32_t token);
   void begin_end(int s, std::int32_t stretch, std::uint32_t token, std::uint32_t token_before, int n_byte,
                  const TokenTrie& trie);
@@ -142,13 +146,19 @@ class ContextMixer {
   std::uint32_t* shared_match(const Stream& stream, int m);
   void find_match(Stream& stream, int m);
   void prepare(int s);
+  // What the matches say: found before the contexts where one of them asks, else when slots are looked up.
+  void settle(Stream& stream);
+  // Asks for the lines of a nibble's slots, after `node` (0: the byte begins).
+  void fetch_lines(const Stream& stream, std::uint32_t node, std::uint32_t* mixed);
   void set_origins();
   void set_rows(Stream& stream);
   static std::uint32_t node_of(const Stream& stream);
   static bool agrees(const Stream& stream, const Match& match);  // the match model gives an input
   // The parts of predict(): which rows and histories count, what they say, and the maps after the mixture.
   void choose(Stream& stream);
+  Cells cells_of(const Stream& stream) const;
   void gather(Stream& stream);
+  void gather_lm(Stream& stream);
   std::uint32_t refine(Stream& stream);
 
   const Profile profile_;
@@ -157,6 +167,7 @@ class ContextMixer {
   const Logistic* const logistic_;
   const BitHistories* const histories_;
   const MixingKernels* mixing_;
+  alignas(64) std::uint32_t limit_[kCellMax];  // of the counters' counts
   // A row at a bit is its stream's base and what the bits so far add, but for some.
   std::uint8_t selector_[kRowMax] = {};
   RowRules rules_;  // strides in bytes
@@ -164,6 +175,7 @@ class ContextMixer {
   int n_row_ = 0;
   int match_row_[kRowMax] = {}, n_match_row_ = 0;  // those that are 0 where the match model gives no input
   int lm_row_[kRowMax] = {}, n_lm_row_ = 0;        // those that depend on the language model
+  bool match_context_ = false;  // a context sees what the match model predicts
   int order_[kContextMax];  // contexts of a single order, in their order
   int n_order_ = 0;
   // What of the place in the token a context sees: a bit for each of kBegun and the features after it.
@@ -181,6 +193,8 @@ class ContextMixer {
   std::uint32_t match_mask_ = 0;
   History history_;
   std::vector<std::unique_ptr<Stream>> streams_;
+  std::vector<Stream*> learning_;  // those whose bit has come since learn()
+  int n_learning_ = 0;
   std::uint32_t base_ = 0, nbytes_ = 0;
   bool fresh_ = true;
 };

@@ -43,10 +43,12 @@ bool Lockstep::begin_step() {
 }
 
 void Lockstep::predict_round() {
-  if (n_bit_ % 4 == 0) {
-    for (int k = 0; k < group_size_; ++k) mixer_.fetch(stream_[k]);
-    for (int k = 0; k < group_size_; ++k) mixer_.lookup(stream_[k]);
-  }
+  const bool begins = n_bit_ % 4 == 0;
+  for (int k = 0; begins && k < group_size_; ++k) mixer_.fetch(stream_[k]);
+  mark(clock_, Phase::kLookup);
+  mixer_.learn();  // of the round before
+  mark(clock_, Phase::kUpdate);
+  for (int k = 0; begins && k < group_size_; ++k) mixer_.lookup(stream_[k]);
   mark(clock_, Phase::kLookup);
   mixer_.predict(stream_, group_size_, p_);
   mark(clock_, Phase::kPredict);
@@ -55,12 +57,11 @@ void Lockstep::predict_round() {
 
 void Lockstep::advance() {
   mark(clock_, Phase::kCoder);
-  mixer_.update(stream_, group_size_, bit_);
-  mark(clock_, Phase::kUpdate);
+  mixer_.take(stream_, group_size_, bit_);
   if (++n_bit_ == 8) {
     for (int k = 0; k < group_size_; ++k) mixer_.end_byte(stream_[k]);
     mark(clock_, Phase::kByte);
-    if (!begin_step()) return;
+    if (!begin_step()) return mixer_.learn();
   }
   predict_round();
 }

@@ -34,12 +34,21 @@ using FindRows = void (*)(const std::uint32_t* base, const RowRules& rules, std:
 // mix32(hash + added) of n hashes (a multiple of 16).
 using MixHashes = void (*)(const std::uint32_t* hash, std::uint32_t added, int n, std::uint32_t* mixed);
 
-// Inputs of n contexts, two each, from their adaptive maps (n, 256 counters) at their histories' states: the stretch, and
-// the probability less one half. stretch: of Logistic.
-using MapInputs = void (*)(const std::uint32_t* maps, const std::uint8_t* states, int n, const std::int16_t* stretch,
-                           std::int32_t* x);
-// Moves the maps' counters towards the bit, but for those of the empty history (state 0).
-using TrainMaps = void (*)(std::uint32_t* maps, const std::uint8_t* states, int n, int bit, std::uint32_t limit);
+// The counters that a decision reads and moves, n of them; each array ends at the next multiple of kLanes.
+struct Cells {
+  std::uint32_t* const* at;      // where they lie, no two at one place; beyond n: anywhere else that may be written
+  const std::int32_t* opposite;  // -1 where a counter's probability is that of a 0, else 0
+  const std::uint8_t* learns;    // 0: the counter stays as it is
+  const std::uint32_t* limit;    // of its count
+  int n;
+};
+constexpr int kLanes = 16;
+
+// Two inputs each: the stretch, and the probability less one half, for a 1. value (n, padded): the counters.
+// stretch: of Logistic.
+using ReadCells = void (*)(const Cells& cells, const std::int16_t* stretch, std::uint32_t* value, std::int32_t* x);
+// Moves the counters towards the bit. value: as they were read, null if they may have changed.
+using TrainCells = void (*)(const Cells& cells, const std::uint32_t* value, int bit);
 
 struct MixingKernels {
   const char* isa;
@@ -47,8 +56,8 @@ struct MixingKernels {
   Learn learn;
   FindRows find_rows;
   MixHashes mix_hashes;
-  MapInputs map_inputs;
-  TrainMaps train_maps;
+  ReadCells read_cells;
+  TrainCells train_cells;
 };
 
 // Versions this machine can run, the best first; the last is portable C++.

@@ -31,7 +31,12 @@ TokenEnd::TokenEnd(int n_context, const std::uint32_t* maps, const std::uint32_t
                    int n_stream)
     : n_context_(n_context), n_input_(n_input(n_context)), table_log2_(table_log2),
       weights_(weights, weights + n_weight(n_context)), maps_(maps, maps + n_context * 256),
-      table_(std::size_t{1} << table_log2), streams_(static_cast<std::size_t>(n_stream)) {
+      table_(std::size_t{1} << table_log2), nowhere_(kHalf22 << 10), streams_(static_cast<std::size_t>(n_stream)) {
+  std::fill(std::fill_n(limit_, kCounters - 1, kLimit), std::end(limit_), kMapLimit);
+  for (Stream& stream : streams_) {
+    std::fill(std::begin(stream.counter), std::end(stream.counter), &nowhere_);
+    std::fill_n(stream.learns, kCounters - 1, std::uint8_t{1});
+  }
   for (int a = 0; a < kMaps; ++a) fill_identity(lm_map_[a], static_cast<std::size_t>(kMapRows[a]));
   for (int c = 0; c < kCounters - 1; ++c) counters_[c].assign(std::size_t{1} << kTableLog2, kHalf22 << 10);
   counters_[kCounters - 1].assign(16, (kHalf22 + kHalf22 / 2) << 10);  // of the match: is it right?
@@ -64,10 +69,11 @@ void TokenEnd::begin(int s, const Situation& at) {
   stream.counter[1] = &counters_[1][hashed(token << 16 | at.token_before)];
   stream.counter[2] = &counters_[2][hashed(token << 16 | static_cast<std::uint32_t>(at.next_byte))];
   stream.counter[3] = &counters_[3][hashed((token << 32 | at.tail) + 1)];
-  stream.counter[4] = &counters_[4][static_cast<std::size_t>(at.match_bucket)];
-  for (std::uint32_t* counter : stream.counter) prefetch(counter);
-  stream.match = at.match_bucket > 0;
-  stream.match_bit = at.match_ends ? 1 : 0;
+  const bool match = at.match_bucket > 0;
+  stream.counter[4] = match ? &counters_[4][static_cast<std::size_t>(at.match_bucket)] : &nowhere_;
+  stream.opposite[4] = match && !at.match_ends ? -1 : 0;
+  stream.learns[4] = match;
+  for (int c = 0; c < kCounters; ++c) prefetch(stream.counter[c]);
   const MapPlace place(at.stretch);
   const std::uint32_t map_row[kMaps] = {at.token & (kMapRows[0] - 1), mix32(at.token * 0x9E3779B1u + at.tail) >> 16};
   for (int a = 0; a < kMaps; ++a) {
@@ -78,11 +84,13 @@ void TokenEnd::begin(int s, const Situation& at) {
   for (int i = 0; i < n_context_; ++i) {
     std::uint16_t& entry = *stream.entry[i];
     if (entry >> 8 != stream.check[i]) entry = static_cast<std::uint16_t>(stream.check[i] << 8);
-    stream.state[i] = static_cast<std::uint8_t>(entry);
+    const std::uint8_t state = static_cast<std::uint8_t>(entry);
+    stream.learns[kCounters + i] = state;
+    stream.counter[kCounters + i] = &maps_[static_cast<std::size_t>(i * 256 + state)];
     (i < kOrders ? known : others) += (entry & 255) != 0;
   }
   const int row[kSets] = {(at.stretch + kStretchMax) >> 8,
-                          stream.match ? at.match_bucket * 2 + (at.match_ends ? 1 : 0) : 0, std::min(at.n_byte, 15),
+                          match ? at.match_bucket * 2 + (at.match_ends ? 1 : 0) : 0, std::min(at.n_byte, 15),
                           known * 8 + others * 7 / std::max(1, n_context_ - kOrders)};
   std::int32_t* w = reinterpret_cast<std::int32_t*>(weights_.data());
   for (int k = 0; k < kSets; ++k) {
@@ -96,17 +104,10 @@ std::uint32_t TokenEnd::predict(int s, const MixingKernels& mixing) {
   Stream& stream = streams_[static_cast<std::size_t>(s)];
   const Logistic& logit = logistic();
   std::int32_t* x = stream.input;
-  const auto add = [&x](std::int32_t stretch, std::uint32_t p22, std::int32_t sign) {
-    x[0] = sign * stretch;
-    x[1] = sign * ((static_cast<std::int32_t>(p22) - static_cast<std::int32_t>(kHalf22)) >> 11);
-    x += 2;
-  };
-  add(stream.stretch, logit.squash(stream.stretch) << 6, 1);
-  for (int c = 0; c < kCounters - 1; ++c) add(logit.stretch(*stream.counter[c] >> 10), *stream.counter[c] >> 10, 1);
-  const std::int32_t sign = !stream.match ? 0 : stream.match_bit ? 1 : -1;
-  add(logit.stretch(*stream.counter[4] >> 10), *stream.counter[4] >> 10, sign);
-  mixing.map_inputs(maps_.data(), stream.state, n_context_, logit.stretch12, x);
-  x += 2 * n_context_;
+  x[0] = stream.stretch;
+  x[1] = (static_cast<std::int32_t>(logit.squash(stream.stretch) << 6) - static_cast<std::int32_t>(kHalf22)) >> 11;
+  mixing.read_cells(cells_of(stream), logit.stretch12, stream.value, x + 2);
+  x += 2 + 2 * (kCounters + n_context_);
   const MapPlace place(stream.stretch);
   for (std::uint16_t*& cell : stream.cell) {
     *x++ = logit.stretch(place.read(cell) << 6);
@@ -121,16 +122,21 @@ void TokenEnd::update(int s, int bit, const MixingKernels& mixing) {
   Stream& stream = streams_[static_cast<std::size_t>(s)];
   mixing.learn(stream.input, n_input_, kSets, bit, kRate, kFinalRate, stream.mixture);
   for (std::uint16_t* cell : stream.cell) train_cell(*cell, bit, kMapRate);
-  for (int c = 0; c < kCounters - 1; ++c) train_counter(*stream.counter[c], bit, kLimit);
   const BitHistories& histories = bit_histories();
   for (int i = 0; i < n_context_; ++i) {
-    // Two contexts may share an entry: each takes it as the one before left it.
     std::uint16_t& entry = *stream.entry[i];
-    stream.state[i] = static_cast<std::uint8_t>(entry);
-    entry = static_cast<std::uint16_t>((entry & 0xff00) | histories.next[entry & 255][bit]);
+    const std::uint8_t state = static_cast<std::uint8_t>(entry);
+    if (state != stream.learns[kCounters + i]) {  // two contexts may share an entry: each takes it as the one before left it
+      stream.learns[kCounters + i] = state;
+      stream.counter[kCounters + i] = &maps_[static_cast<std::size_t>(i * 256 + state)];
+    }
+    entry = static_cast<std::uint16_t>((entry & 0xff00) | histories.next[state][bit]);
   }
-  mixing.train_maps(maps_.data(), stream.state, n_context_, bit, kMapLimit);
-  if (stream.match) train_counter(*stream.counter[kCounters - 1], bit == stream.match_bit, 1023);
+  mixing.train_cells(cells_of(stream), nullptr, bit);  // other streams may have moved them
+}
+
+Cells TokenEnd::cells_of(const Stream& stream) const {
+  return {stream.counter, stream.opposite, stream.learns, limit_, kCounters + n_context_};
 }
 
 }  // namespace lmcodec

@@ -54,25 +54,32 @@ class TokenEnd {
 
  private:
   static constexpr int kCounters = 5;
+  static constexpr int kCellMax = (kContextMax + kCounters + kLanes - 1) / kLanes * kLanes;
   static constexpr int kMaps = 2;
 
   struct Stream {
-    alignas(64) std::int32_t input[kInputMax] = {};
+    alignas(64) std::int32_t input[2 + 2 * kCellMax] = {};  // kInputMax of them count
     Mixture mixture;
-    std::uint32_t* counter[kCounters] = {};
+    // Counters: the five, then those of the contexts' histories.
+    std::uint32_t* counter[kCellMax] = {};
+    alignas(64) std::uint32_t value[kCellMax] = {};
+    alignas(64) std::int32_t opposite[kCellMax] = {};
+    alignas(64) std::uint8_t learns[kCellMax] = {};  // of the contexts: their histories' states
     std::uint16_t* cell[kMaps] = {};
     std::uint16_t* entry[kContextMax] = {};
-    std::uint8_t check[kContextMax] = {}, state[kContextMax] = {};
+    std::uint8_t check[kContextMax] = {};
     std::int32_t stretch = 0;
-    bool match = false;
-    int match_bit = 0;  // what the match model expects
   };
+
+  Cells cells_of(const Stream& stream) const;
 
   const int n_context_, n_input_, table_log2_;
   std::vector<std::uint32_t> weights_, maps_;
   Table<std::uint16_t> table_;  // a check, a bit history
   Table<std::uint16_t> lm_map_[kMaps];
   std::vector<std::uint32_t> counters_[kCounters];
+  alignas(64) std::uint32_t limit_[kCellMax];  // of the counters' counts
+  std::uint32_t nowhere_;                      // for what gives no input
   std::vector<Stream> streams_;
 };
 

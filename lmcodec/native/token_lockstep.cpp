@@ -233,7 +233,8 @@ void TokenLockstep::end_round() {
       if (streams_[static_cast<std::size_t>(s)].at_end) mixer_->update_end(s, bit);
       else inside_bit_[static_cast<std::size_t>(inside++)] = bit;
     }
-    mixer_->update(inside_.data(), n_inside_, inside_bit_.data());
+    mixer_->take(inside_.data(), n_inside_, inside_bit_.data());
+    mixer_->learn();
     mark(clock_, Phase::kUpdate);
   }
   int n = 0;
