@@ -41,6 +41,8 @@ class Level(NamedTuple):
         stream_nbytes: with a language model, a block has a stream for so many bytes, a power of two of
             streams. Streams make decoding faster and cost a little size.
         streams: with a language model, at most.
+        second_stream_nbytes: without one, a block of so many bytes has a second stream: while the processor
+            waits for what one needs, it works on the other. 0: none has.
     """
 
     profile: int
@@ -49,10 +51,11 @@ class Level(NamedTuple):
     enlarge: int = 0
     stream_nbytes: int = 64 << 10
     streams: int = 16
+    second_stream_nbytes: int = 0
 
 
 LEVELS = (
-    {1: Level(1), 2: Level(2)}
+    {1: Level(1, second_stream_nbytes=512 << 10), 2: Level(2)}
     | {level: Level(2, ("small",)) for level in range(3, 6)}
     | {
         6: Level(2, ("base", "small"), 2),
@@ -715,7 +718,12 @@ class Compressor(_Reusable):
         for method in methods:
             enlarge = plan.enlarge
             if method == Method.CM:
-                model, profile, streams = None, plan.profile, min(self._streams or 1, MAX_STREAMS[method])
+                wanted = 2 if 0 < plan.second_stream_nbytes <= nbytes else 1
+                model, profile, streams = (
+                    None,
+                    plan.profile,
+                    min(self._streams or wanted, MAX_STREAMS[method]),
+                )
             elif method == Method.STORED or self._model is None:
                 continue
             else:

@@ -6,6 +6,9 @@
 //       seen when share() returns. Writes the number of indices that the helper took.
 //   helper_driver ends N
 //       N helpers that end at any moment: before they began, at work a moment ago, asleep
+//   helper_driver lent SEED N
+//       N loops as above by a Worker, while this thread lends its time, waits otherwise or is away. Writes the number of
+//       indices that it took.
 //   helper_driver meets SECONDS
 //       loops until the helper has taken a part of one, for at most so long; writes whether it has
 #include <chrono>
@@ -18,6 +21,7 @@
 #include <vector>
 
 #include "helper.h"
+#include "worker.h"
 
 namespace {
 
@@ -76,6 +80,28 @@ long loops(unsigned seed, int n) {
   return taken;
 }
 
+long lent(unsigned seed, int n) {
+  std::mt19937 random(seed);
+  const auto below = [&](unsigned bound) { return static_cast<int>(random() % bound); };
+  lmcodec::Helper helper{lmcodec::Helper::Lent()};
+  long taken = 0;
+  lmcodec::Worker worker;  // the last: its jobs use the others
+  for (int i = 0; i < n; ++i) {
+    const int kind = below(100), loops = 1 + below(8), size = 1 + below(60);
+    const microseconds each(kind < 50 ? below(4) : 0), rest(kind == 0 ? 3000 : kind < 10 ? below(100) : 0);
+    const std::uint64_t ticket = worker.submit([&taken, &helper, loops, size, each, rest] {
+      for (int k = 0; k < loops; ++k) {
+        taken += share(helper, size, each);
+        busy(rest);
+      }
+    });
+    if (kind % 10 == 1) busy(microseconds(below(200)));
+    if (kind % 10) helper.lend([&] { return worker.done(ticket); });
+    worker.wait(ticket);
+  }
+  return taken;
+}
+
 void ends(int n) {
   std::mt19937 random(1);
   for (int i = 0; i < n; ++i) {
@@ -97,8 +123,10 @@ bool meets(int seconds) {
 int main(int argc, char** argv) {
   if (argc == 4 && !std::strcmp(argv[1], "loops"))
     std::printf("%ld\n", loops(static_cast<unsigned>(std::atoi(argv[2])), std::atoi(argv[3])));
+  else if (argc == 4 && !std::strcmp(argv[1], "lent"))
+    std::printf("%ld\n", lent(static_cast<unsigned>(std::atoi(argv[2])), std::atoi(argv[3])));
   else if (argc == 3 && !std::strcmp(argv[1], "ends")) ends(std::atoi(argv[2]));
   else if (argc == 3 && !std::strcmp(argv[1], "meets")) std::printf("%d\n", meets(std::atoi(argv[2])));
-  else fail("loops SEED N, ends N, or meets SECONDS");
+  else fail("loops SEED N, lent SEED N, ends N, or meets SECONDS");
   return 0;
 }

@@ -48,7 +48,7 @@ int main(int argc, char** argv) {
   const int b = input.number();
   const auto cut = input.array<std::uint32_t>(static_cast<std::size_t>(b));
   const auto tokens = input.array<std::uint32_t>(n_step * static_cast<std::size_t>(b));
-  lmcodec::Session whole(network, b, true), session(network, b), helped(network, b, false, false, true);
+  lmcodec::Session whole(network, b, true), session(network, b), helped(network, b, false, false, lmcodec::Help::kThread);
   for (int s = 0; s < b; ++s) {
     whole.reset(s, cut[static_cast<std::size_t>(s)] != 0);
     session.reset(s, cut[static_cast<std::size_t>(s)] != 0);

@@ -51,6 +51,10 @@ def test_every_index_is_done_once(run: Run) -> None:
         run("loops", seed, 3000)
 
 
+def test_a_thread_that_waits_lends_its_time(run: Run) -> None:
+    assert sum(int(run("lent", seed, 1000)) for seed in (1, 2, 3)) > 0
+
+
 def test_the_helper_takes_part(run: Run) -> None:
     assert run("meets", 20) == "1\n"
 

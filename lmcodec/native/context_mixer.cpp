@@ -107,6 +107,8 @@ struct ContextMixer::Match {
 };
 
 struct ContextMixer::Stream {
+  explicit Stream(std::uint64_t features) : text(features) {}
+
   alignas(64) std::int32_t input[(2 * kContextMax + 32)];
   Mixture mixture;
   std::int32_t mixed = 0;  // the mixture's stretch, Q8
@@ -157,7 +159,7 @@ ContextMixer::ContextMixer(const Profile& profile, const std::vector<std::uint32
     if (profile.contexts[i][0] >= kOrder1 && profile.contexts[i][0] <= kOrder8 && !profile.contexts[i][1])
       order_[n_order_++] = i;
   for (int i = 0; i < profile.n_context; ++i) {
-    for (int f = 0; f < kFeaturesPerContext; ++f) match_context_ |= profile.contexts[i][f] == kMatchByte;
+    for (int f = 0; f < kFeaturesPerContext; ++f) features_ |= std::uint64_t{1} << profile.contexts[i][f];
     for (int f = 0; f < kFeaturesPerContext; ++f)
       if (profile.contexts[i][f] >= kBegun) place_[i] = static_cast<std::uint8_t>(place_[i] | 1 << (profile.contexts[i][f] - kBegun));
     if (place_[i] && std::find(places_, places_ + n_place_, place_[i]) == places_ + n_place_) places_[n_place_++] = place_[i];
@@ -240,7 +242,7 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
                                       end_log2, n_stream);
   }
   for (int s = 0; s < n_stream; ++s) {
-    streams_.push_back(std::make_unique<Stream>());
+    streams_.push_back(std::make_unique<Stream>(features_));
     Stream& stream = *streams_.back();
     std::fill(std::begin(stream.input), std::end(stream.input), 0);
     std::fill(std::begin(stream.cell), std::end(stream.cell), &stream.nowhere);
@@ -409,7 +411,7 @@ void ContextMixer::prepare(int s) {
   std::uint32_t value[kFeatureCount];
   std::fill(value + kBegun, value + kFeatureCount, 0u);  // set_place() adds these
   stream.text.features(history_, value);
-  if (match_context_) settle(stream);  // now: the match tables' lines were on their way
+  if (features_ >> kMatchByte & 1) settle(stream);  // now: the match tables' lines were on their way
   const Match& match = stream.match[0];
   value[kMatchByte] =
       match.active ? match.predicted + 1u + (static_cast<std::uint32_t>(length_bucket(match.length)) << 9) : 0;

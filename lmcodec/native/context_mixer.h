@@ -175,7 +175,7 @@ class ContextMixer {
   int n_row_ = 0;
   int match_row_[kRowMax] = {}, n_match_row_ = 0;  // those that are 0 where the match model gives no input
   int lm_row_[kRowMax] = {}, n_lm_row_ = 0;        // those that depend on the language model
-  bool match_context_ = false;  // a context sees what the match model predicts
+  std::uint64_t features_ = 0;  // those that contexts see, a bit each
   int order_[kContextMax];  // contexts of a single order, in their order
   int n_order_ = 0;
   // What of the place in the token a context sees: a bit for each of kBegun and the features after it.

@@ -1,5 +1,6 @@
 // A second thread that takes a part of what one thread does in short loops, of some microseconds each, one soon after
-// another: it watches for them without sleeping. (Worker is for jobs that are worth waking a thread.)
+// another: it watches for them without sleeping. It is the Helper's own, or one that waits for the first and lends its
+// time. (Worker is for jobs that are worth waking a thread.)
 #pragma once
 
 #include <atomic>
@@ -15,9 +16,14 @@ namespace lmcodec {
 
 class Helper {
  public:
+  struct Lent {};
+
   // Throws std::system_error where there can be no further thread.
   Helper() : thread_([this] { serve(); }) {}
+  // No thread but those that lend().
+  explicit Helper(Lent) : by_lender_(true) {}
   ~Helper() {
+    if (by_lender_) return;
     {
       const std::lock_guard<std::mutex> lock(mutex_);
       stop_ = true;
@@ -35,7 +41,7 @@ class Helper {
   void share(int n, const Work& work) {
     // A third of what is left at a time: large pieces first, small ones where both must meet.
     int first = 0, last = third(static_cast<std::uint32_t>(n));
-    if (last == n || resting()) {
+    if (last == n || (by_lender_ && !lent_.load(std::memory_order_relaxed)) || resting()) {
       work(0, n, false);
       return;
     }
@@ -51,6 +57,18 @@ class Helper {
     }
   }
 
+  // Takes a part of what the other thread shares until done(), or until there was nothing to take for a while. One thread
+  // at a time.
+  template <typename Done>
+  void lend(const Done& done) {
+    lent_.store(true, std::memory_order_relaxed);
+    for (int i = 0; i < kLooks + kLentYields && !done(); ++i) {
+      look(i);
+      if (take()) i = 0;
+    }
+    lent_.store(false, std::memory_order_relaxed);
+  }
+
   // Of all that was shared, how much the helper took.
   std::uint64_t taken() const { return taken_; }
 
@@ -61,7 +79,7 @@ class Helper {
   // How often the helper looks for work, with pauses of some tens of nanoseconds: for longer than a token's decisions
   // take, between two steps of the network. Then some times more, letting any thread that has no processor go first
   // (the other one may be waiting for this very one); then it sleeps.
-  static constexpr int kLooks = 2000, kYields = 100;
+  static constexpr int kLooks = 2000, kYields = 100, kLentYields = 1000;
   // How often the other one asks for the end of what the helper took, until it lets others go first.
   static constexpr int kAsks = 1000;
   // Who waits so long does so because the helper has no processor. Nothing is shared then for kRest times as long, so
@@ -130,20 +148,28 @@ class Helper {
     return rests_;
   }
 
+  static void look(int i) {
+    if (i < kLooks) pause();
+    else std::this_thread::yield();
+  }
+
+  // Takes what is left of an offer; whether there was any.
+  bool take() {
+    int n = 0, first, last;
+    // From its first claim to its report the other thread cannot go on: all are of the same offer.
+    while (claim(false, &first, &last)) {
+      call_(work_, first, last);
+      n += last - first;
+    }
+    if (n) done_.store(n, std::memory_order_release);
+    return n > 0;
+  }
+
   void serve() {
     for (;;) {
       for (int i = 0; i < kLooks + kYields; ++i) {
-        if (i < kLooks) pause();
-        else std::this_thread::yield();
-        int n = 0, first, last;
-        // From its first claim to its report the other thread cannot go on: all are of the same offer.
-        while (claim(false, &first, &last)) {
-          call_(work_, first, last);
-          n += last - first;
-        }
-        if (!n) continue;
-        done_.store(n, std::memory_order_release);
-        i = 0;
+        look(i);
+        if (take()) i = 0;
       }
       std::unique_lock<std::mutex> lock(mutex_);
       asleep_.store(true, std::memory_order_relaxed);
@@ -161,6 +187,8 @@ class Helper {
   int missed_ = 0;
   bool rests_ = false;
   Clock::time_point rest_until_;
+  const bool by_lender_ = false;
+  std::atomic<bool> lent_{false};  // a thread lends its time
   std::mutex mutex_;
   std::condition_variable wake_;
   std::atomic<bool> asleep_{false};

@@ -140,8 +140,12 @@ void bind_network(nb::module_& m) {
            nb::arg("mlp"), nb::arg("tensors"), nb::arg("start"), nb::arg("tables"), nb::arg("isa") = "")
       .def_prop_ro("isa", [](const Network& self) { return std::string(self.isa()); });
   nb::class_<Session>(m, "NetworkSession", "The states of B streams and what their last step gave.")
-      .def(nb::init<const Network&, int, bool, bool, bool>(), nb::arg("network"), nb::arg("streams"),
-           nb::arg("keep_logits") = false, nb::arg("timed") = false, nb::arg("helped") = false, nb::keep_alive<1, 2>())
+      .def("__init__",
+           [](Session* self, const Network& network, int streams, bool keep_logits, bool timed, bool helped) {
+             new (self) Session(network, streams, keep_logits, timed, helped ? Help::kThread : Help::kNone);
+           },
+           nb::arg("network"), nb::arg("streams"), nb::arg("keep_logits") = false, nb::arg("timed") = false,
+           nb::arg("helped") = false, nb::keep_alive<1, 2>())
       .def("reset", [](Session& self, int stream, bool cut) { self.reset(stream_of(self, stream), cut); },
            nb::arg("stream"), nb::arg("cut"))
       .def("step", &step, nb::arg("tokens"))

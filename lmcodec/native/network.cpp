@@ -184,7 +184,7 @@ class Session::Stopwatch {
   Clock::time_point last_;
 };
 
-Session::Session(const Network& network, int n_stream, bool keep_logits, bool timed, bool helped)
+Session::Session(const Network& network, int n_stream, bool keep_logits, bool timed, Help help)
     : network_(network),
       n_stream_(within("the number of streams", n_stream, 1, kSessionStreamMax)),
       keep_logits_(keep_logits),
@@ -196,7 +196,7 @@ Session::Session(const Network& network, int n_stream, bool keep_logits, bool ti
       width_(rounded_up(static_cast<std::size_t>(network.shape_.vocab_size), kPanel)),
       n_cum_(width_ / kPanel + 1),
       state_(static_cast<std::size_t>(network.shape_.n_layer * n_stream) * network.lanes_),
-      helper_(with_thread<Helper>(helped)) {
+      helper_(help == Help::kLent ? std::make_unique<Helper>(Helper::Lent()) : with_thread<Helper>(help == Help::kThread)) {
   reserve_trunk(n_stream);
   reserve_head(n_stream);
   for (int b = 0; b < n_stream; ++b) reset(b, false);

@@ -91,13 +91,19 @@ struct SessionTimes {
   double frequencies = 0;
 };
 
+// Who takes a part of every product.
+enum class Help {
+  kNone,
+  kThread,  // a second thread, if there can be one; for steps of few streams, which are bound by one core's reading of the
+            // weights
+  kLent,    // one that waits for the step, while it lends its time
+};
+
 // The states of up to 128 streams and what their last step gave.
 class Session {
  public:
-  // keep_logits: frequencies do not take the logits' place. timed: times() tells where the time goes. helped: a second
-  // thread takes a part of every product, if there can be one; for steps of few streams, which are bound by one core's
-  // reading of the weights.
-  Session(const Network& network, int n_stream, bool keep_logits = false, bool timed = false, bool helped = false);
+  // keep_logits: frequencies do not take the logits' place. timed: times() tells where the time goes.
+  Session(const Network& network, int n_stream, bool keep_logits = false, bool timed = false, Help help = Help::kNone);
 
   int n_stream() const { return n_stream_; }
   const Network& network() const { return network_; }
@@ -133,6 +139,12 @@ class Session {
   std::int32_t* state(int layer, int stream) {
     return state_.data() + static_cast<std::size_t>(layer * n_stream_ + stream) * network_.lanes_;
   }
+  // With Help::kLent: another thread takes part until done(), or for a while.
+  template <typename Done>
+  void lend(const Done& done) {
+    helper_->lend(done);
+  }
+
   const SessionTimes& times() const { return times_; }
   // Panels of products that the second thread took.
   std::uint64_t helped() const { return helper_ ? helper_->taken() : 0; }

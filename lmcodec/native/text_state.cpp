@@ -132,10 +132,14 @@ void TextState::update(std::uint8_t c, const History&) {
   // Indirect: what followed the contexts that this byte follows.
   std::uint16_t* slot = &indirect1_[c1];
   *slot = static_cast<std::uint16_t>(*slot << 8 | c);
-  slot = &indirect2_[c1 | c2 << 8];
-  *slot = static_cast<std::uint16_t>(*slot << 8 | c);
-  slot = &indirect3_[join(c1 | c2 << 8 | c3 << 16, 0) >> 16];
-  *slot = static_cast<std::uint16_t>(*slot << 8 | c);
+  if (!indirect2_.empty()) {
+    slot = &indirect2_[c1 | c2 << 8];
+    *slot = static_cast<std::uint16_t>(*slot << 8 | c);
+  }
+  if (!indirect3_.empty()) {
+    slot = &indirect3_[join(c1 | c2 << 8 | c3 << 16, 0) >> 16];
+    *slot = static_cast<std::uint16_t>(*slot << 8 | c);
+  }
 
   tail_ = tail_ << 8 | c;
   ++position_;
@@ -341,8 +345,8 @@ void TextState::features(const History& history, std::uint32_t value[kFeatureCou
   value[kNest] = static_cast<std::uint32_t>(nest_top()) | static_cast<std::uint32_t>(quote_) << 8 |
                  (depth_ > 1 ? static_cast<std::uint32_t>(nest_[depth_ - 2].open) << 16 : 0);
   value[kIndirect1] = indirect1_[c1] | c1 << 16;
-  value[kIndirect2] = indirect2_[tail & 0xffff];
-  value[kIndirect3] = indirect3_[join(tail & 0xffffff, 0) >> 16];
+  value[kIndirect2] = indirect2_.empty() ? 0u : indirect2_[tail & 0xffff];
+  value[kIndirect3] = indirect3_.empty() ? 0u : indirect3_[join(tail & 0xffffff, 0) >> 16];
   value[kMatchByte] = 0;
   value[kSentence] = sentence_;
   value[kFirstWord] = first_word_;

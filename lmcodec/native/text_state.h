@@ -89,6 +89,7 @@ enum Feature : std::uint8_t {
   kToken2,       // the token before that
   kFeatureCount
 };
+static_assert(kFeatureCount <= 64, "a set of features is 64 bits");
 
 constexpr int kDelimiters = 5;
 constexpr int kFieldMax = 63;
@@ -97,13 +98,19 @@ constexpr int kDepthMax = 31;
 // One stream's view of its own text.
 class TextState {
  public:
-  TextState() : indirect1_(256), indirect2_(65536), indirect3_(65536) { reset(); }
+  // wanted: a bit for each feature that is asked for. Without kIndirect2 or kIndirect3 there are no such tables: with many
+  // streams no near cache holds them.
+  explicit TextState(std::uint64_t wanted = ~std::uint64_t{0})
+      : indirect1_(256), indirect2_(wanted >> kIndirect2 & 1 ? 65536 : 0),
+        indirect3_(wanted >> kIndirect3 & 1 ? 65536 : 0) {
+    reset();
+  }
   void reset();
   // The stream goes on at `position` (its own bytes are contiguous from there): a new line for all that is positional.
   void move_to(std::uint32_t position);
   // Takes one byte, which history already holds at the stream's position.
   void update(std::uint8_t byte, const History& history);
-  // Fills value[]; kMatchByte is the caller's.
+  // Fills value[], with 0 for features without a table; kMatchByte is the caller's.
   void features(const History& history, std::uint32_t value[kFeatureCount]) const;
 
   std::uint64_t tail() const { return tail_; }

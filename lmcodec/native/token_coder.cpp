@@ -41,13 +41,14 @@ class TokenBlockCoder::Predictor : public TokenModel {
 
 class TokenBlockCoder::Live : public Predictor {
  public:
-  // helped: a second thread steps one group's streams while another's are coded; of a single group it takes a part of
-  // each step.
+  // helped: a second thread steps one group's streams while another's are coded, helped by the first where that one waits;
+  // of a single group it takes a part of each step.
   Live(const TokenCoding& coding, int n_stream, int n_group, bool continues, bool helped, bool timed)
       : coding_(coding), in_first_((n_stream + n_group - 1) / n_group) {
+    const Help help = !helped ? Help::kNone : n_group == 1 ? Help::kThread : Help::kLent;
     const int size[2] = {in_first_, n_stream - in_first_};
     for (int g = 0; g < n_group; ++g) {
-      sessions_.push_back(std::make_unique<Session>(coding.network, size[g], false, timed, helped && n_group == 1));
+      sessions_.push_back(std::make_unique<Session>(coding.network, size[g], false, timed, help));
       for (int s = 0; s < size[g]; ++s) sessions_.back()->reset(s, continues || g * in_first_ + s > 0);
     }
     for (int g = 0; g < n_group; ++g) tokens_[g].resize(static_cast<std::size_t>(size[g]));
@@ -64,7 +65,10 @@ class TokenBlockCoder::Live : public Predictor {
   }
 
   void wait(int group) override {
-    if (worker_) worker_->wait(ticket_[group]);
+    if (!worker_) return;
+    const std::uint64_t ticket = ticket_[group];
+    sessions_[static_cast<std::size_t>(group)]->lend([this, ticket] { return worker_->done(ticket); });
+    worker_->wait(ticket);
   }
 
   std::int32_t stretch(int s, const Sides& sides) override {
@@ -103,7 +107,7 @@ class TokenBlockCoder::Recorded : public Predictor {
   Recorded(const TokenCoding& coding, const std::uint8_t* bytes, std::vector<std::size_t> begin,
            std::vector<std::uint16_t> tokens, std::vector<std::size_t> begin_token, std::vector<std::uint32_t> first,
            bool continues, bool helped, bool timed)
-      : coding_(coding), n_stream_(first.size()), session_(coding.network, static_cast<int>(n_stream_), false, timed),
+      : coding_(coding), n_stream_(first.size()), session_(coding.network, static_cast<int>(n_stream_), false, timed, helped ? Help::kLent : Help::kNone),
         bytes_(bytes),
         position_(std::move(begin)), tokens_(std::move(tokens)), begin_token_(std::move(begin_token)),
         first_(std::move(first)), step_(n_stream_), stretches_(n_stream_), fresh_(n_stream_), next_(n_stream_) {
@@ -138,8 +142,12 @@ class TokenBlockCoder::Recorded : public Predictor {
 
   // Takes over what was recorded, and has more recorded.
   void take_record() {
-    if (worker_) worker_->wait(ticket_);
-    else record();
+    if (worker_) {
+      session_.lend([this] { return worker_->done(ticket_); });
+      worker_->wait(ticket_);
+    } else {
+      record();
+    }
     for (std::size_t s = 0; s < n_stream_; ++s) {
       std::vector<std::int16_t>& known = stretches_[s];
       known.erase(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(next_[s]));

@@ -43,11 +43,14 @@ class Worker {
     return ticket;
   }
 
+  // Whether that job is done.
+  bool done(std::uint64_t ticket) const { return done_.load(std::memory_order_acquire) >= ticket; }
+
   // Returns when that job is done; throws what a job threw. A job takes a fraction of a millisecond: asking a while costs
   // less than sleeping.
   void wait(std::uint64_t ticket) {
-    for (int i = 0; i < kAsks && done_.load(std::memory_order_acquire) < ticket; ++i) pause();
-    if (done_.load(std::memory_order_acquire) < ticket) {
+    for (int i = 0; i < kAsks && !done(ticket); ++i) pause();
+    if (!done(ticket)) {
       std::unique_lock<std::mutex> lock(mutex_);
       ended_.wait(lock, [this, ticket] { return done_.load(std::memory_order_relaxed) >= ticket; });
     }
