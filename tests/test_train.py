@@ -20,6 +20,7 @@ import torch
 from lmcodec.errors import BadMagic, ConfigError, Corrupt, LmcodecError, ModelNotFound, Truncated
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train import checkpoint, loop, shards
+from lmcodec.train.average import average
 from lmcodec.train.config import load_config
 from lmcodec.train.loop import load_export
 from lmcodec.train.loss import cross_entropy
@@ -256,6 +257,37 @@ def test_export_initialises_a_run_and_a_teacher(project: Path, vocabulary: Vocab
         train(project, "wrong", 'run.init="teacher/export"', "model.dim=16")
     with pytest.raises(ModelNotFound, match="no checkpoint"):
         train(project, "none", 'run.init="nowhere"')
+
+
+def test_the_mean_of_exports(project: Path, vocabulary: Vocabulary) -> None:
+    train(project, "a", "run.steps=3")
+    train(project, "b", 'run.init="a/export"', "run.steps=3", "data.seed=2")
+    folders = [project / "a" / "export", project / "b" / "export"]
+    average(folders, project / "mean", vocabulary, [1, 3])
+    a, b, mean = (checkpoint.load(folder)[0] for folder in [*folders, project / "mean"])
+    for name, tensor in mean.items():
+        expected = (a[name].double() * 0.25 + b[name].double() * 0.75).to(tensor.dtype)
+        assert torch.equal(tensor, expected), name
+    assert load_export(project / "mean", vocabulary)[1]["averaged"] == [1, 3]
+    train(project, "more", 'run.init="mean"', "run.steps=2")
+    average(folders[:1] * 2, project / "same", vocabulary)
+    check_same_bits(checkpoint.load(project / "same")[0], a)
+
+    train(project, "wide", "run.steps=2", "model.mlp=64")
+    wrong: list[tuple[list[Path], list[float] | None, str]] = [
+        (folders[:1], None, "1 export to average, expected two or more"),
+        (folders, [1], "1 shares of 2 exports, expected one each or none"),
+        (folders, [1, 0], "share 0, expected a positive number"),
+        (folders, [1, float("nan")], "share nan, expected a positive number"),
+        ([folders[0], project / "wide" / "export"], None, "model is "),
+        ([folders[0], project / "a" / "checkpoint"], None, "the state of a run, not its weights"),
+    ]
+    for exports, shares, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            average(exports, project / "none", vocabulary, shares)
+    with pytest.raises(ModelNotFound, match="no checkpoint there"):
+        average([folders[0], project / "nowhere"], project / "none", vocabulary)
+    assert not (project / "none").exists()
 
 
 @pytest.mark.parametrize(

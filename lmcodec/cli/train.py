@@ -42,6 +42,28 @@ def run(
 
 
 @train.command()
+@click.argument("out", type=click.Path(path_type=Path))
+@click.argument("exports", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--vocab", type=click.Path(path_type=Path), help="Vocabulary file (default: the shipped one).")
+@click.option("--shares", metavar="A,B,…", help="Of each export, in their order.  [default: equal]")
+def average(out: Path, exports: tuple[Path, ...], vocab: Path | None, shares: str | None) -> None:
+    """Write the mean of the weights of EXPORTS to OUT, an export that runs begin from.
+
+    Runs that began from the same weights (run.init), or such a run and its beginning.
+    """
+    from lmcodec.errors import ConfigError
+    from lmcodec.lm.vocab import Vocabulary
+    from lmcodec.train.average import average as average_exports
+
+    try:
+        parts = None if shares is None else [float(share) for share in shares.split(",")]
+    except ValueError:
+        raise ConfigError(f"--shares {shares}, expected numbers with commas between") from None
+    average_exports(exports, out, Vocabulary.load(vocab), parts)
+    click.echo(f"{out}: the mean of {len(exports)} exports")
+
+
+@train.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("shards"), show_default=True)
 @click.option("--vocab", type=click.Path(path_type=Path), help="Vocabulary file (default: the shipped one).")
 @click.option(
