@@ -21,7 +21,7 @@ from lmcodec.profile import Profile, load
 if TYPE_CHECKING:
     from lmcodec.lm.store import Model
 
-_DECISIONS_PER_CALL = 1 << 17
+_DECISIONS_PER_CALL = 1 << 13  # 12 bytes each on the way to constriction: the second cache is the models'
 _FIXED_NBYTES = 17 << 20  # maps, weights, counters, match tables and buffers of the larger profile
 _STREAM_NBYTES = 5 << 20  # what a second stream and each further one adds: match tables, its view of the text
 _CHAIN_NBYTES = 48 << 20  # the window that blocks which continue one another keep, while it grows
