@@ -718,12 +718,8 @@ class Compressor(_Reusable):
         for method in methods:
             enlarge = plan.enlarge
             if method == Method.CM:
-                wanted = 2 if 0 < plan.second_stream_nbytes <= nbytes else 1
-                model, profile, streams = (
-                    None,
-                    plan.profile,
-                    min(self._streams or wanted, MAX_STREAMS[method]),
-                )
+                wanted = self._streams or (2 if 0 < plan.second_stream_nbytes <= nbytes else 1)
+                model, profile, streams = None, plan.profile, min(wanted, MAX_STREAMS[method])
             elif method == Method.STORED or self._model is None:
                 continue
             else:
