@@ -32,6 +32,12 @@ void for_each_decision(const TokenTrie& trie, const std::uint8_t* bytes, std::ui
   }
 }
 
+// Returns when that job of the session's is done, and takes a part of its products meanwhile.
+void wait_lending(Worker& worker, std::uint64_t ticket, Session& session) {
+  session.lend([&worker, ticket] { return worker.done(ticket); });
+  worker.wait(ticket);
+}
+
 }  // namespace
 
 class TokenBlockCoder::Predictor : public TokenModel {
@@ -65,10 +71,7 @@ class TokenBlockCoder::Live : public Predictor {
   }
 
   void wait(int group) override {
-    if (!worker_) return;
-    const std::uint64_t ticket = ticket_[group];
-    sessions_[static_cast<std::size_t>(group)]->lend([this, ticket] { return worker_->done(ticket); });
-    worker_->wait(ticket);
+    if (worker_) wait_lending(*worker_, ticket_[group], *sessions_[static_cast<std::size_t>(group)]);
   }
 
   std::int32_t stretch(int s, const Sides& sides) override {
@@ -107,7 +110,8 @@ class TokenBlockCoder::Recorded : public Predictor {
   Recorded(const TokenCoding& coding, const std::uint8_t* bytes, std::vector<std::size_t> begin,
            std::vector<std::uint16_t> tokens, std::vector<std::size_t> begin_token, std::vector<std::uint32_t> first,
            bool continues, bool helped, bool timed)
-      : coding_(coding), n_stream_(first.size()), session_(coding.network, static_cast<int>(n_stream_), false, timed, helped ? Help::kLent : Help::kNone),
+      : coding_(coding), n_stream_(first.size()),
+        session_(coding.network, static_cast<int>(n_stream_), false, timed, helped ? Help::kLent : Help::kNone),
         bytes_(bytes),
         position_(std::move(begin)), tokens_(std::move(tokens)), begin_token_(std::move(begin_token)),
         first_(std::move(first)), step_(n_stream_), stretches_(n_stream_), fresh_(n_stream_), next_(n_stream_) {
@@ -142,12 +146,8 @@ class TokenBlockCoder::Recorded : public Predictor {
 
   // Takes over what was recorded, and has more recorded.
   void take_record() {
-    if (worker_) {
-      session_.lend([this] { return worker_->done(ticket_); });
-      worker_->wait(ticket_);
-    } else {
-      record();
-    }
+    if (worker_) wait_lending(*worker_, ticket_, session_);
+    else record();
     for (std::size_t s = 0; s < n_stream_; ++s) {
       std::vector<std::int16_t>& known = stretches_[s];
       known.erase(known.begin(), known.begin() + static_cast<std::ptrdiff_t>(next_[s]));
