@@ -34,13 +34,17 @@ class Encoder:
         import constriction  # here: decoding has no need of it
 
         self._encoder = constriction.stream.queue.RangeEncoder()
-        self._model = constriction.stream.model.Bernoulli(perfect=False)
+        # A row of two probabilities a decision: Bernoulli's words, twice as fast as its model of one parameter.
+        self._model = constriction.stream.model.Categorical(perfect=False, lazy=True)
 
     def encode(self, bits: np.ndarray, p16: np.ndarray) -> None:
         """Code bits (n,) of 0 and 1 under p16 (n,), the probabilities of a 1 in 65536ths, each 1 to 65535."""
         if len(bits):
             assert p16.min() >= 1  # constriction would panic
-            self._encoder.encode(bits.astype(np.int32), self._model, p16 / 65536.0)
+            probabilities = np.empty((len(p16), 2))
+            np.multiply(p16, 2.0**-16, out=probabilities[:, 1])
+            np.subtract(1.0, probabilities[:, 1], out=probabilities[:, 0])
+            self._encoder.encode(bits.astype(np.int32), self._model, probabilities)
 
     def finish(self) -> bytes:
         """The words as big-endian bytes, cut to the shortest string that decodes with zeros behind it."""
