@@ -34,7 +34,7 @@ class Encoder:
         import constriction  # here: decoding has no need of it
 
         self._encoder = constriction.stream.queue.RangeEncoder()
-        # A row of two probabilities a decision: Bernoulli's words, twice as fast as its model of one parameter.
+        # Rows of two probabilities: Bernoulli's words, in half the time that its one parameter takes.
         self._model = constriction.stream.model.Categorical(perfect=False, lazy=True)
 
     def encode(self, bits: np.ndarray, p16: np.ndarray) -> None:

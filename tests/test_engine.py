@@ -483,6 +483,61 @@ def test_the_block_coder_refuses_misuse() -> None:
         _kernel.BlockCoder(loaded(1).kernel, isa="sse9")
 
 
+@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("streams", [1, 2, 4])
+def test_parts_of_any_size_are_encoded_alike(which: int, streams: int) -> None:
+    """The kernel looks ahead inside a call; bits that are pushed one by one are not known before."""
+    data = np.frombuffer(text(3000), np.uint8)
+    rng = random.Random(6)
+
+    def encode(n_called: int, n_pushed: int) -> list[tuple[int, int, int]]:
+        """Offset, bit and probability of all decisions: up to so many by one call, then pushed, in turns."""
+        block = _kernel.BlockCoder(loaded(which).kernel, streams)
+        block.begin(len(data))
+        decisions: list[tuple[int, int, int]] = []
+        n_bit = [0] * len(data)  # of each byte, so far
+        while not block.done:
+            size = rng.randrange(1, n_called + 1)
+            bits, p16, offset = np.empty(size, np.uint8), np.empty(size, np.uint16), np.empty(size, np.uint32)
+            n = block.trace(data, bits, p16, offset)
+            decisions += zip(offset[:n].tolist(), bits[:n].tolist(), p16[:n].tolist(), strict=True)
+            for at in offset[:n]:
+                n_bit[at] += 1
+            for _ in range(rng.randrange(n_pushed + 1)):
+                if block.done:
+                    break
+                at = block.offset
+                bit = int(data[at]) >> (7 - n_bit[at]) & 1
+                decisions.append((at, bit, block.p))
+                n_bit[at] += 1
+                block.push(bit)
+        return decisions
+
+    assert encode(30, 0) == encode(30, 30) == encode(3, 3) == encode(8 * len(data), 0)
+
+
+@pytest.mark.parametrize("which", [1, 2])
+def test_a_block_whose_bytes_change_while_it_is_encoded_is_lost(which: int) -> None:
+    block = _kernel.BlockCoder(loaded(which).kernel)
+    bits, p16 = np.empty(21, np.uint8), np.empty(21, np.uint16)
+    data = np.frombuffer(b"abc", np.uint8)
+    for changed in (data ^ 1, data ^ 16):
+        block.begin(3)
+        assert block.encode(data, bits[: 8 + 3], p16) == 11
+        with pytest.raises(ValueError, match="foretold"):
+            block.encode(changed, bits, p16)
+        assert block.done
+    block.begin(3)
+    assert block.encode(data, bits, p16) == 21
+    block.push(0)
+    block.push(0)  # c is 0b01100011
+    with pytest.raises(ValueError, match="foretold"):
+        block.push(1)
+    assert block.done
+    block.begin(3)
+    assert block.encode(data, np.empty(99, np.uint8), np.empty(99, np.uint16)) == 24
+
+
 # Memory
 
 

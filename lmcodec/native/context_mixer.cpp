@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "adaptive_map.h"
 #include "bit_history.h"
@@ -106,6 +107,12 @@ struct ContextMixer::Match {
   std::uint32_t* map = nullptr;
 };
 
+// Where the slots and the direct counters of a nibble are.
+struct ContextMixer::Nibble {
+  alignas(64) std::uint32_t line[kContextMax] = {};  // hashes of the slots
+  std::uint32_t* direct[kDirectMax];
+};
+
 struct ContextMixer::Stream {
   explicit Stream(std::uint64_t features) : text(features) {}
 
@@ -121,15 +128,19 @@ struct ContextMixer::Stream {
   bool begun = false;     // matches are those of the byte at hand
   bool settled = false;   // their maps are, too,
   bool rowed = false;     // and the rows
+  int foretold = -1;      // the byte at hand, where it is known already
+  bool foreseen = false;  // the text is that behind it
   std::int32_t lm_stretch = 0;
   int token_nbytes = 0;
   std::uint32_t tokens = 0;  // hash of the token so far and the one before it
   std::uint32_t place[1 << kPlaceFeatures] = {};
   alignas(64) std::uint32_t hash[kContextMax] = {};
-  alignas(64) std::uint32_t line[kContextMax] = {};    // hashes of the nibble's slots
+  Nibble parts[2];  // the nibble at hand, and the next one where it is known
+  Nibble* now = &parts[0];
+  Nibble* next = &parts[1];
+  bool fetched = false;  // next is known
   alignas(64) std::uint32_t placed[kContextMax] = {};  // with the place in the token
   std::uint8_t* slot[kContextMax];
-  std::uint32_t* direct[kDirectMax];
   Match match[kMatchMax];
   alignas(64) std::uint32_t base[kRowMax] = {};  // of each row: what is fixed during the byte
   std::uint16_t* apm[kApmMax];
@@ -283,7 +294,8 @@ void ContextMixer::begin_block(std::uint32_t nbytes) {
     // The block before may have been left inside a byte.
     stream.c0 = 1;
     stream.n_bit = 0;
-    stream.begun = stream.prepared = stream.settled = stream.rowed = false;
+    stream.begun = stream.prepared = stream.settled = stream.rowed = stream.foreseen = stream.fetched = false;
+    stream.foretold = -1;
     stream.nibble = 0;
   }
   fresh_ = false;
@@ -442,22 +454,54 @@ void ContextMixer::fetch_lines(const Stream& stream, std::uint32_t node, std::ui
   for (int i = 0; i < n_context; ++i) prefetch(table + std::size_t{mixed[i] & line_mask_} * 64);
 }
 
-void ContextMixer::fetch(int s) {
-  Stream& stream = *streams_[static_cast<std::size_t>(s)];
-  const int n_context = profile_.n_context;
-  prepare(s);
-  stream.nibble = stream.n_bit < 4 ? 1 : 2;
-  const std::uint32_t node = stream.n_bit < 4 ? 0 : stream.c0 >> (stream.n_bit - 4);
+void ContextMixer::fetch_nibble(Stream& stream, std::uint32_t node, Nibble& nibble) {
   const std::uint32_t tail = static_cast<std::uint32_t>(stream.text.tail());
   for (int d = 0; d < profile_.n_direct; ++d) {
     const std::uint32_t context = (d == 0 ? 0 : d == 1 ? tail & 0xff : d == 2 ? tail & 0xffff : tail & 0xffffff) * 32 + node;
     const std::uint32_t line = d < 2 ? context : mix32(context);
-    stream.direct[d] = &direct_[d][(std::size_t{line} << 4) & (direct_[d].size() - 1)];
-    prefetch(stream.direct[d]);
+    nibble.direct[d] = &direct_[d][(std::size_t{line} << 4) & (direct_[d].size() - 1)];
+    prefetch(nibble.direct[d]);
   }
   if (n_place_)
-    for (int i = 0; i < n_context; ++i) stream.placed[i] = stream.hash[i] + stream.place[place_[i]];
-  fetch_lines(stream, node, stream.line);
+    for (int i = 0; i < profile_.n_context; ++i) stream.placed[i] = stream.hash[i] + stream.place[place_[i]];
+  fetch_lines(stream, node, nibble.line);
+}
+
+void ContextMixer::fetch(int s) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  stream.nibble = stream.n_bit < 4 ? 1 : 2;
+  if (stream.fetched) {
+    std::swap(stream.now, stream.next);
+    stream.fetched = false;
+    return;
+  }
+  prepare(s);
+  fetch_nibble(stream, stream.n_bit < 4 ? 0 : stream.c0 >> (stream.n_bit - 4), *stream.now);
+}
+
+void ContextMixer::foretell(int s, std::uint8_t byte) { streams_[static_cast<std::size_t>(s)]->foretold = byte; }
+
+void ContextMixer::foresee(int s) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  if (stream.foretold < 0) return;
+  take_text(stream, static_cast<std::uint8_t>(stream.foretold));
+  stream.foreseen = true;
+  stream.prepared = false;
+  if (features_ >> kMatchByte & 1) return;  // one of the contexts sees what the match model says when the byte has ended
+  prepare(s);
+  fetch_nibble(stream, 0, *stream.next);
+  stream.fetched = true;
+}
+
+void ContextMixer::fetch_maps(const Stream& stream, unsigned byte) {
+  for (int r = profile_.n_selector; r < profile_.n_selector + profile_.n_apm; ++r)
+    for (int n_bit = stream.n_bit; n_bit < stream.n_bit + 4; ++n_bit) {
+      const std::uint32_t c0 = (byte | 256u) >> (8 - n_bit), n = static_cast<std::uint32_t>(n_bit);
+      const std::uint32_t row = (stream.base[r] + c0 * rules_.per_c0[r] + n * rules_.per_bit[r]) & rules_.mask[r];
+      const char* const cells = origin_[r] + std::size_t{row} * rules_.stride[r];
+      prefetch(cells);
+      prefetch(cells + rules_.stride[r] - 1);
+    }
 }
 
 void ContextMixer::lookup(int s) {
@@ -465,7 +509,12 @@ void ContextMixer::lookup(int s) {
   settle(stream);
   if (!stream.rowed) set_rows(stream);
   stream.rowed = true;
-  if (stream.n_bit < 4 && stream.match[0].active) {
+  if (stream.foretold >= 0) {
+    const unsigned byte = static_cast<unsigned>(stream.foretold);
+    fetch_maps(stream, byte);
+    if (stream.n_bit < 4) fetch_nibble(stream, 16u | byte >> 4, *stream.next);
+    stream.fetched = stream.n_bit < 4;
+  } else if (stream.n_bit < 4 && stream.match[0].active) {
     // The second nibble's lines, if the match model is right about the first.
     alignas(64) std::uint32_t likely[kContextMax];
     fetch_lines(stream, 16u | stream.match[0].predicted >> 4, likely);
@@ -473,7 +522,7 @@ void ContextMixer::lookup(int s) {
   const int n_context = profile_.n_context;
   bool seen[kContextMax];  // asked at once: a later context of this lookup may take the slot
   for (int i = 0; i < n_context; ++i) {
-    stream.slot[i] = find(stream.line[i]);
+    stream.slot[i] = find(stream.now->line[i]);
     seen[i] = stream.slot[i][1] != 0;
   }
   int known = 0;
@@ -609,7 +658,7 @@ void ContextMixer::gather(Stream& stream) {
     stream.cell[i] = maps + i * 256 + state;  // the empty history's stays at one half: both inputs are 0
   }
   int c = n_context;
-  for (int d = 0; d < profile_.n_direct; ++d, ++c) stream.cell[c] = &stream.direct[d][node];
+  for (int d = 0; d < profile_.n_direct; ++d, ++c) stream.cell[c] = &stream.now->direct[d][node];
   for (int m = 0; m < profile_.n_match; ++m, ++c) {
     const Match& match = stream.match[m];
     const bool agrees = ContextMixer::agrees(stream, match);
@@ -689,7 +738,7 @@ void ContextMixer::learn() {
     const std::uint32_t node = stream.node;
     const std::uint8_t* const next = &histories_->next[0][bit];
     std::uint8_t* const* const slot = stream.slot;
-    bool same = n == 1;  // whether the counters are as they were read
+    bool same = k == 0;  // whether the counters are as they were read: no other stream has moved them
     for (int i = 0; i < n_context; ++i) {
       std::uint8_t* const place = slot[i] + node;
       const std::uint8_t state = *place;
@@ -708,9 +757,7 @@ void ContextMixer::learn() {
   }
 }
 
-void ContextMixer::end_byte(int s) {
-  Stream& stream = *streams_[static_cast<std::size_t>(s)];
-  const std::uint8_t byte = static_cast<std::uint8_t>(stream.c0);
+void ContextMixer::take_text(Stream& stream, std::uint8_t byte) {
   history_.put(stream.position, byte);
   ++stream.position;
   stream.text.update(byte, history_);
@@ -718,9 +765,21 @@ void ContextMixer::end_byte(int s) {
     prefetch(shared_match(stream, m));
     if (const std::uint32_t* own = own_match(stream, m)) prefetch(own);
   }
+}
+
+void ContextMixer::end_byte(int s) {
+  Stream& stream = *streams_[static_cast<std::size_t>(s)];
+  const std::uint8_t byte = static_cast<std::uint8_t>(stream.c0);
+  if (stream.foretold >= 0 && byte != stream.foretold)
+    throw std::invalid_argument("the bits are not those of the byte that was foretold");
+  if (!stream.foreseen) {
+    take_text(stream, byte);
+    stream.prepared = false;
+  }
   stream.c0 = 1;
   stream.n_bit = 0;
-  stream.begun = stream.prepared = stream.settled = stream.rowed = false;
+  stream.begun = stream.settled = stream.rowed = stream.foreseen = false;
+  stream.foretold = -1;
   stream.nibble = 0;
   for (int m = 0; m < profile_.n_match; ++m) {
     Match& match = stream.match[m];

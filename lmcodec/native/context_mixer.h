@@ -116,6 +116,10 @@ class ContextMixer {
   // is learned: the lines that fetch() asks for arrive meanwhile.
   void learn();
   void end_byte(int s);  // after eight bits: the byte becomes visible
+  // When encoding without a language model: the byte that the next eight bits will make. What they will read, and the byte
+  // after them, is on its way sooner, and is the same.
+  void foretell(int s, std::uint8_t byte);  // before lookup() of its first nibble
+  void foresee(int s);                      // after lookup() of its second one
 
   // With a language model, whose decisions may have only one possible side.
   // Before the first decision of a byte, a token's end among them; fetch() then needs none.
@@ -139,6 +143,7 @@ class ContextMixer {
   static constexpr int kRowMax = 32;  // of the selectors, the final maps, the second layer, the language model's maps
   static_assert(kSelectorMax + kApmMax + 1 + kLmMapMax <= kRowMax && kSelectorMax <= kMixerSets, "rows have their places");
   struct Stream;
+  struct Nibble;
 
   std::uint8_t* find(std::uint32_t hash);
   std::uint32_t match_hash(const Stream& stream, int m) const;
@@ -150,6 +155,10 @@ class ContextMixer {
   void settle(Stream& stream);
   // Asks for the lines of a nibble's slots, after `node` (0: the byte begins).
   void fetch_lines(const Stream& stream, std::uint32_t node, std::uint32_t* mixed);
+  // For these and the direct counters; and for the cells of the final maps that byte's next four bits will see.
+  void fetch_nibble(Stream& stream, std::uint32_t node, Nibble& nibble);
+  void fetch_maps(const Stream& stream, unsigned byte);
+  void take_text(Stream& stream, std::uint8_t byte);
   void set_origins();
   void set_rows(Stream& stream);
   static std::uint32_t node_of(const Stream& stream);

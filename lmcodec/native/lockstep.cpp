@@ -8,6 +8,7 @@ Lockstep::Lockstep(ContextMixer& mixer, int n_stream, int n_group)
     : mixer_(mixer), n_stream_(n_stream), n_group_(n_group) {}
 
 void Lockstep::begin(std::uint32_t nbytes) {
+  block_ = nullptr;
   mixer_.begin_block(nbytes);
   longest_ = 0;
   for (int s = 0; s <= n_stream_; ++s) {
@@ -48,8 +49,11 @@ void Lockstep::predict_round() {
   mark(clock_, Phase::kLookup);
   mixer_.learn();  // of the round before
   mark(clock_, Phase::kUpdate);
+  for (int k = 0; block_ && n_bit_ == 0 && k < group_size_; ++k) mixer_.foretell(stream_[k], block_[offset_[k]]);
   for (int k = 0; begins && k < group_size_; ++k) mixer_.lookup(stream_[k]);
   mark(clock_, Phase::kLookup);
+  for (int k = 0; n_bit_ == 4 && k < group_size_; ++k) mixer_.foresee(stream_[k]);
+  mark(clock_, Phase::kByte);
   mixer_.predict(stream_, group_size_, p_);
   mark(clock_, Phase::kPredict);
   cursor_ = 0;

@@ -17,6 +17,8 @@ class Lockstep {
   // Measures where the time goes; null: does not.
   void use_clock(PhaseClock* clock) { clock_ = clock; }
 
+  // When encoding: the block, whose bytes are known before their bits are pushed; null: they are not.
+  void foretell(const std::uint8_t* block) { block_ = block; }
   // Starts a block of nbytes >= n_stream bytes.
   void begin(std::uint32_t nbytes);
   bool done() const { return group_size_ == 0; }
@@ -24,7 +26,8 @@ class Lockstep {
   std::uint32_t offset() const { return offset_[cursor_]; }
   int n_bit() const { return n_bit_; }
   std::uint32_t p() const { return p_[cursor_]; }
-  // Takes the bit and goes on to the next decision.
+  // Takes the bit and goes on to the next decision. Throws std::invalid_argument at the end of a byte that is not the one
+  // that was foretold: the block is lost.
   void push(int bit) {
     bit_[cursor_] = static_cast<std::uint8_t>(bit);
     if (++cursor_ == group_size_) advance();
@@ -38,6 +41,7 @@ class Lockstep {
   ContextMixer& mixer_;
   const int n_stream_, n_group_;
   PhaseClock* clock_ = nullptr;
+  const std::uint8_t* block_ = nullptr;
   std::uint32_t begin_[kStreamMax + 1] = {};
   std::uint32_t step_ = 0, longest_ = 0;
   int group_ = 0, group_size_ = 0, cursor_ = 0, n_bit_ = 0;

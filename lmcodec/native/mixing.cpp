@@ -182,6 +182,9 @@ LMCODEC_AVX512 LMCODEC_INLINE void move_weights_avx512(const std::int32_t* x, st
   }
 }
 
+// Up to so many weights, all are moved: jumps past the sets of small errors would take longer.
+constexpr int kAlwaysMoved = 128;
+
 LMCODEC_AVX512 void learn_avx512(const std::int32_t* x, int n, int n_set, int bit, int rate, int final_rate,
                                  const Mixture& mixture) {
   const __m512i target = _mm512_set1_epi32(bit << 16), small = _mm512_set1_epi32(kSmallError);
@@ -189,13 +192,15 @@ LMCODEC_AVX512 void learn_avx512(const std::int32_t* x, int n, int n_set, int bi
   const __m512i errors = _mm512_srai_epi32(_mm512_mullo_epi32(distance, _mm512_set1_epi32(rate)), 4);
   alignas(64) std::int32_t e[kMixerSets];
   _mm512_store_si512(e, errors);
-  unsigned large = _mm512_cmpgt_epi32_mask(_mm512_abs_epi32(errors), small) & ((1u << n_set) - 1);
-  for (; large; large &= large - 1) {
-    const int k = __builtin_ctz(large);
+  const bool all = n_set * n <= kAlwaysMoved;
+  unsigned moved = (1u << n_set) - 1;
+  if (!all) moved &= _mm512_cmpgt_epi32_mask(_mm512_abs_epi32(errors), small);
+  for (; moved; moved &= moved - 1) {
+    const int k = __builtin_ctz(moved);
     move_weights_avx512(x, e[k], mixture.weights[k], n & ~15);
   }
   const std::int32_t final_error = error(bit, mixture.p, final_rate);
-  if (final_error > kSmallError || final_error < -kSmallError)
+  if (all || final_error > kSmallError || final_error < -kSmallError)
     move_weights_avx512(mixture.layer, final_error, mixture.final_weights, kMixerSets);
 }
 

@@ -209,7 +209,7 @@ class BlockCoder {
   std::uint32_t p() const { return require().p(); }
   void push(int bit) {
     require();
-    lockstep_.push(bit & 1);
+    or_lost([&] { lockstep_.push(bit & 1); });
   }
 
   // Whether to measure where the time goes, from the next block on.
@@ -240,13 +240,29 @@ class BlockCoder {
     std::size_t n = 0;
     const std::uint8_t* bytes = data.data();
     if (clock_) clock_->resume();
-    for (; n < room && !lockstep_.done(); ++n) {
-      const int bit = bytes[lockstep_.offset()] >> (7 - lockstep_.n_bit()) & 1;
-      record(n, bit);
-      lockstep_.push(bit);
-    }
+    lockstep_.foretell(bytes);
+    or_lost([&] {
+      for (; n < room && !lockstep_.done(); ++n) {
+        const int bit = bytes[lockstep_.offset()] >> (7 - lockstep_.n_bit()) & 1;
+        record(n, bit);
+        lockstep_.push(bit);
+      }
+    });
+    lockstep_.foretell(nullptr);
     lmcodec::mark(clock_.get(), lmcodec::Phase::kCoder);
     return n;
+  }
+
+  // Where pushing throws, the block is lost.
+  template <typename Push>
+  void or_lost(Push push) {
+    try {
+      push();
+    } catch (...) {
+      forget_ = true;
+      nbytes_ = 0;
+      throw;
+    }
   }
 
   const lmcodec::Lockstep& require() const {
