@@ -55,7 +55,7 @@ class Level(NamedTuple):
 
 
 LEVELS = (
-    {1: Level(1, second_stream_nbytes=512 << 10), 2: Level(2)}
+    {1: Level(3, second_stream_nbytes=512 << 10), 2: Level(2)}
     | {level: Level(2, ("small",)) for level in range(3, 6)}
     | {
         6: Level(2, ("base", "small"), 2),

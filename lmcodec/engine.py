@@ -52,7 +52,7 @@ class Engine:
       helped: as `LmEngine.helped`; here there is nothing that a second thread could do.
 
     Args:
-      profile: number of a frozen profile (FORMAT.md section 5), 1 `fast` or 2 `strong`, or a Profile.
+      profile: number of a frozen profile (`lmcodec.profile.FROZEN`, FORMAT.md section 5), or a Profile.
       streams: B, lockstep streams a block, 1 to 4.
       groups: G, 1 or 2, at most B.
       enlarge: the slot table takes up to 2^enlarge times the profile's size, 0 to 3.

@@ -17,7 +17,7 @@ from lmcodec.errors import BadMagic, Corrupt, Unsupported
 MAGIC = b"\xb5LMZ"
 FOOTER_MAGIC = b"ZML\xb5"
 VERSION = 1
-PROFILES = {1: "fast", 2: "strong"}  # FORMAT.md section 5
+PROFILES = {1: "fast-1", 2: "strong", 3: "fast"}  # FORMAT.md section 5
 
 MAX_BLOCK_NBYTES = 1 << 24  # of the original
 MAX_ENLARGE = 3
@@ -289,7 +289,7 @@ def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | 
         profile, enlarge = data[at] & 0x1F, data[at] >> 5
         known = _KNOWN_PROFILES[method]
         if profile not in known or (enlarge and method == Method.LM):
-            names = ", ".join(map(str, known)) if len(known) < 3 else "those from 1"
+            names = ", ".join(map(str, known)) if len(known) <= len(PROFILES) else "those from 1"
             raise Unsupported(f"{where}: profile {profile}, this lmcodec knows {names}; {_NEWER}")
         if enlarge > MAX_ENLARGE:
             raise Unsupported(

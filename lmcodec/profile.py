@@ -113,8 +113,9 @@ _HEADER = struct.Struct("<II")  # bytes of the specification, of the learned val
 
 # number: (name, leading bytes of the SHA-256 of its file)
 FROZEN: dict[int, tuple[str, str]] = {
-    1: ("fast", "bfcf8341abb4f9d1893b"),
+    1: ("fast-1", "bfcf8341abb4f9d1893b"),  # of level 1 before number 3
     2: ("strong", "5ac41f437e8e09d4eeb6"),
+    3: ("fast", "0df3ac80660ed519597f"),
 }
 
 

@@ -18,7 +18,7 @@ class DeflateEngine:
     """
 
     def __init__(self, profile: int, streams: int = 1, groups: int = 1, enlarge: int = 0) -> None:
-        assert profile in (1, 2)
+        assert profile in (1, 2, 3)
         assert 1 <= groups <= streams <= 4
         self._history = b""
         self._lock = threading.Lock()

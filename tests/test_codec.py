@@ -251,13 +251,13 @@ def test_levels_and_streams() -> None:
         (block,) = frame_info(compress(how.pop("data", TEXT), **how)).blocks or ()
         return block
 
-    assert [only_block(level=level).profile for level in range(1, 10)] == [1] + [2] * 8
+    assert [only_block(level=level).profile for level in range(1, 10)] == [3] + [2] * 8
     assert [only_block(level=level).enlarge for level in range(1, 10)] == [0] * 6 + [1, 2, 3]
     assert only_block().coder == (Method.CM, 2, 1, 1, 0)
     assert only_block(streams=4, groups=2).coder == (Method.CM, 2, 4, 2, 0)
     large = b"ab" * (256 * KIB)
-    assert only_block(level=1, data=large).coder == (Method.CM, 1, 2, 1, 0)
-    assert only_block(level=1, data=large[:-1]).coder == (Method.CM, 1, 1, 1, 0)
+    assert only_block(level=1, data=large).coder == (Method.CM, 3, 2, 1, 0)
+    assert only_block(level=1, data=large[:-1]).coder == (Method.CM, 3, 1, 1, 0)
 
 
 def test_no_more_streams_than_bytes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -52,7 +52,7 @@ def covering_specs() -> dict[str, dict[str, Any]]:
     }
 
 
-PROFILES: list[int | str] = [1, 2, *covering_specs()]
+PROFILES: list[int | str] = [*profile.FROZEN, *covering_specs()]
 
 
 @cache

@@ -55,9 +55,12 @@ def test_what_the_hashes_are_of() -> None:
     assert methods == {
         (level, method) for level in (3, 6) for method in (Method.STORED, Method.CM, Method.LM_CM)
     }
-    kinds = [f"{lm}profile {number}," for lm in ("", "lm ") for number in (1, 2)]
-    for start in (*kinds, "level 1,", "level 2,"):
-        assert sum(name.startswith(start) for name in EXPECTED["fixed"]) >= 14, start
+    kinds = [
+        f"{lm}profile {number}," for lm, numbers in (("", (1, 2, 3)), ("lm ", (1, 2))) for number in numbers
+    ]
+    for part, starts in (("fixed", kinds), ("chosen", ["level 1,", "level 2,"])):
+        for start in starts:
+            assert sum(name.startswith(start) for name in EXPECTED[part]) >= 14, start
     assert {name.split(",")[0] for name in EXPECTED["shipped"]} == {s.name for s in store.SHIPPED.values()}
     values = [value for part in EXPECTED.values() for value in part.values()]
     assert len(set(values)) > 0.9 * len(values)  # (stored frames do not depend on the level)

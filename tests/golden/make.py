@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
+from unittest import mock
 
 T = TypeVar("T")
 
@@ -115,6 +116,7 @@ class Case:
 
     original: Callable[[], bytes]
     options: dict[str, Any] = field(default_factory=dict)
+    former: int = 0  # the profile in place of the level's
 
 
 def _original(seed: int, **parts: int) -> Callable[[], bytes]:
@@ -132,7 +134,8 @@ def _original(seed: int, **parts: int) -> Callable[[], bytes]:
 
 
 KINDS = ("text", "csv", "json", "xml", "yaml", "code")
-LEVELS = {"fast": 1, "strong": 2}  # name of the profile: level
+LEVELS = {"fast-1": 1, "strong": 2, "fast": 1}  # name of the profile: level
+FORMER = {"fast-1": 1}  # numbers of profiles that no level has any longer
 
 # Name of the file without .lmz; what it shows is said where the name does not.
 CASES: dict[str, Case] = {
@@ -141,24 +144,31 @@ CASES: dict[str, Case] = {
     "stored": Case(_original(50, noise=500), {"level": 1}),
 }
 for _name, _level in LEVELS.items():
+    _former = FORMER.get(_name, 0)
     for _seed, _kind in enumerate(KINDS):
-        CASES[f"{_kind}-{_name}"] = Case(_original(_seed, **{_kind: 2000}), {"level": _level})
+        CASES[f"{_kind}-{_name}"] = Case(_original(_seed, **{_kind: 2000}), {"level": _level}, _former)
     _chain = {"level": _level, "block_size": 1024, "solid": True}
     CASES |= {
         # Every byte, runs, NULs, invalid UTF-8.
         f"bytes-{_name}": Case(
-            lambda: bytes(range(256)) * 2 + bytes(400) + b"\xff\xfe\xc3(" * 50, {"level": _level}
+            lambda: bytes(range(256)) * 2 + bytes(400) + b"\xff\xfe\xc3(" * 50, {"level": _level}, _former
         ),
         # Two streams in one group; four in two, of uneven lengths.
-        f"streams-2-1-{_name}": Case(_original(20, json=1900), {"level": _level, "streams": 2}),
-        f"streams-4-2-{_name}": Case(_original(21, csv=1499), {"level": _level, "streams": 4, "groups": 2}),
+        f"streams-2-1-{_name}": Case(_original(20, json=1900), {"level": _level, "streams": 2}, _former),
+        f"streams-4-2-{_name}": Case(
+            _original(21, csv=1499), {"level": _level, "streams": 4, "groups": 2}, _former
+        ),
         # Independent blocks, with an index.
-        f"blocks-{_name}": Case(_original(30, text=1000, code=1000), {"level": _level, "block_size": 1024}),
+        f"blocks-{_name}": Case(
+            _original(30, text=1000, code=1000), {"level": _level, "block_size": 1024}, _former
+        ),
         # Blocks that continue those before them, the last one shorter.
-        f"solid-{_name}": Case(_original(31, json=1500, json_=500), _chain),
-        f"solid-4-2-{_name}": Case(_original(33, xml=1300, yaml=602), {**_chain, "streams": 4, "groups": 2}),
+        f"solid-{_name}": Case(_original(31, json=1500, json_=500), _chain, _former),
+        f"solid-4-2-{_name}": Case(
+            _original(33, xml=1300, yaml=602), {**_chain, "streams": 4, "groups": 2}, _former
+        ),
         # A stored block breaks the chain.
-        f"solid-stored-{_name}": Case(_original(32, xml=1024, noise=1024, xml_=300), _chain),
+        f"solid-stored-{_name}": Case(_original(32, xml=1024, noise=1024, xml_=300), _chain, _former),
     }
 
 
@@ -186,8 +196,12 @@ CASES |= {
 
 def frame_of(case: Case) -> bytes:
     import lmcodec
+    from lmcodec import codec
 
-    return lmcodec.compress(case.original(), **case.options)
+    level = case.options.get("level", codec.DEFAULT_LEVEL)
+    plan = codec.LEVELS[level]
+    with mock.patch.dict(codec.LEVELS, {level: plan._replace(profile=case.former or plan.profile)}):
+        return lmcodec.compress(case.original(), **case.options)
 
 
 def main(arguments: list[str] | None = None) -> None:
