@@ -47,6 +47,12 @@ def time_codec(data: bytes, level: int, threads: int = 1, block_nbytes: int | No
     return len(frame), between - began, ended - between
 
 
+def warm_up(data: bytes, levels: Sequence[int]) -> None:
+    """Loads modules and models, which the first run would have to pay for."""
+    for level in levels:
+        time_codec(data[: 1 << 16], level)
+
+
 def time_program(data: bytes, compress: list[str], decompress: list[str]) -> Timing:
     """Two programs: `text` to `archive` in the folder they run in, and back to the folder `out`."""
     with tempfile.TemporaryDirectory() as name:
@@ -123,6 +129,7 @@ def main() -> None:
     print(f"lmcodec {lmcodec.__version__}: {len(data):,} bytes, medians of {options.rounds} rounds\n")
 
     there = [name for name in PEERS if shutil.which(name.split()[0])]
+    warm_up(data, options.levels)
     contenders = {f"level {level}": partial(time_codec, data, level) for level in options.levels}
     contenders |= {name: partial(time_program, data, *PEERS[name]) for name in there}
     print_table(len(data), measure(contenders, options.rounds), there)

@@ -178,6 +178,7 @@ def speed(options: Options) -> Answer:
         for n in (1, 2):
             name = f"level {level}, two blocks, threads {n}"
             contenders[name] = partial(codec_speed.time_codec, data, level, n, half)
+    codec_speed.warm_up(data, LEVELS)
     timings = codec_speed.measure(contenders, 1 if options.quick else options.rounds)
     rows = []
     for name, (size, there_s, back_s) in timings.items():
@@ -212,6 +213,7 @@ def threads(options: Options) -> Answer:
                 name = f"{kind}, {len(text):,} bytes, level {level}, threads {n}"
                 nbytes[name] = len(text)
                 contenders[name] = partial(codec_speed.time_codec, text, level, n)
+    codec_speed.warm_up(texts["english"][0], (1, 5, 6))
     timings = codec_speed.measure(contenders, 1 if options.quick else options.rounds)
     rows = []
     for name, (size, *both) in timings.items():
