@@ -91,7 +91,9 @@ lmcodec::Profile read_profile(const char* path) {
 
 void encode(lmcodec::Lockstep& lockstep, const Bytes& text) {
   std::vector<std::uint32_t> decisions;
-  for (lockstep.begin(static_cast<std::uint32_t>(text.size())); !lockstep.done();) {
+  lockstep.begin(static_cast<std::uint32_t>(text.size()));
+  lockstep.foretell(text.data());
+  while (!lockstep.done()) {
     const int bit = text[lockstep.offset()] >> (7 - lockstep.n_bit()) & 1;
     decisions.push_back(lockstep.p() << 1 | static_cast<std::uint32_t>(bit));
     lockstep.push(bit);
