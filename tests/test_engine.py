@@ -483,7 +483,7 @@ def test_the_block_coder_refuses_misuse() -> None:
         _kernel.BlockCoder(loaded(1).kernel, isa="sse9")
 
 
-@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("which", profile.FROZEN)
 @pytest.mark.parametrize("streams", [1, 2, 4])
 def test_parts_of_any_size_are_encoded_alike(which: int, streams: int) -> None:
     """The kernel looks ahead inside a call; bits that are pushed one by one are not known before."""
@@ -516,7 +516,7 @@ def test_parts_of_any_size_are_encoded_alike(which: int, streams: int) -> None:
     assert encode(30, 0) == encode(30, 30) == encode(3, 3) == encode(8 * len(data), 0)
 
 
-@pytest.mark.parametrize("which", [1, 2])
+@pytest.mark.parametrize("which", profile.FROZEN)
 def test_a_block_whose_bytes_change_while_it_is_encoded_is_lost(which: int) -> None:
     block = _kernel.BlockCoder(loaded(which).kernel)
     bits, p16 = np.empty(21, np.uint8), np.empty(21, np.uint16)

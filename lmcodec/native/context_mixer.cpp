@@ -138,7 +138,7 @@ struct ContextMixer::Stream {
   Nibble parts[2];  // the nibble at hand, and the next one where it is known
   Nibble* now = &parts[0];
   Nibble* next = &parts[1];
-  bool fetched = false;  // next is known
+  bool has_next = false;  // it is
   alignas(64) std::uint32_t placed[kContextMax] = {};  // with the place in the token
   std::uint8_t* slot[kContextMax];
   Match match[kMatchMax];
@@ -294,7 +294,7 @@ void ContextMixer::begin_block(std::uint32_t nbytes) {
     // The block before may have been left inside a byte.
     stream.c0 = 1;
     stream.n_bit = 0;
-    stream.begun = stream.prepared = stream.settled = stream.rowed = stream.foreseen = stream.fetched = false;
+    stream.begun = stream.prepared = stream.settled = stream.rowed = stream.foreseen = stream.has_next = false;
     stream.foretold = -1;
     stream.nibble = 0;
   }
@@ -467,12 +467,17 @@ void ContextMixer::fetch_nibble(Stream& stream, std::uint32_t node, Nibble& nibb
   fetch_lines(stream, node, nibble.line);
 }
 
+void ContextMixer::fetch_next(Stream& stream, std::uint32_t node) {
+  fetch_nibble(stream, node, *stream.next);
+  stream.has_next = true;
+}
+
 void ContextMixer::fetch(int s) {
   Stream& stream = *streams_[static_cast<std::size_t>(s)];
   stream.nibble = stream.n_bit < 4 ? 1 : 2;
-  if (stream.fetched) {
+  if (stream.has_next) {
     std::swap(stream.now, stream.next);
-    stream.fetched = false;
+    stream.has_next = false;
     return;
   }
   prepare(s);
@@ -489,8 +494,7 @@ void ContextMixer::foresee(int s) {
   stream.prepared = false;
   if (features_ >> kMatchByte & 1) return;  // one of the contexts sees what the match model says when the byte has ended
   prepare(s);
-  fetch_nibble(stream, 0, *stream.next);
-  stream.fetched = true;
+  fetch_next(stream, 0);
 }
 
 void ContextMixer::fetch_maps(const Stream& stream, unsigned byte) {
@@ -512,8 +516,7 @@ void ContextMixer::lookup(int s) {
   if (stream.foretold >= 0) {
     const unsigned byte = static_cast<unsigned>(stream.foretold);
     fetch_maps(stream, byte);
-    if (stream.n_bit < 4) fetch_nibble(stream, 16u | byte >> 4, *stream.next);
-    stream.fetched = stream.n_bit < 4;
+    if (stream.n_bit < 4) fetch_next(stream, 16u | byte >> 4);
   } else if (stream.n_bit < 4 && stream.match[0].active) {
     // The second nibble's lines, if the match model is right about the first.
     alignas(64) std::uint32_t likely[kContextMax];

@@ -157,6 +157,7 @@ class ContextMixer {
   void fetch_lines(const Stream& stream, std::uint32_t node, std::uint32_t* mixed);
   // For these and the direct counters; and for the cells of the final maps that byte's next four bits will see.
   void fetch_nibble(Stream& stream, std::uint32_t node, Nibble& nibble);
+  void fetch_next(Stream& stream, std::uint32_t node);
   void fetch_maps(const Stream& stream, unsigned byte);
   void take_text(Stream& stream, std::uint8_t byte);
   void set_origins();
