@@ -1,5 +1,7 @@
 """Types of the native kernel (native/module.cpp)."""
 
+from collections.abc import Callable
+
 import numpy as np
 
 class Segmenter:
@@ -63,7 +65,33 @@ def decode_weights(
 ) -> str: ...
 def network_isas() -> list[str]: ...
 
-class Network:
+class LanguageModel:
+    n_token: int
+    n_input: int
+    def start_token(self, cut: bool) -> int: ...
+    def session(self, streams: int, timed: bool = False) -> LmSession: ...
+
+class LmSession:
+    def begin(self, stream: int, cut: bool) -> None: ...
+    def step(self, tokens: np.ndarray) -> None: ...
+    def run(self, tokens: np.ndarray, freq: np.ndarray | None) -> None: ...
+    def span(self, stream: int, low: int, high: int) -> int: ...
+    def frequencies(self) -> np.ndarray: ...
+    times: tuple[float, float, float]
+
+class ExternalModel(LanguageModel):
+    def __init__(
+        self,
+        n_token: int,
+        start: int,
+        start_cut: int,
+        make: Callable[[int], object],
+        exp2_coarse: np.ndarray,
+        exp2_fine: np.ndarray,
+        isa: str = "",
+    ) -> None: ...
+
+class RecurrentModel(LanguageModel):
     def __init__(
         self,
         vocab_size: int,
@@ -78,29 +106,26 @@ class Network:
     ) -> None: ...
     isa: str
 
-class NetworkSession:
+class RecurrentSession(LmSession):
     def __init__(
         self,
-        network: Network,
+        model: RecurrentModel,
         streams: int,
         keep_logits: bool = False,
         timed: bool = False,
         helped: bool = False,
     ) -> None: ...
-    def reset(self, stream: int, cut: bool) -> None: ...
-    def step(self, tokens: np.ndarray) -> None: ...
-    def run(self, tokens: np.ndarray, logits: np.ndarray | None, freq: np.ndarray | None) -> None: ...
-    def span(self, stream: int, low: int, high: int) -> int: ...
+    def run(  # type: ignore[override]
+        self, tokens: np.ndarray, logits: np.ndarray | None, freq: np.ndarray | None
+    ) -> None: ...
     def cum(self, stream: int, token: int) -> int: ...
     def logits(self) -> np.ndarray: ...
-    def frequencies(self) -> np.ndarray: ...
     state: np.ndarray
     helped: int
-    times: tuple[float, float, float]
 
 class TokenCoding:
     def __init__(
-        self, network: Network, strings: np.ndarray, offsets: np.ndarray, log2: np.ndarray
+        self, model: LanguageModel, strings: np.ndarray, offsets: np.ndarray, log2: np.ndarray
     ) -> None: ...
 
 class TokenCoder:

@@ -160,7 +160,7 @@ class LmEngine:
         return _payload(self._coder.encode)
 
     def tokens(self, data: bytes | memoryview) -> list[np.ndarray]:
-        """The tokens of a block's streams, (n,) uint16 each."""
+        """The tokens of a block's streams, (n,) uint32 each."""
         block = np.frombuffer(data, np.uint8)
         borders = [s * len(block) // self._streams for s in range(self._streams + 1)]
         return [self._vocabulary.segment(block[a:b]) for a, b in pairwise(borders)]
@@ -266,7 +266,7 @@ _LM_TOKEN_NBYTES = 1 << 10  # of the vocabulary: 128 rows of frequencies and the
 _LM_STREAM_NBYTES = 640 << 10  # a stream's view of the text, its states and frequencies
 _LM_ALONE_NBYTES = 6 << 20  # buffers, where no context models stand beside the network
 _LM_ALONE_STREAM_NBYTES = 64 << 10  # a stream's states and frequencies
-_LM_ENCODE_NBYTES = 6  # a byte of the block: tokens, where they end, a copy
+_LM_ENCODE_NBYTES = 10  # a byte of the block: tokens and a copy of them, where they end, a copy of it
 
 
 def lm_memory_nbytes(

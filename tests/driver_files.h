@@ -14,7 +14,7 @@
 #include <string>
 #include <vector>
 
-#include "network.h"
+#include "recurrent.h"
 
 namespace driver {
 
@@ -56,7 +56,7 @@ void write(const T* values, std::size_t n) {
   if (n) std::fwrite(values, sizeof(T), n, stdout);
 }
 
-inline std::unique_ptr<lmcodec::Network> read_network(const char* path, const char* isa) {
+inline std::unique_ptr<lmcodec::RecurrentModel> read_network(const char* path, const char* isa) {
   struct Tensor {
     int n, k, biased, shift;
     std::unique_ptr<std::int8_t[]> weight;
@@ -65,7 +65,7 @@ inline std::unique_ptr<lmcodec::Network> read_network(const char* path, const ch
   };
   Reader file(path);
   const int v = file.number(), d = file.number(), l = file.number(), r = file.number(), m = file.number();
-  const lmcodec::NetworkShape shape = {v, d, l, r, m};
+  const lmcodec::RecurrentShape shape = {v, d, l, r, m};
   std::vector<Tensor> tensors(2 + static_cast<std::size_t>(l) * (m ? 4 : 2));
   std::vector<lmcodec::LinearView> views;
   for (Tensor& t : tensors) {
@@ -85,7 +85,7 @@ inline std::unique_ptr<lmcodec::Network> read_network(const char* path, const ch
   const auto rsqrt = file.array<std::int32_t>(12288);
   const auto coarse = file.array<std::int32_t>(16), fine = file.array<std::int32_t>(16);
   const int norm_scale = file.number();
-  return std::make_unique<lmcodec::Network>(
+  return std::make_unique<lmcodec::RecurrentModel>(
       shape, views, start.get(),
       lmcodec::TableViews{decay.get(), input_scale.get(), relu2.get(), rsqrt.get(), coarse.get(), fine.get(), norm_scale},
       isa);

@@ -15,7 +15,7 @@
 #include <vector>
 
 #include "driver_files.h"
-#include "network.h"
+#include "recurrent.h"
 
 namespace {
 
@@ -23,7 +23,7 @@ using driver::fail;
 using driver::Reader;
 using driver::write;
 
-void write_states(lmcodec::Session& session, const lmcodec::NetworkShape& shape) {
+void write_states(lmcodec::RecurrentSession& session, const lmcodec::RecurrentShape& shape) {
   for (int i = 0; i < shape.n_layer; ++i)
     for (int b = 0; b < session.n_stream(); ++b) write(session.state(i, b), static_cast<std::size_t>(shape.recurrent));
 }
@@ -38,9 +38,9 @@ int main(int argc, char** argv) {
     return 0;
   }
   if (argc != 5 || std::strcmp(argv[1], "run")) fail("isas, or run MODEL TOKENS ISA");
-  const std::unique_ptr<lmcodec::Network> owner = driver::read_network(argv[2], argv[4]);
-  const lmcodec::Network& network = *owner;
-  const lmcodec::NetworkShape& shape = network.shape();
+  const std::unique_ptr<lmcodec::RecurrentModel> owner = driver::read_network(argv[2], argv[4]);
+  const lmcodec::RecurrentModel& network = *owner;
+  const lmcodec::RecurrentShape& shape = network.shape();
   const int v = shape.vocab_size;
 
   Reader input(argv[3]);
@@ -48,11 +48,11 @@ int main(int argc, char** argv) {
   const int b = input.number();
   const auto cut = input.array<std::uint32_t>(static_cast<std::size_t>(b));
   const auto tokens = input.array<std::uint32_t>(n_step * static_cast<std::size_t>(b));
-  lmcodec::Session whole(network, b, true), session(network, b), helped(network, b, false, false, lmcodec::Help::kThread);
+  lmcodec::RecurrentSession whole(network, b, {}, true), session(network, b), helped(network, b, {lmcodec::Help::kThread, false});
   for (int s = 0; s < b; ++s) {
-    whole.reset(s, cut[static_cast<std::size_t>(s)] != 0);
-    session.reset(s, cut[static_cast<std::size_t>(s)] != 0);
-    helped.reset(s, cut[static_cast<std::size_t>(s)] != 0);
+    whole.begin(s, cut[static_cast<std::size_t>(s)] != 0);
+    session.begin(s, cut[static_cast<std::size_t>(s)] != 0);
+    helped.begin(s, cut[static_cast<std::size_t>(s)] != 0);
   }
   whole.run(tokens.get(), n_step, [&](std::size_t, int n) {
     for (int row = 0; row < n; ++row) write(whole.frequencies(row), static_cast<std::size_t>(v));

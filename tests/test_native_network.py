@@ -38,7 +38,7 @@ ISAS = _kernel.network_isas()
 DRIVER_BUILDS = {**BUILDS, "thread sanitizer": ["-O1", "-g", "-fsanitize=thread"]}
 DRIVER_SOURCES = [
     *NATIVE.glob("gemm*.cpp"),
-    NATIVE / "network.cpp",
+    NATIVE / "recurrent.cpp",
     NATIVE / "table_memory.cpp",
     Path(__file__).with_name("network_driver.cpp"),
 ]
@@ -140,11 +140,11 @@ def check_same_bits(model: IntegerModel, isa: str, t: int, b: int) -> None:
     assert (whole.state == state.h).all()
 
     session = network.start(cuts(b))
-    in_place = _kernel.NetworkSession(network.kernel, b)  # frequencies where the logits were
-    helped = _kernel.NetworkSession(network.kernel, b, helped=True)
+    in_place = _kernel.RecurrentSession(network.kernel, b)  # frequencies where the logits were
+    helped = _kernel.RecurrentSession(network.kernel, b, helped=True)
     for stream, cut in enumerate(cuts(b)):
-        in_place.reset(stream, bool(cut))
-        helped.reset(stream, bool(cut))
+        in_place.begin(stream, bool(cut))
+        helped.begin(stream, bool(cut))
     for i in range(t):
         session.step(tokens[i])
         in_place.step(tokens[i].astype(np.uint32))
@@ -198,8 +198,8 @@ def test_streams(b: int, isa: str) -> None:
 def test_a_second_thread_takes_panels(b: int, isa: str) -> None:
     """Of products with one panel, with odd numbers of them and many; until it has taken a part for sure."""
     network = NativeNetwork(random_model(1100, 100, 2, 70, 200), isa)
-    plain = _kernel.NetworkSession(network.kernel, b)
-    helped = _kernel.NetworkSession(network.kernel, b, helped=True)
+    plain = _kernel.RecurrentSession(network.kernel, b)
+    helped = _kernel.RecurrentSession(network.kernel, b, helped=True)
     tokens = random_tokens(network.model, 64, b).astype(np.uint32)
     end = time.monotonic() + 20
     n_step = 0
@@ -417,7 +417,7 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError):
             network.start(cuts(b))
     with pytest.raises(ValueError, match="keeps no logits"):
-        _kernel.NetworkSession(network.kernel, 1).logits()
+        _kernel.RecurrentSession(network.kernel, 1).logits()
     assert (session.state == before).all()
 
 

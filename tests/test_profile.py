@@ -337,7 +337,7 @@ def test_learned_state_of_token_ends() -> None:
 def lm_learned_of(loaded: profile.Profile) -> np.ndarray:
     """What a coder's state begins with."""
     one = _kernel.TokenCoder(coding(), loaded.kernel)
-    one.begin_encode(np.zeros(1, np.uint8), np.zeros(1, np.uint16))
+    one.begin_encode(np.zeros(1, np.uint8), np.zeros(1, np.uint32))
     return one.learned
 
 

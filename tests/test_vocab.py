@@ -26,7 +26,7 @@ texts = st.binary(max_size=300) | st.lists(alphabet, max_size=300).map(bytes)
 
 def check_segmentation(vocabulary: Vocabulary, data: bytes) -> None:
     tokens = vocabulary.segment(data)
-    assert tokens.dtype == np.uint16
+    assert tokens.dtype == np.uint32
     assert tokens.tolist() == vocabulary.segment_reference(data).tolist()
     assert vocabulary.restore(tokens) == data
 
@@ -69,7 +69,7 @@ def test_prefix_range_is_the_span_of_tokens_with_the_prefix(prefix: bytes) -> No
 
 def test_restore_refuses_a_token_out_of_range() -> None:
     with pytest.raises(Corrupt, match="outside the vocabulary"):
-        TRICKY.restore(np.array([len(TRICKY)], dtype=np.uint16))
+        TRICKY.restore(np.array([len(TRICKY)], dtype=np.uint32))
 
 
 def test_restore_refuses_a_negative_token() -> None:
@@ -147,7 +147,7 @@ def test_the_kernel_checks_its_arguments() -> None:
     offsets = np.arange(257, dtype=np.uint32)
     segmenter = Segmenter(strings, offsets)
     with pytest.raises(ValueError, match="room"):
-        segmenter.segment(np.zeros(4, np.uint8), np.zeros(3, np.uint16))
+        segmenter.segment(np.zeros(4, np.uint8), np.zeros(3, np.uint32))
     bad = offsets.copy()
     bad[7] = bad[8]
     for wrong in (offsets[:-1], bad, offsets[:1], offsets + np.uint32(1)):

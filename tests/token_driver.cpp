@@ -24,7 +24,7 @@
 #include "context_mixer.h"
 #include "driver_files.h"
 #include "lockstep.h"
-#include "network.h"
+#include "recurrent.h"
 #include "token_coder.h"
 #include "token_trie.h"
 
@@ -65,10 +65,10 @@ std::vector<std::uint32_t> read_learned(Reader& file, const lmcodec::Profile& pr
 
 void encode(lmcodec::TokenBlockCoder& coder, const char* text_path, const char* tokens_path) {
   Reader text_file(text_path), tokens_file(tokens_path);
-  const std::size_t nbytes = text_file.left<std::uint8_t>(), n_token = tokens_file.left<std::uint16_t>();
+  const std::size_t nbytes = text_file.left<std::uint8_t>(), n_token = tokens_file.left<std::uint32_t>();
   {
     const auto text = text_file.array<std::uint8_t>(nbytes);
-    const auto tokens = tokens_file.array<std::uint16_t>(n_token);
+    const auto tokens = tokens_file.array<std::uint32_t>(n_token);
     coder.begin_encode(text.get(), static_cast<std::uint32_t>(nbytes), tokens.get(), n_token);
   }
   constexpr std::size_t kRoom = 777;
@@ -135,7 +135,7 @@ int main(int argc, char** argv) {
   }
   if (argc < 9) fail("too few arguments");
   const bool encodes = !std::strcmp(argv[1], "encode");
-  const std::unique_ptr<lmcodec::Network> network = driver::read_network(argv[2], argv[5]);
+  const std::unique_ptr<lmcodec::RecurrentModel> network = driver::read_network(argv[2], argv[5]);
   const std::size_t n_token = static_cast<std::size_t>(network->shape().vocab_size);
   Reader vocabulary(argv[3]);
   const auto offsets = vocabulary.array<std::uint32_t>(n_token + 1);

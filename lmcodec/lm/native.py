@@ -68,7 +68,7 @@ class NativeNetwork:
         self.model = model
         self.isa = chosen_isa(isa)
         shape = model.config
-        self.kernel = _kernel.Network(
+        self.kernel = _kernel.RecurrentModel(
             shape.vocab_size,
             shape.dim,
             shape.n_layer,
@@ -151,9 +151,9 @@ class NativeSession:
 
     def __init__(self, network: NativeNetwork, cut: np.ndarray, timed: bool = False) -> None:
         self._n_token = network.model.config.vocab_size
-        self.kernel = _kernel.NetworkSession(network.kernel, len(cut), True, timed)
+        self.kernel = _kernel.RecurrentSession(network.kernel, len(cut), True, timed)
         for stream, middle in enumerate(cut):
-            self.kernel.reset(stream, bool(middle))
+            self.kernel.begin(stream, bool(middle))
 
     def step(self, tokens: np.ndarray) -> None:
         """Move on by (B,) tokens, each < V + 2.

@@ -96,7 +96,7 @@ class Model:
     config: NetConfig
     vocabulary: Vocabulary
     isa: str
-    network: _kernel.Network = field(repr=False)
+    network: _kernel.RecurrentModel = field(repr=False)
     coding: _kernel.TokenCoding = field(repr=False)
     profiles: tuple[Profile, ...] = field(repr=False)
     nbytes: int
@@ -318,10 +318,10 @@ def _load(source: Source) -> Model:
     )
 
 
-_NODE_NBYTES = 32  # of a vocabulary's tries, for each byte of its strings
+_NODE_NBYTES = 64  # of a vocabulary's two tries, for each byte of its strings
 
 
-def _proved(model: IntegerModel, known: str) -> tuple[_kernel.Network, str]:
+def _proved(model: IntegerModel, known: str) -> tuple[_kernel.RecurrentModel, str]:
     """The network in the best instruction set that gives the known answer, and its name."""
     from lmcodec import _kernel
     from lmcodec.lm.native import NativeNetwork, chosen_isa

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 Buffer = bytes | bytearray | memoryview | np.ndarray  # anything contiguous
 
 MAGIC = b"LMVOCAB1"
-MAX_TOKENS = 65_536  # a token is a uint16
+MAX_TOKENS = 65_536
 MAX_TOKEN_NBYTES = 255  # a length is one byte
 MAX_STRINGS_NBYTES = 1 << 19  # of all strings together: bounds the trie that a hostile file can ask for
 _DIGEST_NBYTES = 32
@@ -97,21 +97,21 @@ class Vocabulary:
             data: any contiguous buffer of n bytes.
 
         Returns:
-            (m,) uint16 tokens, m <= n; `restore` gives the n bytes back.
+            (m,) uint32 tokens, m <= n; `restore` gives the n bytes back.
         """
         buffer = np.frombuffer(data, dtype=np.uint8)
         if self._segmenter is None:
             from lmcodec._kernel import Segmenter
 
             self._segmenter = Segmenter(*self.flat())
-        out = np.empty(len(buffer), dtype=np.uint16)
+        out = np.empty(len(buffer), dtype=np.uint32)
         return out[: self._segmenter.segment(buffer, out)].copy()
 
     def segment_reference(self, data: Buffer) -> np.ndarray:
         """Tokens of `data` by longest match: the definition that the kernel follows.
 
         Returns:
-            (m,) uint16 tokens, equal to those of `segment`.
+            (m,) uint32 tokens, equal to those of `segment`.
         """
         view = bytes(data)
         longest = int(self.nbytes.max())
@@ -124,7 +124,7 @@ class Vocabulary:
                     tokens.append(token)
                     position += length
                     break
-        return np.array(tokens, dtype=np.uint16)
+        return np.array(tokens, dtype=np.uint32)
 
     def restore(self, tokens: np.ndarray) -> bytes:
         """The bytes of (m,) tokens, each < V.

@@ -111,11 +111,11 @@ class Tokens:
 
     Attributes:
         begin, end: (n,) int64, offsets in the text, in bytes.
-        ids: (n,) uint16.
+        ids: (n,) uint32.
         bits: (n,) float64, of their bytes as coded.
         lm_bits: (n,) float64, of their bytes under the network alone.
         p: (n,) float64, the network's probabilities of these tokens.
-        alternative_id: (n, k) uint16, what the network held likeliest in each one's place, likeliest first.
+        alternative_id: (n, k) uint32, what the network held likeliest in each one's place, likeliest first.
         alternative_p: (n, k) float64, their probabilities.
         strings: the vocabulary.
     """
@@ -386,9 +386,9 @@ class _Window:
         nothing = (
             np.empty(0, np.int64),
             np.empty(0, np.int64),
-            np.empty(0, np.uint16),
+            np.empty(0, np.uint32),
             np.empty(0),
-            np.empty((0, k), np.uint16),
+            np.empty((0, k), np.uint32),
             np.empty((0, k)),
         )
         columns = zip(nothing, *self._tokens, strict=True)

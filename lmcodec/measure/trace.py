@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from lmcodec import _kernel
 from lmcodec.codec import AUTO, DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, Compressor, byte_view
 from lmcodec.coder import SpentBits
 from lmcodec.engine import LmEngine
@@ -65,13 +64,13 @@ class Trace:
             divided by 8, are the bytes of its payload to within 8.
         lm_bits: (n,) float64, bits under the network alone; NaN in blocks coded without it.
         token_begin: (n_token,) int64, offset of each token's first byte.
-        token_id: (n_token,) uint16.
+        token_id: (n_token,) uint32.
         blocks: those with bytes in the range.
         frame_nbytes: of the frame of the whole text; None where blocks outside the range were left out.
         model: the language model that the level can use; None if it uses none. `model.vocabulary.strings`
             are the tokens' bytes.
         token_p: (n_token,) float64, the network's probability of each token; None unless `alternatives`.
-        alternative_id: (n_token, k) uint16, the tokens that the network held likeliest in each token's place,
+        alternative_id: (n_token, k) uint32, the tokens that the network held likeliest in each token's place,
             the likeliest first, and of equal ones that with the lower id; None unless `alternatives`.
         alternative_p: (n_token, k) float64, their probabilities.
     """
@@ -278,12 +277,12 @@ class _Traced:
             self._bits,
             self._lm_bits,
             joined("begin", (0,), np.int64),
-            joined("ids", (0,), np.uint16),
+            joined("ids", (0,), np.uint32),
             tuple(self._blocks),
             frame_nbytes,
             self._model,
             joined("p", (0,), np.float64) if k else None,
-            joined("alternative_id", (0, k), np.uint16) if k else None,
+            joined("alternative_id", (0, k), np.uint32) if k else None,
             joined("alternative_p", (0, k), np.float64) if k else None,
         )
 
@@ -292,9 +291,9 @@ class _Tokens(NamedTuple):
     """Tokens of a stream that begin in the range; the last three only where alternatives are asked for."""
 
     begin: np.ndarray  # (n,) int64
-    ids: np.ndarray  # (n,) uint16
+    ids: np.ndarray  # (n,) uint32
     p: np.ndarray | None  # (n,) float64
-    alternative_id: np.ndarray | None  # (n, k) uint16
+    alternative_id: np.ndarray | None  # (n, k) uint32
     alternative_p: np.ndarray | None  # (n, k) float64
 
 
@@ -326,24 +325,24 @@ def likeliest(
         ids: the stream's tokens, from its first to the last one to look at.
         cut: the stream begins in the middle of a document.
     """
-    size = model.config.vocab_size
+    size = len(model.vocabulary)
     inputs = np.empty((len(ids), 1), np.uint32)
-    inputs[0], inputs[1:, 0] = model.config.mid if cut else model.config.bos, ids[:-1]
-    session = _kernel.NetworkSession(model.network, 1)
-    session.reset(0, cut)
+    inputs[0], inputs[1:, 0] = model.network.start_token(cut), ids[:-1]
+    session = model.network.session(1)
+    session.begin(0, cut)
     if first:
-        session.run(inputs[:first], None, None)
+        session.run(inputs[:first], None)
     p = np.empty(len(ids) - first)
-    best, best_p = np.empty((len(p), k), np.uint16), np.empty((len(p), k))
+    best, best_p = np.empty((len(p), k), np.uint32), np.empty((len(p), k))
     lower_first = np.arange(size - 1, -1, -1, dtype=np.uint64)
     for at in range(first, len(ids), _ROWS):
         to = min(at + _ROWS, len(ids))
         freq = np.empty((to - at, size), np.uint32)
-        session.run(inputs[at:to], None, freq[:, None])
+        session.run(inputs[at:to], freq[:, None])
         total = freq.sum(axis=1, dtype=np.uint64)[:, None]
         here = slice(at - first, to - first)
         p[here] = (np.take_along_axis(freq, ids[at:to, None].astype(np.int64), axis=1) / total)[:, 0]
-        rank = freq.astype(np.uint64) << np.uint64(16) | lower_first
+        rank = freq.astype(np.uint64) << np.uint64(20) | lower_first
         top = np.argpartition(rank, size - k, axis=1)[:, size - k :]
         order = np.argsort(np.take_along_axis(rank, top, axis=1), axis=1)[:, ::-1]
         best[here] = top = np.take_along_axis(top, order, axis=1)

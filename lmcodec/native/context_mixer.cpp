@@ -576,6 +576,7 @@ void ContextMixer::begin_end(int s, std::int32_t stretch, std::uint32_t token, s
   at.stretch = stretch;
   at.token = token;
   at.token_before = token_before;
+  at.token_bits = token_bits_;
   at.n_byte = n_byte;
   at.tail = static_cast<std::uint32_t>(stream.text.tail());
   // The text that the match model predicts, from the token's first byte on: where does its longest token end?

@@ -97,6 +97,8 @@ class ContextMixer {
 
   // Chooses the mixer's instruction set (the best one for nullptr); false if this machine lacks it.
   bool use_isa(const char* isa);
+  // n_token: V of the vocabulary, with a language model.
+  void use_vocabulary(std::uint32_t n_token) { token_bits_ = n_token > 65534 ? 20 : 16; }
   const char* isa() const { return mixing_->isa; }
 
   // Forgets everything; tables are sized for blocks of nbytes.
@@ -207,6 +209,7 @@ class ContextMixer {
   int n_learning_ = 0;
   std::uint32_t base_ = 0, nbytes_ = 0;
   bool fresh_ = true;
+  int token_bits_ = 16;  // TokenEnd::Situation::token_bits
 };
 
 }  // namespace lmcodec

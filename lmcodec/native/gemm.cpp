@@ -1,5 +1,9 @@
 #include "gemm.h"
 
+#include <cstring>
+#include <stdexcept>
+#include <string>
+
 #include "gemm_body.h"
 
 namespace lmcodec {
@@ -43,6 +47,27 @@ const NetworkKernels* network_kernels(int* n) {
   static const Available available;
   *n = available.n;
   return available.kernels;
+}
+
+NetworkKernels chosen_kernels(const char* isa) {
+  int n;
+  const NetworkKernels* kernels = network_kernels(&n);
+  if (!isa) return kernels[0];
+  for (int i = 0; i < n; ++i)
+    if (!std::strcmp(kernels[i].isa, isa)) return kernels[i];
+  throw std::invalid_argument(std::string("this machine has no ") + isa);
+}
+
+void set_exp2(NetworkTables& tables, const std::int32_t* coarse, const std::int32_t* fine) {
+  const auto within = [](std::int32_t value, std::int32_t most) {
+    if (value < 1 || value > most)
+      throw std::invalid_argument("a power of two is " + std::to_string(value) + ", expected 1 to " + std::to_string(most));
+    return static_cast<std::uint32_t>(value);
+  };
+  for (int i = 0; i < 16; ++i) {
+    tables.exp2_coarse[i] = within(coarse[i], 1 << 15);
+    tables.exp2_fine[i] = within(fine[i], 1 << 16);
+  }
 }
 
 }  // namespace lmcodec

@@ -72,6 +72,12 @@ struct NetworkKernels {
   std::uint32_t (*sum)(const std::uint32_t* freq, int n);
 };
 
+// Fills in the tables of powers of two, (16) each, of lm/tables.py. Throws std::invalid_argument for entries out of range.
+void set_exp2(NetworkTables& tables, const std::int32_t* coarse, const std::int32_t* fine);
+
+// The version of that name, null for the best. Throws std::invalid_argument for one that this machine lacks.
+NetworkKernels chosen_kernels(const char* isa);
+
 // Versions this machine can run, the best first; the last is portable C++.
 const NetworkKernels* network_kernels(int* n);
 

@@ -11,6 +11,7 @@
 
 #include "module_profile.h"
 #include "module_times.h"
+#include "module_vocabulary.h"
 #include "token_coder.h"
 
 namespace nb = nanobind;
@@ -22,7 +23,7 @@ using Bytes = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::dev
 using Output = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Offsets = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Log2 = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Tokens = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Tokens = nb::ndarray<const std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Places = nb::ndarray<std::uint32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
@@ -37,26 +38,16 @@ struct Coding {
   TokenTrie trie;
   TokenCoding coding;
 
-  Coding(const Network& network, const std::uint8_t* strings, const std::uint32_t* offsets, std::size_t n_token,
+  Coding(const LanguageModel& model, const std::uint8_t* strings, const std::uint32_t* offsets, std::size_t n_token,
          const std::int32_t* log2)
-      : trie(strings, offsets, n_token), coding{network, trie, TokenStretch(log2)} {}
+      : trie(strings, offsets, n_token), coding{model, trie, TokenStretch(log2)} {}
 };
 
-void make_coding(Coding* self, const Network& network, Bytes strings, Offsets offsets, Log2 log2) {
-  const std::size_t n_token = static_cast<std::size_t>(network.shape().vocab_size);
-  const std::uint32_t* o = offsets.data();
-  require(offsets.size() == n_token + 1 && o[0] == 0 && o[n_token] == strings.size(), "offsets do not span the strings");
+void make_coding(Coding* self, const LanguageModel& model, Bytes strings, Offsets offsets, Log2 log2) {
+  const std::size_t n_token = model.n_token();
+  check_vocabulary(strings, offsets, n_token);
   require(log2.size() == 1024, "the logarithms' table has 1024 entries");
-  const std::uint8_t* bytes = strings.data();
-  bool single[256] = {};
-  for (std::size_t t = 0; t < n_token; ++t) {
-    require(o[t + 1] > o[t] && o[t + 1] - o[t] < 256 && o[t + 1] <= strings.size(), "offsets do not rise strictly");
-    if (o[t + 1] - o[t] == 1) single[bytes[o[t]]] = true;
-    require(t == 0 || std::lexicographical_compare(bytes + o[t - 1], bytes + o[t], bytes + o[t], bytes + o[t + 1]),
-            "strings do not rise strictly");
-  }
-  for (bool s : single) require(s, "every single byte must be a token");
-  new (self) Coding(network, bytes, o, n_token, log2.data());
+  new (self) Coding(model, strings.data(), offsets.data(), n_token, log2.data());
 }
 
 class Coder {
@@ -181,10 +172,10 @@ class Coder {
 }  // namespace
 
 void bind_token(nb::module_& m) {
-  nb::class_<Coding>(m, "TokenCoding", "A network and the trie of its vocabulary.")
-      .def("__init__", &make_coding, nb::arg("network"), nb::arg("strings"), nb::arg("offsets"), nb::arg("log2"),
+  nb::class_<Coding>(m, "TokenCoding", "A language model and the trie of its vocabulary.")
+      .def("__init__", &make_coding, nb::arg("model"), nb::arg("strings"), nb::arg("offsets"), nb::arg("log2"),
            nb::keep_alive<1, 2>());
-  nb::class_<Coder>(m, "TokenCoder", "Network, context models and mixer, or the network alone, over the streams of a block.")
+  nb::class_<Coder>(m, "TokenCoder", "Language model, context models and mixer, or the model alone, over the streams of a block.")
       .def(nb::init<const Coding&, const ProfileData*, int, int, const std::string&, int>(), nb::arg("coding"),
            nb::arg("profile").none(), nb::arg("streams") = 1, nb::arg("groups") = 1, nb::arg("isa") = "",
            nb::arg("enlarge") = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())

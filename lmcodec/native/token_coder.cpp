@@ -33,7 +33,7 @@ void for_each_decision(const TokenTrie& trie, const std::uint8_t* bytes, std::ui
 }
 
 // Returns when that job of the session's is done, and takes a part of its products meanwhile.
-void wait_lending(Worker& worker, std::uint64_t ticket, Session& session) {
+void wait_lending(Worker& worker, std::uint64_t ticket, LmSession& session) {
   session.lend([&worker, ticket] { return worker.done(ticket); });
   worker.wait(ticket);
 }
@@ -51,11 +51,12 @@ class TokenBlockCoder::Live : public Predictor {
   // of a single group it takes a part of each step.
   Live(const TokenCoding& coding, int n_stream, int n_group, bool continues, bool helped, bool timed)
       : coding_(coding), in_first_((n_stream + n_group - 1) / n_group) {
+    helped = helped && coding.model.may_be_helped();
     const Help help = !helped ? Help::kNone : n_group == 1 ? Help::kThread : Help::kLent;
     const int size[2] = {in_first_, n_stream - in_first_};
     for (int g = 0; g < n_group; ++g) {
-      sessions_.push_back(std::make_unique<Session>(coding.network, size[g], false, timed, help));
-      for (int s = 0; s < size[g]; ++s) sessions_.back()->reset(s, continues || g * in_first_ + s > 0);
+      sessions_.push_back(coding.model.session(size[g], {help, timed}));
+      for (int s = 0; s < size[g]; ++s) sessions_.back()->begin(s, continues || g * in_first_ + s > 0);
     }
     for (int g = 0; g < n_group; ++g) tokens_[g].resize(static_cast<std::size_t>(size[g]));
     worker_ = with_thread<Worker>(helped && n_group > 1);
@@ -76,9 +77,9 @@ class TokenBlockCoder::Live : public Predictor {
 
   std::int32_t stretch(int s, const Sides& sides) override {
     const int group = s >= in_first_;
-    const Session& session = *sessions_[static_cast<std::size_t>(group)];
+    const LmSession& session = *sessions_[static_cast<std::size_t>(group)];
     const auto span = [&](std::uint32_t low, std::uint32_t high) {
-      return session.span(s - group * in_first_, static_cast<int>(low), static_cast<int>(high));
+      return session.span(s - group * in_first_, low, high);
     };
     return coding_.stretch(span(sides.one_low, sides.one_high), span(sides.zero_low, sides.zero_high));
   }
@@ -86,9 +87,10 @@ class TokenBlockCoder::Live : public Predictor {
   SessionTimes times() const override {
     SessionTimes sum;
     for (const auto& session : sessions_) {
-      sum.products += session->times().products;
-      sum.elements += session->times().elements;
-      sum.frequencies += session->times().frequencies;
+      const SessionTimes times = session->times();
+      sum.products += times.products;
+      sum.elements += times.elements;
+      sum.frequencies += times.frequencies;
     }
     return sum;
   }
@@ -96,7 +98,7 @@ class TokenBlockCoder::Live : public Predictor {
  private:
   const TokenCoding& coding_;
   const int in_first_;
-  std::vector<std::unique_ptr<Session>> sessions_;  // of each group
+  std::vector<std::unique_ptr<LmSession>> sessions_;  // of each group
   std::vector<std::uint32_t> tokens_[2];
   std::uint64_t ticket_[2] = {};
   std::unique_ptr<Worker> worker_;  // the last: it uses the others
@@ -108,15 +110,15 @@ class TokenBlockCoder::Recorded : public Predictor {
   // begin_token[s] on, up to the next stream's. first: the token before each stream's. helped: a second thread runs
   // ahead.
   Recorded(const TokenCoding& coding, const std::uint8_t* bytes, std::vector<std::size_t> begin,
-           std::vector<std::uint16_t> tokens, std::vector<std::size_t> begin_token, std::vector<std::uint32_t> first,
+           std::vector<std::uint32_t> tokens, std::vector<std::size_t> begin_token, std::vector<std::uint32_t> first,
            bool continues, bool helped, bool timed)
       : coding_(coding), n_stream_(first.size()),
-        session_(coding.network, static_cast<int>(n_stream_), false, timed, helped ? Help::kLent : Help::kNone),
+        session_(coding.model.session(static_cast<int>(n_stream_), {helped ? Help::kLent : Help::kNone, timed})),
         bytes_(bytes),
         position_(std::move(begin)), tokens_(std::move(tokens)), begin_token_(std::move(begin_token)),
         first_(std::move(first)), step_(n_stream_), stretches_(n_stream_), fresh_(n_stream_), next_(n_stream_) {
     for (std::size_t s = 0; s < n_stream_; ++s) {
-      session_.reset(static_cast<int>(s), continues || s > 0);
+      session_->begin(static_cast<int>(s), continues || s > 0);
       longest_ = std::max(longest_, begin_token_[s + 1] - begin_token_[s]);
     }
     worker_ = with_thread<Worker>(helped);
@@ -137,7 +139,7 @@ class TokenBlockCoder::Recorded : public Predictor {
     return stretches_[i][next_[i]++];
   }
 
-  SessionTimes times() const override { return session_.times(); }
+  SessionTimes times() const override { return session_->times(); }
 
  private:
   void begin_record() {
@@ -146,7 +148,7 @@ class TokenBlockCoder::Recorded : public Predictor {
 
   // Takes over what was recorded, and has more recorded.
   void take_record() {
-    if (worker_) wait_lending(*worker_, ticket_, session_);
+    if (worker_) wait_lending(*worker_, ticket_, *session_);
     else record();
     for (std::size_t s = 0; s < n_stream_; ++s) {
       std::vector<std::int16_t>& known = stretches_[s];
@@ -167,7 +169,7 @@ class TokenBlockCoder::Recorded : public Predictor {
     for (std::size_t s = 0; s < n_stream_; ++s)
       for (std::size_t t = from; t < from + n && begin_token_[s] + t < begin_token_[s + 1]; ++t)
         inputs_[(t - from) * n_stream_ + s] = t ? tokens_[begin_token_[s] + t - 1] : first_[s];
-    session_.run(inputs_.data(), n, [&](std::size_t first_row, int n_row) {
+    session_->run(inputs_.data(), n, [&](std::size_t first_row, int n_row) {
       for (int row = 0; row < n_row; ++row) {
         const std::size_t at = first_row + static_cast<std::size_t>(row), s = at % n_stream_;
         const std::size_t token = begin_token_[s] + from + at / n_stream_;
@@ -179,7 +181,7 @@ class TokenBlockCoder::Recorded : public Predictor {
 
   void answer(int row, std::size_t s, std::size_t token) {
     const auto span = [&](std::uint32_t low, std::uint32_t high) {
-      return session_.span(row, static_cast<int>(low), static_cast<int>(high));
+      return session_->span(row, low, high);
     };
     const std::uint32_t nbytes = coding_.trie.nbytes(tokens_[token]);
     for_each_decision(coding_.trie, bytes_ + position_[s], nbytes, token + 1 == begin_token_[s + 1],
@@ -192,10 +194,10 @@ class TokenBlockCoder::Recorded : public Predictor {
 
   const TokenCoding& coding_;
   const std::size_t n_stream_;
-  Session session_;
+  const std::unique_ptr<LmSession> session_;
   const std::uint8_t* const bytes_;
   std::vector<std::size_t> position_;  // of the first byte whose decisions are not recorded
-  const std::vector<std::uint16_t> tokens_;
+  const std::vector<std::uint32_t> tokens_;
   const std::vector<std::size_t> begin_token_;
   const std::vector<std::uint32_t> first_;
   std::vector<std::size_t> step_;                     // steps that each stream has begun
@@ -213,7 +215,9 @@ TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, const Profile& profi
                                  const std::vector<std::uint32_t>& learned, int n_stream, int n_group)
     : coding_(coding), n_stream_(n_stream), n_group_(n_group),
       mixer_(std::make_unique<ContextMixer>(profile, learned)),
-      lockstep_(mixer_.get(), coding.trie, n_stream, n_group) {}
+      lockstep_(mixer_.get(), coding.trie, n_stream, n_group) {
+  mixer_->use_vocabulary(coding.model.n_token());
+}
 
 TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, int n_stream, int n_group)
     : coding_(coding), n_stream_(n_stream), n_group_(n_group), lockstep_(nullptr, coding.trie, n_stream, n_group) {}
@@ -250,13 +254,12 @@ void TokenBlockCoder::reset() {
 }
 
 std::vector<std::uint32_t> TokenBlockCoder::first_tokens() const {
-  const std::uint32_t bos = static_cast<std::uint32_t>(coding_.network.shape().vocab_size);
-  std::vector<std::uint32_t> first(static_cast<std::size_t>(n_stream_), bos + 1);
-  if (!continues_) first[0] = bos;
+  std::vector<std::uint32_t> first(static_cast<std::size_t>(n_stream_), coding_.model.start_token(true));
+  if (!continues_) first[0] = coding_.model.start_token(false);
   return first;
 }
 
-void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint16_t* tokens,
+void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint32_t* tokens,
                                    std::size_t n_token, bool helped) {
   begin_block(nbytes);
   bytes_.assign(bytes, bytes + nbytes);
@@ -274,8 +277,9 @@ void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbyt
     begin_token.push_back(t);
   }
   begin_lockstep(std::make_unique<Recorded>(coding_, bytes_.data(), std::move(begin),
-                                            std::vector<std::uint16_t>(tokens, tokens + n_token),
-                                            std::move(begin_token), first_tokens(), continues_, helped && !clock_,
+                                            std::vector<std::uint32_t>(tokens, tokens + n_token),
+                                            std::move(begin_token), first_tokens(), continues_,
+                                            helped && !clock_ && coding_.model.may_be_helped(),
                                             clock_ != nullptr),
                  bytes_.data(), nbytes, ends_.data(), Direction::kEncode);
 }

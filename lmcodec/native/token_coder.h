@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "context_mixer.h"
-#include "network.h"
+#include "language_model.h"
 #include "phase_clock.h"
 #include "range_decoder.h"
 #include "token_lockstep.h"
@@ -14,9 +14,9 @@
 
 namespace lmcodec {
 
-// What all blocks of a model share. Immutable.
+// What all blocks with a model share. Immutable.
 struct TokenCoding {
-  const Network& network;
+  const LanguageModel& model;
   const TokenTrie& trie;
   TokenStretch stretch;
 };
@@ -44,7 +44,7 @@ class TokenBlockCoder {
   // Encoding. The network runs over many positions at once; tokens: those of all streams one after another, whose
   // strings are the block's bytes. helped: a second thread runs the network ahead. Bytes and tokens are copied. Where this or the next throws, the coder is as after a
   // reset.
-  void begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint16_t* tokens, std::size_t n_token,
+  void begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint32_t* tokens, std::size_t n_token,
                     bool helped = false);
   // Up to `room` decisions and their probabilities; returns how many, 0 at the end.
   std::size_t encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room);
@@ -68,7 +68,7 @@ class TokenBlockCoder {
 
  private:
   class Predictor;  // a model that knows what its sessions took
-  class Live;       // steps the network as tokens become known
+  class Live;       // steps the model as tokens become known
   class Recorded;   // runs it over tokens that are known
   enum class Direction { kNone, kEncode, kDecode };
 

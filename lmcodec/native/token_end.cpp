@@ -66,7 +66,7 @@ void TokenEnd::begin(int s, const Situation& at) {
   stream.stretch = at.stretch;
   const std::uint64_t token = at.token;
   stream.counter[0] = &counters_[0][token & ((1u << kTableLog2) - 1)];
-  stream.counter[1] = &counters_[1][hashed(token << 16 | at.token_before)];
+  stream.counter[1] = &counters_[1][hashed(token << at.token_bits | at.token_before)];
   stream.counter[2] = &counters_[2][hashed(token << 16 | static_cast<std::uint32_t>(at.next_byte))];
   stream.counter[3] = &counters_[3][hashed((token << 32 | at.tail) + 1)];
   const bool match = at.match_bucket > 0;

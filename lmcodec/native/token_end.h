@@ -31,6 +31,7 @@ class TokenEnd {
     std::int32_t stretch = 0;  // the language model's, Q8
     std::uint32_t token = 0, token_before = 0;
     int n_byte = 0;            // bytes of the token so far, at least 1
+    int token_bits = 16;       // that a token's number takes in a hash: 16, or 20 for a large vocabulary
     std::uint32_t tail = 0;    // the stream's last four bytes
     int next_byte = 0;         // what the match model predicts, plus 1; 0 without a match
     int match_bucket = 0;      // 1 to 8 by the match's length; 0 without

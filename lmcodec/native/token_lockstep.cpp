@@ -33,7 +33,7 @@ std::int64_t TokenStretch::log2(std::uint64_t sum) const {
 }
 
 std::int32_t TokenStretch::operator()(std::uint64_t one, std::uint64_t zero) const {
-  const std::int64_t odds = (log2(one) - log2(zero)) * kLn2;  // sums of 1 to 2^40: below 2^38
+  const std::int64_t odds = (log2(one) - log2(zero)) * kLn2;  // sums of 1 to 2^45: below 2^38
   const std::int64_t stretch = (odds + (1 << 23)) >> 24;
   return static_cast<std::int32_t>(std::clamp<std::int64_t>(stretch, -kStretchLimit, kStretchLimit));
 }

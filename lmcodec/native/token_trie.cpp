@@ -4,7 +4,7 @@ namespace lmcodec {
 
 TokenTrie::TokenTrie(const std::uint8_t* strings, const std::uint32_t* offsets, std::size_t n_token)
     : length_(n_token) {
-  for (std::size_t t = 0; t < n_token; ++t) length_[t] = static_cast<std::uint8_t>(offsets[t + 1] - offsets[t]);
+  for (std::size_t t = 0; t < n_token; ++t) length_[t] = static_cast<std::uint16_t>(offsets[t + 1] - offsets[t]);
   // Breadth first: the children of a node are made, one after another, when its turn comes.
   std::vector<std::uint32_t> depth(1, 0);
   nodes_.push_back({0, static_cast<std::uint32_t>(n_token), 0, 0, false});

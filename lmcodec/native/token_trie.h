@@ -36,7 +36,7 @@ class TokenTrie {
     return from;
   }
   std::size_t n_token() const { return length_.size(); }
-  std::uint8_t nbytes(std::uint32_t token) const { return length_[token]; }
+  std::uint32_t nbytes(std::uint32_t token) const { return length_[token]; }
   // Whether bytes[0 .. nbytes(token)) are the token's string.
   bool spells(std::uint32_t token, const std::uint8_t* bytes) const;
   // Bytes of the longest token that `history` holds at `position`, `most` bytes at most; 0 for none.
@@ -48,7 +48,7 @@ class TokenTrie {
     bool is_token;
   };
 
-  std::vector<std::uint8_t> length_;  // (V) bytes of each token
+  std::vector<std::uint16_t> length_;  // (V) bytes of each token, 1 to 65,535
   std::vector<Node> nodes_;
   std::vector<std::uint8_t> child_byte_;
   std::vector<std::uint32_t> child_;

@@ -1,4 +1,4 @@
-#include "module_network.h"
+#include "module_recurrent.h"
 
 #include <nanobind/ndarray.h>
 #include <nanobind/stl/optional.h>
@@ -13,7 +13,8 @@
 #include <tuple>
 #include <vector>
 
-#include "network.h"
+#include "module_language_model.h"
+#include "recurrent.h"
 
 namespace nb = nanobind;
 
@@ -39,7 +40,7 @@ const typename A::Scalar* sized(const A& array, std::size_t n) {
   return array.data();
 }
 
-void make_network(Network* self, int vocab_size, int dim, int n_layer, int recurrent, int mlp,
+void make_recurrent(RecurrentModel* self, int vocab_size, int dim, int n_layer, int recurrent, int mlp,
                   const std::vector<Tensor>& tensors, Array<const std::int32_t, 3> start, const Tables& tables,
                   const std::string& isa) {
   std::vector<LinearView> views;
@@ -58,45 +59,25 @@ void make_network(Network* self, int vocab_size, int dim, int n_layer, int recur
                                   sized(std::get<4>(tables), 16),    sized(std::get<5>(tables), 16),
                                   std::get<6>(tables)};
   nb::gil_scoped_release release;
-  new (self) Network({vocab_size, dim, n_layer, recurrent, mlp}, views, start.data(), table_views,
+  new (self) RecurrentModel({vocab_size, dim, n_layer, recurrent, mlp}, views, start.data(), table_views,
                      isa.empty() ? nullptr : isa.c_str());
 }
 
-// Rows as a copy of their own.
-template <typename T, typename RowOf>
-nb::object copied(const Session& session, RowOf row_of) {
-  const std::size_t b = static_cast<std::size_t>(session.n_stream());
-  const std::size_t v = static_cast<std::size_t>(session.network().shape().vocab_size);
-  T* data = new T[b * v];
-  nb::capsule owner(data, [](void* p) noexcept { delete[] static_cast<T*>(p); });
-  for (std::size_t i = 0; i < b; ++i) std::memcpy(data + i * v, row_of(static_cast<int>(i)), v * sizeof(T));
-  return nb::cast(nb::ndarray<nb::numpy, T, nb::ndim<2>>(data, {b, v}, owner));
+nb::object logits(const RecurrentSession& self) {
+  require(self.keeps_logits(), "this session keeps no logits");
+  return copied_rows<std::int32_t>(self.n_stream(), self.model().n_token(), [&](int b) { return self.logits(b); });
 }
 
-void check_tokens(const Session& session, const std::uint32_t* tokens, std::size_t n) {
-  for (std::size_t i = 0; i < n; ++i)
-    if (tokens[i] >= session.network().n_token())
-      throw nb::value_error(("token " + std::to_string(tokens[i]) + " is not below " +
-                             std::to_string(session.network().n_token()))
-                                .c_str());
-}
-
-void step(Session& self, Array<const std::uint32_t, 1> tokens) {
-  require(tokens.size() == static_cast<std::size_t>(self.n_stream()), "expected one token a stream");
-  nb::gil_scoped_release release;
-  check_tokens(self, tokens.data(), tokens.size());
-  self.step(tokens.data());
-}
-
-void run(Session& self, Array<const std::uint32_t, 2> tokens, std::optional<Array<std::int32_t, 3>> logits,
+// As LmSession's, and the logits too.
+void run(RecurrentSession& self, Array<const std::uint32_t, 2> tokens, std::optional<Array<std::int32_t, 3>> logits,
          std::optional<Array<std::uint32_t, 3>> freq) {
-  const std::size_t v = static_cast<std::size_t>(self.network().shape().vocab_size);
+  const std::size_t v = self.model().n_token();
   require(tokens.shape(1) == static_cast<std::size_t>(self.n_stream()), "expected one token a stream and step");
   require(!logits || self.keeps_logits(), "this session keeps no logits");
   const std::size_t size = tokens.size() * v;
   require((!logits || logits->size() == size) && (!freq || freq->size() == size), "an output has not the shape (T, B, V)");
   nb::gil_scoped_release release;
-  check_tokens(self, tokens.data(), tokens.size());
+  check_tokens(tokens.data(), tokens.size(), self.model().n_input());
   self.run(tokens.data(), tokens.shape(0), [&](std::size_t first, int n) {
     for (int row = 0; row < n; ++row) {
       const std::size_t at = (first + static_cast<std::size_t>(row)) * v;
@@ -106,23 +87,8 @@ void run(Session& self, Array<const std::uint32_t, 2> tokens, std::optional<Arra
   });
 }
 
-int stream_of(const Session& session, int stream) {
-  require(stream >= 0 && stream < session.n_stream(), "no such stream");
-  return stream;
-}
-
-std::uint64_t span(const Session& self, int stream, int low, int high) {
-  require(low >= 0 && low <= high && high <= self.network().shape().vocab_size, "no such span of the vocabulary");
-  return self.span(stream_of(self, stream), low, high);
-}
-
-std::uint64_t cum(const Session& self, int stream, int token) {
-  require(token >= 0 && token <= self.network().shape().vocab_size, "no such token");
-  return self.cum(stream_of(self, stream), token);
-}
-
-nb::object state(Session& self) {
-  const NetworkShape& shape = self.network().shape();
+nb::object state(RecurrentSession& self) {
+  const RecurrentShape& shape = self.model().shape();
   const std::size_t l = static_cast<std::size_t>(shape.n_layer), b = static_cast<std::size_t>(self.n_stream()),
                     r = static_cast<std::size_t>(shape.recurrent);
   auto* data = new std::int32_t[l * b * r];
@@ -134,36 +100,29 @@ nb::object state(Session& self) {
 
 }  // namespace
 
-void bind_network(nb::module_& m) {
-  nb::class_<Network>(m, "Network", "An integer model laid out for this machine; lmcodec.lm.native makes it.")
-      .def("__init__", &make_network, nb::arg("vocab_size"), nb::arg("dim"), nb::arg("n_layer"), nb::arg("recurrent"),
+void bind_recurrent(nb::module_& m) {
+  nb::class_<RecurrentModel, LanguageModel>(m, "RecurrentModel",
+                                            "An integer model laid out for this machine; lmcodec.lm.recurrent makes it.")
+      .def("__init__", &make_recurrent, nb::arg("vocab_size"), nb::arg("dim"), nb::arg("n_layer"), nb::arg("recurrent"),
            nb::arg("mlp"), nb::arg("tensors"), nb::arg("start"), nb::arg("tables"), nb::arg("isa") = "")
-      .def_prop_ro("isa", [](const Network& self) { return std::string(self.isa()); });
-  nb::class_<Session>(m, "NetworkSession", "The states of B streams and what their last step gave.")
+      .def_prop_ro("isa", [](const RecurrentModel& self) { return std::string(self.isa()); });
+  nb::class_<RecurrentSession, LmSession>(m, "RecurrentSession", "The states of B streams and what their last step gave.")
       .def("__init__",
-           [](Session* self, const Network& network, int streams, bool keep_logits, bool timed, bool helped) {
-             new (self) Session(network, streams, keep_logits, timed, helped ? Help::kThread : Help::kNone);
+           [](RecurrentSession* self, const RecurrentModel& model, int streams, bool keep_logits, bool timed, bool helped) {
+             new (self) RecurrentSession(model, streams, {helped ? Help::kThread : Help::kNone, timed}, keep_logits);
            },
-           nb::arg("network"), nb::arg("streams"), nb::arg("keep_logits") = false, nb::arg("timed") = false,
+           nb::arg("model"), nb::arg("streams"), nb::arg("keep_logits") = false, nb::arg("timed") = false,
            nb::arg("helped") = false, nb::keep_alive<1, 2>())
-      .def("reset", [](Session& self, int stream, bool cut) { self.reset(stream_of(self, stream), cut); },
-           nb::arg("stream"), nb::arg("cut"))
-      .def("step", &step, nb::arg("tokens"))
       .def("run", &run, nb::arg("tokens"), nb::arg("logits").none(), nb::arg("freq").none())
-      .def("span", &span, nb::arg("stream"), nb::arg("low"), nb::arg("high"))
-      .def("cum", &cum, nb::arg("stream"), nb::arg("token"))
-      .def("logits",
-           [](const Session& self) {
-             require(self.keeps_logits(), "this session keeps no logits");
-             return copied<std::int32_t>(self, [&](int b) { return self.logits(b); });
-           })
-      .def("frequencies",
-           [](const Session& self) { return copied<std::uint32_t>(self, [&](int b) { return self.frequencies(b); }); })
+      .def("cum",
+           [](const RecurrentSession& self, int stream, std::int64_t token) {
+             require(token >= 0 && token <= self.model().n_token(), "no such token");
+             return self.cum(stream_of(self, stream), static_cast<std::uint32_t>(token));
+           },
+           nb::arg("stream"), nb::arg("token"))
+      .def("logits", &logits)
       .def_prop_ro("state", &state)
-      .def_prop_ro("helped", &Session::helped)
-      .def_prop_ro("times", [](const Session& self) {
-        return std::make_tuple(self.times().products, self.times().elements, self.times().frequencies);
-      });
+      .def_prop_ro("helped", &RecurrentSession::helped);
   m.def("network_isas", [] {
     int n;
     const NetworkKernels* kernels = network_kernels(&n);

@@ -1,4 +1,4 @@
-#include "network.h"
+#include "recurrent.h"
 
 #include <algorithm>
 #include <chrono>
@@ -56,10 +56,7 @@ NetworkTables checked_tables(const TableViews& views) {
   for (int m = 0; m < 128; ++m)
     if (views.relu2[m] != (m * m + 64) >> 7) refuse("the table of squares is another one");
   for (int i = 0; i < 12288; ++i) tables.rsqrt[i] = within("a reciprocal root", views.rsqrt[i], 1 << 15, 1 << 16);
-  for (int i = 0; i < 16; ++i) {
-    tables.exp2_coarse[i] = static_cast<std::uint32_t>(within("a power of two", views.exp2_coarse[i], 1, 1 << 15));
-    tables.exp2_fine[i] = static_cast<std::uint32_t>(within("a power of two", views.exp2_fine[i], 1, 1 << 16));
-  }
+  set_exp2(tables, views.exp2_coarse, views.exp2_fine);
   tables.norm_scale = within("the norm's scale", views.norm_scale, 1, 65535);
   return tables;
 }
@@ -81,18 +78,9 @@ void* output_of(int first, const Finished& to) {
   return static_cast<std::uint8_t*>(to.out) + std::size_t{kPanel} * static_cast<std::size_t>(first) * (bytes ? 1 : 4);
 }
 
-NetworkKernels chosen(const char* isa) {
-  int n;
-  const NetworkKernels* kernels = network_kernels(&n);
-  if (!isa) return kernels[0];
-  for (int i = 0; i < n; ++i)
-    if (!std::strcmp(kernels[i].isa, isa)) return kernels[i];
-  refuse(std::string("this machine has no ") + isa);
-}
-
 }  // namespace
 
-Network::Linear Network::pack(const LinearView& view, const NetworkKernels& kernels, int offset, int n_part, int n_lane) {
+RecurrentModel::Linear RecurrentModel::pack(const LinearView& view, const NetworkKernels& kernels, int offset, int n_part, int n_lane) {
   Linear linear;
   const int part = view.n / n_part;
   const int padded = static_cast<int>(rounded_up(static_cast<std::size_t>(part), static_cast<std::size_t>(n_lane)));
@@ -124,9 +112,9 @@ Network::Linear Network::pack(const LinearView& view, const NetworkKernels& kern
   return linear;
 }
 
-Network::Network(const NetworkShape& shape, const std::vector<LinearView>& tensors, const std::int32_t* start,
+RecurrentModel::RecurrentModel(const RecurrentShape& shape, const std::vector<LinearView>& tensors, const std::int32_t* start,
                  const TableViews& tables, const char* isa)
-    : shape_(shape), kernels_(chosen(isa)), tables_(checked_tables(tables)) {
+    : shape_(shape), kernels_(chosen_kernels(isa)), tables_(checked_tables(tables)) {
   const int v = within("the vocabulary's size", shape.vocab_size, 256, 65536);
   const int d = within("the width", shape.dim, 1, kFanInMax);
   const int n_layer = within("the number of layers", shape.n_layer, 1, 64);
@@ -137,10 +125,10 @@ Network::Network(const NetworkShape& shape, const std::vector<LinearView>& tenso
 
   const LinearView* view = tensors.data();
   check(*view, v + 2, d, false, 0);
-  const std::size_t n_embed = n_token() * static_cast<std::size_t>(d);
+  const std::size_t n_embed = n_input() * static_cast<std::size_t>(d);
   embed_ = Table<std::int8_t>(n_embed);
   std::memcpy(embed_.data(), view->weight, n_embed);
-  embed_multiplier_.assign(view->multiplier, view->multiplier + n_token());
+  embed_multiplier_.assign(view->multiplier, view->multiplier + n_input());
   embed_shift_ = view->shift;
   ++view;
   const int offset = kernels_.offset;
@@ -165,8 +153,12 @@ Network::Network(const NetworkShape& shape, const std::vector<LinearView>& tenso
   for (std::int32_t h : start_) within("a start state", h, -kStateMax, kStateMax);
 }
 
+std::unique_ptr<LmSession> RecurrentModel::session(int n_stream, const SessionOptions& options) const {
+  return std::make_unique<RecurrentSession>(*this, n_stream, options);
+}
+
 // Adds the time since the last mark to a total.
-class Session::Stopwatch {
+class RecurrentSession::Stopwatch {
  public:
   explicit Stopwatch(bool on) : on_(on) {
     if (on_) last_ = Clock::now();
@@ -184,25 +176,24 @@ class Session::Stopwatch {
   Clock::time_point last_;
 };
 
-Session::Session(const Network& network, int n_stream, bool keep_logits, bool timed, Help help)
-    : network_(network),
+RecurrentSession::RecurrentSession(const RecurrentModel& model, int n_stream, const SessionOptions& options, bool keep_logits)
+    : model_(model),
       n_stream_(within("the number of streams", n_stream, 1, kSessionStreamMax)),
-      keep_logits_(keep_logits),
-      timed_(timed),
-      x_stride_(rounded_up(static_cast<std::size_t>(network.shape_.dim), kPanel)),
-      u_stride_(row_stride(std::max(x_stride_, network.lanes_))),
-      gates_stride_(rounded_up(3 * network.lanes_, kPanel)),
-      hidden_stride_(network.shape_.mlp ? row_stride(static_cast<std::size_t>(network.shape_.mlp)) : 0),
-      width_(rounded_up(static_cast<std::size_t>(network.shape_.vocab_size), kPanel)),
-      n_cum_(width_ / kPanel + 1),
-      state_(static_cast<std::size_t>(network.shape_.n_layer * n_stream) * network.lanes_),
-      helper_(help == Help::kLent ? std::make_unique<Helper>(Helper::Lent()) : with_thread<Helper>(help == Help::kThread)) {
+      timed_(options.timed),
+      x_stride_(rounded_up(static_cast<std::size_t>(model.shape_.dim), kPanel)),
+      u_stride_(row_stride(std::max(x_stride_, model.lanes_))),
+      gates_stride_(rounded_up(3 * model.lanes_, kPanel)),
+      hidden_stride_(model.shape_.mlp ? row_stride(static_cast<std::size_t>(model.shape_.mlp)) : 0),
+      state_(static_cast<std::size_t>(model.shape_.n_layer * n_stream) * model.lanes_),
+      frequencies_(model.kernels_, model.tables_, model.n_token(), keep_logits),
+      helper_(options.help == Help::kLent ? std::make_unique<Helper>(Helper::Lent())
+                                          : with_thread<Helper>(options.help == Help::kThread)) {
   reserve_trunk(n_stream);
   reserve_head(n_stream);
-  for (int b = 0; b < n_stream; ++b) reset(b, false);
+  for (int b = 0; b < n_stream; ++b) begin(b, false);
 }
 
-void Session::reserve_trunk(int n_row) {
+void RecurrentSession::reserve_trunk(int n_row) {
   if (n_row <= trunk_rows_) return;
   const std::size_t n = static_cast<std::size_t>(n_row);
   x_ = Table<std::int32_t>(n * x_stride_);
@@ -212,32 +203,27 @@ void Session::reserve_trunk(int n_row) {
   trunk_rows_ = n_row;
 }
 
-void Session::reserve_head(int n_row) {
+void RecurrentSession::reserve_head(int n_row) {
   if (n_row <= head_rows_) return;
-  const std::size_t n = static_cast<std::size_t>(n_row);
-  logits_ = Table<std::int32_t>(n * width_);
-  if (keep_logits_) kept_freq_ = Table<std::uint32_t>(n * width_);
-  // Signed and unsigned integers may look at one another's storage.
-  freq_ = keep_logits_ ? kept_freq_.data() : reinterpret_cast<std::uint32_t*>(logits_.data());
-  cum_ = Table<std::uint64_t>(n * n_cum_);
-  max_.resize(n * kMaxLanes * (helper_ ? 2 : 1));
+  frequencies_.reserve(n_row);
+  max_.resize(static_cast<std::size_t>(n_row) * kMaxLanes * (helper_ ? 2 : 1));
   head_rows_ = n_row;
 }
 
-void Session::reset(int stream, bool cut) {
-  const std::size_t r = static_cast<std::size_t>(network_.shape_.recurrent);
-  for (int i = 0; i < network_.shape_.n_layer; ++i) {
-    const std::size_t at = static_cast<std::size_t>((cut ? network_.shape_.n_layer : 0) + i) * r;
-    std::memcpy(state(i, stream), network_.start_.data() + at, r * sizeof(std::int32_t));
+void RecurrentSession::begin(int stream, bool cut) {
+  const std::size_t r = static_cast<std::size_t>(model_.shape_.recurrent);
+  for (int i = 0; i < model_.shape_.n_layer; ++i) {
+    const std::size_t at = static_cast<std::size_t>((cut ? model_.shape_.n_layer : 0) + i) * r;
+    std::memcpy(state(i, stream), model_.start_.data() + at, r * sizeof(std::int32_t));
   }
 }
 
-void Session::step(const std::uint32_t* tokens) {
+void RecurrentSession::step(const std::uint32_t* tokens) {
   trunk(tokens, n_stream_);
   head(0, n_stream_);
 }
 
-void Session::run(const std::uint32_t* tokens, std::size_t n_step, const std::function<void(std::size_t, int)>& rows) {
+void RecurrentSession::run(const std::uint32_t* tokens, std::size_t n_step, const Rows& rows) {
   const std::size_t b = static_cast<std::size_t>(n_stream_);
   const std::size_t piece = std::max<std::size_t>(1, kTrunkRows / b);
   const int head_piece = std::max(kHeadRows, n_stream_);
@@ -254,35 +240,35 @@ void Session::run(const std::uint32_t* tokens, std::size_t n_step, const std::fu
   }
 }
 
-void Session::normalise(int n_row) {
-  const int n = static_cast<int>(rounded_up(static_cast<std::size_t>(network_.shape_.dim), 16));
+void RecurrentSession::normalise(int n_row) {
+  const int n = static_cast<int>(rounded_up(static_cast<std::size_t>(model_.shape_.dim), 16));
   for (int row = 0; row < n_row; ++row)
-    network_.kernels_.normalise(x_.data() + static_cast<std::size_t>(row) * x_stride_, n, network_.shape_.dim,
-                                network_.tables_, activations_.data() + static_cast<std::size_t>(row) * u_stride_);
+    model_.kernels_.normalise(x_.data() + static_cast<std::size_t>(row) * x_stride_, n, model_.shape_.dim,
+                                model_.tables_, activations_.data() + static_cast<std::size_t>(row) * u_stride_);
 }
 
-void Session::product(const std::uint8_t* u, std::size_t stride, int n_row, const PackedLinear& linear,
+void RecurrentSession::product(const std::uint8_t* u, std::size_t stride, int n_row, const PackedLinear& linear,
                       const Finished& to, std::int32_t* helper_max) {
   const auto some = [&](int first, int last, bool by_helper) {
     const Finished part = {to.finish, output_of(first, to), to.stride, by_helper ? helper_max : to.max};
-    network_.kernels_.product(u, stride, n_row, panels_of(linear, first, last), part);
+    model_.kernels_.product(u, stride, n_row, panels_of(linear, first, last), part);
   };
   if (helper_) helper_->share(linear.n_panel, some);
   else some(0, linear.n_panel, false);
 }
 
 // Rows are in time order: row % B is the stream.
-void Session::trunk(const std::uint32_t* tokens, int n_row) {
-  const NetworkKernels& kernels = network_.kernels_;
-  const int dim = network_.shape_.dim;
-  const std::size_t lanes = network_.lanes_;
+void RecurrentSession::trunk(const std::uint32_t* tokens, int n_row) {
+  const NetworkKernels& kernels = model_.kernels_;
+  const int dim = model_.shape_.dim;
+  const std::size_t lanes = model_.lanes_;
   Stopwatch watch(timed_);
   for (int row = 0; row < n_row; ++row)
-    kernels.embed(network_.embed_.data() + static_cast<std::size_t>(tokens[row]) * static_cast<std::size_t>(dim), dim,
-                  network_.embed_multiplier_[tokens[row]], network_.embed_shift_,
+    kernels.embed(model_.embed_.data() + static_cast<std::size_t>(tokens[row]) * static_cast<std::size_t>(dim), dim,
+                  model_.embed_multiplier_[tokens[row]], model_.embed_shift_,
                   x_.data() + static_cast<std::size_t>(row) * x_stride_);
-  for (int i = 0; i < network_.shape_.n_layer; ++i) {
-    const Network::Layer& layer = network_.layers_[static_cast<std::size_t>(i)];
+  for (int i = 0; i < model_.shape_.n_layer; ++i) {
+    const RecurrentModel::Layer& layer = model_.layers_[static_cast<std::size_t>(i)];
     normalise(n_row);
     watch.mark(times_.elements);
     product(activations_.data(), u_stride_, n_row, layer.into.packed,
@@ -290,14 +276,14 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
     watch.mark(times_.products);
     for (int row = 0; row < n_row; ++row) {
       const std::int8_t* z = gates_.data() + static_cast<std::size_t>(row) * gates_stride_;
-      kernels.recur(z, z + lanes, z + 2 * lanes, static_cast<int>(lanes), network_.tables_, state(i, row % n_stream_),
+      kernels.recur(z, z + lanes, z + 2 * lanes, static_cast<int>(lanes), model_.tables_, state(i, row % n_stream_),
                     activations_.data() + static_cast<std::size_t>(row) * u_stride_);
     }
     watch.mark(times_.elements);
     const Finished add = {Finish::kAdd, x_.data(), x_stride_, nullptr};
     product(activations_.data(), u_stride_, n_row, layer.out.packed, add);
     watch.mark(times_.products);
-    if (!network_.shape_.mlp) continue;
+    if (!model_.shape_.mlp) continue;
     normalise(n_row);
     watch.mark(times_.elements);
     product(activations_.data(), u_stride_, n_row, layer.up.packed,
@@ -309,21 +295,17 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
   watch.mark(times_.elements);
 }
 
-void Session::head(int first, int n_row) {
-  const NetworkKernels& kernels = network_.kernels_;
+void RecurrentSession::head(int first, int n_row) {
   Stopwatch watch(timed_);
   const std::size_t n_max = static_cast<std::size_t>(n_row) * kMaxLanes;
   std::int32_t* const helper_max = helper_ ? max_.data() + n_max : nullptr;
   std::fill_n(max_.begin(), n_max * (helper_ ? 2 : 1), std::numeric_limits<std::int32_t>::min());
-  product(activations_.data() + static_cast<std::size_t>(first) * u_stride_, u_stride_, n_row, network_.head_.packed,
-          {Finish::kLogits, logits_.data(), width_, max_.data()}, helper_max);
+  product(activations_.data() + static_cast<std::size_t>(first) * u_stride_, u_stride_, n_row, model_.head_.packed,
+          {Finish::kLogits, frequencies_.logits(0), frequencies_.width(), max_.data()}, helper_max);
   for (std::size_t i = 0; helper_ && i < n_max; ++i) max_[i] = std::max(max_[i], helper_max[i]);
   watch.mark(times_.products);
-  for (int row = 0; row < n_row; ++row) {
-    const std::size_t r = static_cast<std::size_t>(row);
-    kernels.weigh(logits(row), max_.data() + r * kMaxLanes, network_.shape_.vocab_size, network_.tables_,
-                  freq_ + r * width_, cum_.data() + r * n_cum_);
-  }
+  for (int row = 0; row < n_row; ++row)
+    frequencies_.weigh(row, max_.data() + static_cast<std::size_t>(row) * kMaxLanes);
   watch.mark(times_.frequencies);
 }
 

@@ -5,6 +5,6 @@
 
 namespace lmcodec {
 
-void bind_network(nanobind::module_& m);
+void bind_recurrent(nanobind::module_& m);
 
 }  // namespace lmcodec

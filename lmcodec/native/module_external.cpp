@@ -1,0 +1,87 @@
+#include "module_external.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/string.h>
+
+#include <cstdint>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <utility>
+
+#include "external_model.h"
+
+namespace nb = nanobind;
+
+namespace lmcodec {
+namespace {
+
+using Exponentials = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
+using Logits = nb::ndarray<const std::int32_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+
+// A Python object with begin(stream, cut) and run(tokens (T, B) uint32) -> (T, B, V) int32 logits. Called from loops that
+// have released the GIL.
+class PythonStates : public ExternalStates {
+ public:
+  PythonStates(nb::object states, int n_stream, std::uint32_t n_token)
+      : states_(std::move(states)), n_stream_(static_cast<std::size_t>(n_stream)), n_token_(n_token) {}
+  PythonStates(const PythonStates&) = delete;
+  PythonStates& operator=(const PythonStates&) = delete;
+  ~PythonStates() override {
+    nb::gil_scoped_acquire acquire;
+    states_.reset();
+  }
+
+  void begin(int stream, bool cut) override {
+    nb::gil_scoped_acquire acquire;
+    states_.attr("begin")(stream, cut);
+  }
+
+  void run(const std::uint32_t* tokens, std::size_t n_step,
+           const std::function<std::int32_t*(std::size_t)>& at) override {
+    nb::gil_scoped_acquire acquire;
+    const std::size_t n_row = n_step * n_stream_;
+    auto* copy = new std::uint32_t[n_row];  // what is given away may be kept
+    nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<std::uint32_t*>(p); });
+    std::memcpy(copy, tokens, n_row * sizeof(std::uint32_t));
+    const nb::object given = states_.attr("run")(
+        nb::cast(nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>>(copy, {n_step, n_stream_}, owner)));
+    Logits logits;
+    if (!nb::try_cast(given, logits, false) || logits.shape(0) != n_step || logits.shape(1) != n_stream_ ||
+        logits.shape(2) != n_token_)
+      throw nb::value_error("a session's run() must give contiguous int32 logits of shape (T, B, V)");
+    for (std::size_t row = 0; row < n_row; ++row)
+      std::memcpy(at(row), logits.data() + row * n_token_, n_token_ * sizeof(std::int32_t));
+  }
+
+ private:
+  nb::object states_;
+  const std::size_t n_stream_, n_token_;
+};
+
+void make_external(ExternalModel* self, std::uint32_t n_token, std::uint32_t start, std::uint32_t start_cut,
+                   nb::callable make, Exponentials exp2_coarse, Exponentials exp2_fine, const std::string& isa) {
+  if (exp2_coarse.size() != 16 || exp2_fine.size() != 16) throw nb::value_error("a table has not the expected size");
+  // Sessions are made and dropped by loops that have released the GIL; the callable itself goes with the model.
+  std::shared_ptr<nb::callable> shared(new nb::callable(std::move(make)), [](nb::callable* p) {
+    nb::gil_scoped_acquire acquire;
+    delete p;
+  });
+  new (self) ExternalModel(n_token, start, start_cut, exp2_coarse.data(), exp2_fine.data(),
+                           isa.empty() ? nullptr : isa.c_str(), [shared, n_token](int n_stream) {
+                             nb::gil_scoped_acquire acquire;
+                             return std::unique_ptr<ExternalStates>(
+                                 std::make_unique<PythonStates>((*shared)(n_stream), n_stream, n_token));
+                           });
+}
+
+}  // namespace
+
+void bind_external(nb::module_& m) {
+  nb::class_<ExternalModel, LanguageModel>(
+      m, "ExternalModel", "A language model outside the kernel, which makes frequencies of its logits.")
+      .def("__init__", &make_external, nb::arg("n_token"), nb::arg("start"), nb::arg("start_cut"), nb::arg("make"),
+           nb::arg("exp2_coarse"), nb::arg("exp2_fine"), nb::arg("isa") = "");
+}
+
+}  // namespace lmcodec
