@@ -17,7 +17,7 @@ import numpy as np
 from codec_bpb import KINDS
 from network_bpb import bits_of
 
-from lmcodec.lm.native import NativeNetwork
+from lmcodec.lm.recurrent.native import NativeNetwork
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.corpus import corpora_dir
 from lmcodec.train.export import integer_model

@@ -30,7 +30,7 @@ import numpy as np
 
 from lmcodec import _kernel
 from lmcodec.lm import store
-from lmcodec.lm.model import shapes
+from lmcodec.lm.recurrent.model import shapes
 from lmcodec.lm.store import Model
 from lmcodec.measure.blocks import model_of
 from lmcodec.measure.machine import describe

@@ -30,7 +30,7 @@ from pathlib import Path
 import numpy as np
 
 from lmcodec.lm import weights
-from lmcodec.lm.model import IntegerModel
+from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.lm.vocab import Vocabulary
 
 _lgamma = np.vectorize(math.lgamma, otypes=[float])

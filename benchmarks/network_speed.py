@@ -18,9 +18,9 @@ import time
 import numpy as np
 
 from lmcodec import _kernel
-from lmcodec.lm.config import NetConfig
-from lmcodec.lm.model import IntegerModel, Layer, Linear, shapes
-from lmcodec.lm.native import NativeNetwork
+from lmcodec.lm.recurrent.model import IntegerModel, Layer, Linear, shapes
+from lmcodec.lm.recurrent.native import NativeNetwork
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 
 SHAPES = {

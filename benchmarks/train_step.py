@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 import lmcodec.train
-from lmcodec.lm.config import NetConfig
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train.config import load_config
 from lmcodec.train.loop import MATRICES, keep_freed_memory
 from lmcodec.train.loss import cross_entropy

@@ -3,7 +3,7 @@
     python tests/format_reference.py FRAME [MODEL] > ORIGINAL
 
 It shows that the page says everything; test_format.py holds the package to it. Headings are FORMAT.md's. Of
-the package it takes the profiles' files and, for language models, `lm/reference.py`, which is section 6 as a
+the package it takes the profiles' files and, for language models, `lm/recurrent/reference.py`, which is section 6 as a
 program, and what reads model files. It does not know shipped models by their numbers, nor chains longer than
 the history.
 """
@@ -24,9 +24,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lmcodec.lm import reference as network
-from lmcodec.lm import weights
-from lmcodec.lm.model import IntegerModel
+from lmcodec.lm import decisions, weights
+from lmcodec.lm.recurrent import reference as network
+from lmcodec.lm.recurrent.model import IntegerModel
 
 MODELS = Path(__file__).parents[1] / "lmcodec" / "models"
 MASK32 = 2**32 - 1
@@ -1177,7 +1177,7 @@ class TokenMixer(ContextMixer):
         for stream in streams:
             assert stream.state is not None
             logits = network.step(self.model, np.array([stream.before]), stream.state)
-            stream.cum = network.cumulate(network.frequencies(logits))[0]
+            stream.cum = decisions.cumulate(decisions.frequencies(logits))[0]
         for stream in streams:
             stream.u, stream.within = b"", list(range(len(self.strings)))
             self._begin_byte(stream)
@@ -1269,7 +1269,7 @@ class TokenMixer(ContextMixer):
             assert tokens == list(range(tokens[0], tokens[-1] + 1))
             return stream.cum[tokens[-1] + 1] - stream.cum[tokens[0]]
 
-        return int(network.stretch(np.array(total(stream.one)), np.array(total(stream.zero))))
+        return int(decisions.stretch(np.array(total(stream.one)), np.array(total(stream.zero))))
 
     # 8.4 A bit
 

@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 
-from lmcodec.lm import reference
-from lmcodec.lm.config import NetConfig
-from lmcodec.lm.model import (
+from lmcodec.lm import decisions
+from lmcodec.lm.recurrent import reference
+from lmcodec.lm.recurrent.model import (
     BIAS_MAX,
     MULTIPLIER_MAX,
     SHIFT_MIN,
@@ -31,6 +31,7 @@ from lmcodec.lm.model import (
     Layer,
     Linear,
 )
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 
 _WEIGHT_RMS = 36  # of uniform weights
@@ -185,7 +186,7 @@ def reference_hashes(name: str) -> dict[str, str]:
     """What the definition gives for a golden model."""
     model, tokens, cut = golden_input(name)
     state = reference.start(model, cut)
-    freq = reference.frequencies(reference.sequence(model, tokens, state))
+    freq = decisions.frequencies(reference.sequence(model, tokens, state))
     return golden_hashes(model, freq, state.h, reference.compute_known_answer(model))
 
 

@@ -29,8 +29,9 @@ from test_native_network import (
     random_tokens,
 )
 
-from lmcodec.lm import reference
-from lmcodec.lm.model import IntegerModel
+from lmcodec.lm import decisions
+from lmcodec.lm.recurrent import reference
+from lmcodec.lm.recurrent.model import IntegerModel
 
 FEW_ROWS = 8  # from so many on, products go through tiles
 AVX512 = "avx512vnni"
@@ -74,8 +75,8 @@ class Emulated:
         """Frequencies, sums and states of the definition, all positions at once and step by step."""
         tokens = random_tokens(model, t, b)
         state = reference.start(model, cuts(b))
-        freq = reference.frequencies(reference.sequence(model, tokens, state))
-        expected = 2 * freq.tobytes() + reference.cumulate(freq).tobytes() + 2 * state.h.tobytes()
+        freq = decisions.frequencies(reference.sequence(model, tokens, state))
+        expected = 2 * freq.tobytes() + decisions.cumulate(freq).tobytes() + 2 * state.h.tobytes()
         (self._folder / "model").write_bytes(model_bytes(model))
         head = np.array([t, b, *cuts(b)], np.uint32)
         (self._folder / "tokens").write_bytes(head.tobytes() + tokens.astype(np.uint32).tobytes())

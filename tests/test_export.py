@@ -13,8 +13,9 @@ pytest.importorskip("torch")
 import torch
 
 from lmcodec.errors import ConfigError, ModelNotFound, Unsupported
-from lmcodec.lm import reference, weights
-from lmcodec.lm.config import NetConfig
+from lmcodec.lm import decisions, weights
+from lmcodec.lm.recurrent import reference
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.export import LOGIT_STEP, integer_model
 from lmcodec.train.loop import load_export
@@ -85,7 +86,7 @@ def test_logits_and_states_are_those_of_the_forward_pass(rounding: WeightRoundin
     target = tokens[1:, :, None].astype(np.intp)
     p = np.exp2(expected[:-1] / 256)
     p /= p.sum(axis=-1, keepdims=True)
-    freq = reference.frequencies(found[:-1]).astype(np.float64)
+    freq = decisions.frequencies(found[:-1]).astype(np.float64)
     freq /= freq.sum(axis=-1, keepdims=True)
     bits = [-np.log2(np.take_along_axis(q, target, -1)).sum() for q in (p, freq)]
     assert abs(bits[1] / bits[0] - 1) < 0.005

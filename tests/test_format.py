@@ -20,7 +20,7 @@ import lmcodec
 from lmcodec import _kernel, engine, profile
 from lmcodec.codec import METHODS
 from lmcodec.lm import store, weights
-from lmcodec.lm.model import IntegerModel
+from lmcodec.lm.recurrent.model import IntegerModel
 
 TESTS = Path(__file__).parent
 GOLDEN = runpy.run_path(str(TESTS / "golden" / "make.py"))["CASES"]

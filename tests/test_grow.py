@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 import torch
 
 from lmcodec.errors import ConfigError
-from lmcodec.lm.config import NetConfig
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train.grow import grow
 from lmcodec.train.loss import cross_entropy
 from lmcodec.train.net import Net

@@ -26,8 +26,9 @@ from lmcodec.codec import Compressor, Decompressor, compress, decompress, frame_
 from lmcodec.engine import LmEngine, lm_memory_nbytes
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
 from lmcodec.frame import Block, FrameHeader, Method
-from lmcodec.lm import native, store, weights
-from lmcodec.lm.model import IntegerModel
+from lmcodec.lm import store, weights
+from lmcodec.lm.recurrent import native
+from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.lm.store import Model, Retired, Shipped
 from lmcodec.lm.vocab import Vocabulary
 
@@ -86,7 +87,7 @@ def with_profiles(model: IntegerModel) -> IntegerModel:
     network = native.NativeNetwork(model)
     strings = b"".join(model.vocabulary.strings)
     offsets = np.concatenate([[0], np.cumsum(model.vocabulary.nbytes, dtype=np.uint32)]).astype(np.uint32)
-    from lmcodec.lm import tables
+    from lmcodec.lm.recurrent import tables
 
     coding = _kernel.TokenCoding(network.kernel, np.frombuffer(strings, np.uint8), offsets, tables.log2())
     packed = []
@@ -204,7 +205,7 @@ def test_the_network_counts(model: Model) -> None:
     network = native.NativeNetwork(other).kernel
     strings = b"".join(other.vocabulary.strings)
     offsets = np.concatenate([[0], np.cumsum(other.vocabulary.nbytes)]).astype(np.uint32)
-    from lmcodec.lm import tables
+    from lmcodec.lm.recurrent import tables
 
     coding = _kernel.TokenCoding(network, np.frombuffer(strings, np.uint8), offsets, tables.log2())
     changed = replace(model, coding=coding)
@@ -985,7 +986,7 @@ def test_commands_on_models(
 
 def test_export(tmp_path: Path, model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
-    from lmcodec.lm.config import NetConfig
+    from lmcodec.lm.recurrent.shape import NetConfig
     from lmcodec.train import checkpoint
     from lmcodec.train.net import Net
 

@@ -28,7 +28,7 @@ import lmcodec
 from lmcodec import engine
 from lmcodec.codec import Compressor, compress
 from lmcodec.lm import store, weights
-from lmcodec.lm.model import IntegerModel
+from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.measure import processes
 from lmcodec.measure.bpb import Measurement, Meter, bits_per_byte
 from lmcodec.measure.processes import Outcome, Task, measure_all

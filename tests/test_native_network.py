@@ -1,4 +1,4 @@
-"""The kernel's executor against the definition, `lmcodec.lm.reference`: the same integers everywhere."""
+"""The kernel's executor against the definition, `lmcodec.lm.recurrent.reference`: the same integers."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from test_kernel_builds import BUILDS, NATIVE
 
 from lmcodec import _kernel
 from lmcodec.errors import ConfigError, Corrupt
-from lmcodec.lm import native, reference, tables
-from lmcodec.lm.config import NetConfig
-from lmcodec.lm.model import (
+from lmcodec.lm import decisions
+from lmcodec.lm.recurrent import native, reference, tables
+from lmcodec.lm.recurrent.model import (
     BIAS_MAX,
     MULTIPLIER_MAX,
     STATE_MAX,
@@ -31,7 +31,8 @@ from lmcodec.lm.model import (
     Linear,
     shapes,
 )
-from lmcodec.lm.native import NativeNetwork, NativeSession, chosen_isa
+from lmcodec.lm.recurrent.native import NativeNetwork, NativeSession, chosen_isa
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 
 ISAS = _kernel.network_isas()
@@ -128,7 +129,7 @@ def check_same_bits(model: IntegerModel, isa: str, t: int, b: int) -> None:
     tokens = random_tokens(model, t, b)
     state = reference.start(model, cuts(b))
     logits = reference.sequence(model, tokens, state)
-    freq = reference.frequencies(logits)
+    freq = decisions.frequencies(logits)
     network = NativeNetwork(model, isa)
     assert network.isa == isa
 
@@ -157,7 +158,7 @@ def check_same_bits(model: IntegerModel, isa: str, t: int, b: int) -> None:
     assert (in_place.state == state.h).all()
     assert (helped.state == state.h).all()
 
-    cum = reference.cumulate(freq[-1])
+    cum = decisions.cumulate(freq[-1])
     rng = np.random.default_rng(5)
     v = model.config.vocab_size
     ends = [0, 1, 63, 64, 65, 128, v - 1, v]
@@ -181,7 +182,7 @@ def test_the_random_models_are_alive() -> None:
         model = random_model(*shape)
         state = reference.start(model, cuts(5))
         logits = reference.sequence(model, random_tokens(model, 6, 5), state)
-        freq = reference.frequencies(logits)
+        freq = decisions.frequencies(logits)
         assert len(np.unique(freq)) > 500, shape
         assert (freq > 1).mean() > 0.3, shape
         assert len(np.unique(state.h)) > 0.8 * state.h.size, shape
@@ -490,8 +491,8 @@ def test_builds_without_python(build: str, tmp_path: Path) -> None:
     for model, t, b in cases:
         tokens = random_tokens(model, t, b)
         state = reference.start(model, cuts(b))
-        freq = reference.frequencies(reference.sequence(model, tokens, state))
-        expected = 2 * freq.tobytes() + reference.cumulate(freq).tobytes() + 2 * state.h.tobytes()
+        freq = decisions.frequencies(reference.sequence(model, tokens, state))
+        expected = 2 * freq.tobytes() + decisions.cumulate(freq).tobytes() + 2 * state.h.tobytes()
         (tmp_path / "model").write_bytes(model_bytes(model))
         head = np.array([t, b, *cuts(b)], np.uint32)
         (tmp_path / "tokens").write_bytes(head.tobytes() + tokens.astype(np.uint32).tobytes())

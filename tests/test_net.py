@@ -9,7 +9,7 @@ pytest.importorskip("torch")
 import torch
 
 from lmcodec.errors import ConfigError
-from lmcodec.lm.config import NetConfig
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train import net as net_module
 from lmcodec.train.loss import cross_entropy, nats_of
 from lmcodec.train.net import SCALE_RANGE, Net, WeightRounding, round_to, round_weight

@@ -22,9 +22,10 @@ from integer_models import (
 )
 
 from lmcodec.errors import Corrupt, Unsupported
-from lmcodec.lm import reference, tables
-from lmcodec.lm.config import MAX_FAN_IN
-from lmcodec.lm.model import (
+from lmcodec.lm import decisions
+from lmcodec.lm import tables as shared_tables
+from lmcodec.lm.recurrent import reference, tables
+from lmcodec.lm.recurrent.model import (
     BIAS_MAX,
     MULTIPLIER_MAX,
     SHIFT_MAX,
@@ -34,6 +35,7 @@ from lmcodec.lm.model import (
     IntegerModel,
     Linear,
 )
+from lmcodec.lm.recurrent.shape import MAX_FAN_IN
 
 INT32 = 1 << 31
 STREAM_MAX = (1 << 23) - 1
@@ -214,7 +216,7 @@ def test_norm_of_known_vectors() -> None:
 
 def test_bit_length() -> None:
     values = [v for b in range(62) for v in (1 << b, (2 << b) - 1, (1 << b) + 1)]
-    found = reference.bit_length(np.array(values, np.int64))
+    found = decisions.bit_length(np.array(values, np.int64))
     assert found.tolist() == [v.bit_length() for v in values]
 
 
@@ -298,7 +300,7 @@ def test_gate_to_the_bit() -> None:
 
 
 def exact_frequencies(logits: list[int]) -> list[int]:
-    exp2 = tables.exp2().tolist()
+    exp2 = shared_tables.exp2().tolist()
     top = max(logits)
     return [max(exp2[(top - x) % 256] // 2 ** min((top - x) // 256, 64), 1) for x in logits]
 
@@ -314,7 +316,7 @@ def test_frequencies_to_the_bit() -> None:
         list(range(-6400, -5700)),
         [0, -255, -256, -257, -24 * 256, -25 * 256, -31 * 256, -32 * 256 - 1, *[-33 * 256] * 692],
     ]
-    found = reference.frequencies(np.array(rows, np.int32))
+    found = decisions.frequencies(np.array(rows, np.int32))
     assert found.dtype == np.uint32
     assert found.tolist() == [exact_frequencies(row) for row in rows]
     assert (found.max(axis=-1) == 1 << 24).all()
@@ -323,15 +325,15 @@ def test_frequencies_to_the_bit() -> None:
 
 def test_frequencies_follow_the_logits() -> None:
     logits = np.arange(-33 * 256, 1, dtype=np.int32)
-    assert (np.diff(reference.frequencies(logits).astype(np.int64)) >= 0).all()
+    assert (np.diff(decisions.frequencies(logits).astype(np.int64)) >= 0).all()
     # A shift of all logits changes nothing.
-    assert (reference.frequencies(logits + 12345) == reference.frequencies(logits)).all()
+    assert (decisions.frequencies(logits + 12345) == decisions.frequencies(logits)).all()
 
 
 def test_sums_at_the_extremes() -> None:
     equal = np.full((2, 65536), -7, np.int32)
     equal[1, 1:] = -(1 << 29) + 1  # one huge
-    cum = reference.cumulate(reference.frequencies(equal))
+    cum = decisions.cumulate(decisions.frequencies(equal))
     assert cum.dtype == np.uint64
     assert cum.shape == (2, 65537)
     assert cum[:, 0].tolist() == [0, 0]
@@ -349,7 +351,7 @@ def log2_spans() -> list[int]:
 def test_log2() -> None:
     """To the bit, monotone, and at most half a table step (46.2) and half a unit from the logarithm."""
     spans = log2_spans()
-    found = reference.log2(np.array(spans, np.uint64)).tolist()
+    found = decisions.log2(np.array(spans, np.uint64)).tolist()
     table = tables.log2().tolist()
     for span, got in zip(spans, found, strict=True):
         bits = span.bit_length() - 1
@@ -368,7 +370,7 @@ def test_stretch_is_near_the_logarithm() -> None:
     draw = Draw(12)
     one = np.array([1, 1 << 40, 1023, 1024, 5, 1, *draw.integers(1, 1 << 40, 200)], np.uint64)
     zero = np.array([1, 1 << 40, 1024, 1023, 9, 7, *draw.integers(1, 1 << 22, 200)], np.uint64)
-    found = reference.stretch(one, zero)
+    found = decisions.stretch(one, zero)
     assert found.dtype == np.int32
     with decimal.localcontext() as context:
         context.prec = 30
@@ -380,21 +382,21 @@ def test_stretch_is_near_the_logarithm() -> None:
 
 def test_stretch_is_clipped() -> None:
     top = np.array([1 << 40], np.uint64)
-    assert reference.stretch(top, np.array([1], np.uint64)).tolist() == [3071]
-    assert reference.stretch(np.array([1], np.uint64), top).tolist() == [-3071]
-    below = reference.stretch(np.array([160_000], np.uint64), np.array([1], np.uint64))[0]
+    assert decisions.stretch(top, np.array([1], np.uint64)).tolist() == [3071]
+    assert decisions.stretch(np.array([1], np.uint64), top).tolist() == [-3071]
+    below = decisions.stretch(np.array([160_000], np.uint64), np.array([1], np.uint64))[0]
     assert 3066 <= below <= 3069
 
 
 def test_stretch_is_antisymmetric() -> None:
     """Exactly: a half would need logarithms whose difference is a multiple of 2^22, 64 in their steps."""
-    most = int(reference.log2(np.array([1 << 40], np.uint64))[0])
+    most = int(decisions.log2(np.array([1 << 40], np.uint64))[0])
     difference = np.arange(most + 1)  # all there are
     scaled = difference * 45426
     assert ((scaled + (1 << 23)) >> 24 == -((-scaled + (1 << 23)) >> 24)).all()
     spans = np.array(log2_spans(), np.uint64)[::7]
     a, b = np.meshgrid(spans, spans)
-    assert (reference.stretch(a, b) == -reference.stretch(b, a)).all()
+    assert (decisions.stretch(a, b) == -decisions.stretch(b, a)).all()
 
 
 # The whole network
@@ -641,7 +643,7 @@ def test_known_answer() -> None:
     assert len({*tokens.flat}) > 12
     assert tokens.min() >= 0
     logits, h = run(model, tokens, np.array([False, True]))
-    freq = reference.frequencies(logits)
+    freq = decisions.frequencies(logits)
     known = reference.compute_known_answer(model)
     assert known == reference.known_answer(freq, reference.State(h))
     other = reference.State(with_first(h, int(h.flat[0]) + 1))

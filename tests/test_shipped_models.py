@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from lmcodec import _kernel
-from lmcodec.lm import reference, store, weights
-from lmcodec.lm.native import NativeNetwork
+from lmcodec.lm import store, weights
+from lmcodec.lm.recurrent import reference
+from lmcodec.lm.recurrent.native import NativeNetwork
 from lmcodec.lm.vocab import Vocabulary
 
 NUMBERS = sorted(store.SHIPPED)
@@ -81,7 +82,7 @@ def test_batches_and_modes_give_the_same_integers(number: int) -> None:
 @pytest.mark.parametrize("number", NUMBERS)
 def test_torch_gives_the_same_integers(number: int, threads: int) -> None:
     torch = pytest.importorskip("torch")
-    from lmcodec.lm.torch_backend import TorchNetwork
+    from lmcodec.lm.recurrent.torch_backend import TorchNetwork
 
     before = torch.get_num_threads()
     torch.set_num_threads(threads)

@@ -23,9 +23,10 @@ from test_kernel_builds import BUILDS, NATIVE, SOURCES, Build
 from test_native_network import model_bytes
 
 from lmcodec import _kernel, coder, profile
-from lmcodec.lm import reference, tables
-from lmcodec.lm.model import IntegerModel
-from lmcodec.lm.native import NativeNetwork
+from lmcodec.lm import decisions
+from lmcodec.lm.recurrent import reference, tables
+from lmcodec.lm.recurrent.model import IntegerModel
+from lmcodec.lm.recurrent.native import NativeNetwork
 from lmcodec.lm.vocab import Vocabulary
 
 # Streams, groups.
@@ -152,7 +153,7 @@ def begin(token_coder: _kernel.TokenCoder, data: bytes, streams: int) -> None:
     token_coder.begin_encode(array(data), tokens_of(data, streams))
 
 
-def decisions(token_coder: _kernel.TokenCoder, data: bytes, streams: int) -> tuple[np.ndarray, np.ndarray]:
+def decisions_of(token_coder: _kernel.TokenCoder, data: bytes, streams: int) -> tuple[np.ndarray, np.ndarray]:
     """bits and p16 of a block."""
     begin(token_coder, data, streams)
     bits, p16 = np.empty(ROOM, np.uint8), np.empty(ROOM, np.uint16)
@@ -194,11 +195,11 @@ def blocks() -> list[bytes]:
 def check_roundtrip(chain: list[bytes], streams: int, groups: int) -> None:
     """Blocks that continue one another come back, and a block after a reset is as the first was."""
     encoder, decoder = new_coder(streams, groups), new_coder(streams, groups)
-    made = [decisions(encoder, block, streams) for block in chain]
+    made = [decisions_of(encoder, block, streams) for block in chain]
     for block, (bits, p16) in zip(chain, made, strict=True):
         assert restore(decoder, payload_of(bits, p16), len(block)) == block
     encoder.reset()
-    for then, now in zip(made[0], decisions(encoder, chain[0], streams), strict=True):
+    for then, now in zip(made[0], decisions_of(encoder, chain[0], streams), strict=True):
         assert (then == now).all()
 
 
@@ -223,7 +224,7 @@ def test_small_blocks(streams: int, groups: int) -> None:
 
 def test_continuing_differs_from_beginning() -> None:
     one = new_coder()
-    first, second = (decisions(one, blocks()[0], 1) for _ in range(2))
+    first, second = (decisions_of(one, blocks()[0], 1) for _ in range(2))
     assert (first[0] == second[0]).all()
     assert len(payload_of(*second)) < len(payload_of(*first)) / 2
 
@@ -232,7 +233,7 @@ def test_continuing_differs_from_beginning() -> None:
 def test_one_decision_at_a_time(streams: int, groups: int) -> None:
     """p and push offer the decisions that encode lists, in either direction."""
     data = blocks()[0]
-    bits, p16 = decisions(new_coder(streams, groups), data, streams)
+    bits, p16 = decisions_of(new_coder(streams, groups), data, streams)
     encoding, decoding = new_coder(streams, groups), new_coder(streams, groups)
     begin(encoding, data, streams)
     out = bytearray(len(data))
@@ -249,7 +250,7 @@ def test_one_decision_at_a_time(streams: int, groups: int) -> None:
 @pytest.mark.parametrize("n_by_encode", [0, 1, 100])
 def test_encode_and_push_take_turns(n_by_encode: int) -> None:
     data = blocks()[0][:400]
-    bits, p16 = decisions(new_coder(2), data, 2)
+    bits, p16 = decisions_of(new_coder(2), data, 2)
     mixed = new_coder(2)
     begin(mixed, data, 2)
     some = np.empty(n_by_encode, np.uint8), np.empty(n_by_encode, np.uint16)
@@ -262,7 +263,7 @@ def test_encode_and_push_take_turns(n_by_encode: int) -> None:
 def test_decisions_have_two_sides() -> None:
     """No decision of the first token is coded that the vocabulary leaves no choice in."""
     data = b"walrus"
-    bits, _ = decisions(new_coder(), data, 1)
+    bits, _ = decisions_of(new_coder(), data, 1)
     open_bits = 0
     for i, byte in enumerate(data):
         next_bytes = {s[i] for s in words().strings if s[:i] == data[:i] and len(s) > i}
@@ -297,9 +298,9 @@ def test_the_stretch_of_the_first_decision() -> None:
     made = model()
     state = reference.start(made, np.array([False]))
     logits = reference.step(made, np.array([made.config.bos]), state)
-    sums = reference.cumulate(reference.frequencies(logits))[0]
+    sums = decisions.cumulate(decisions.frequencies(logits))[0]
     middle, end = words().prefix_range(b"\x80")[0], len(words())
-    stretched = int(reference.stretch(sums[end] - sums[middle], sums[middle]))
+    stretched = int(decisions.stretch(sums[end] - sums[middle], sums[middle]))
     expected = 65536 / (1 + np.exp(-stretched / 256))
     assert abs(one.p - expected) < 2
     assert abs(stretched) > 20
@@ -307,11 +308,11 @@ def test_the_stretch_of_the_first_decision() -> None:
 
 def test_every_instruction_set() -> None:
     data = blocks()[0]
-    expected = decisions(new_coder(8, 2), data, 8)
+    expected = decisions_of(new_coder(8, 2), data, 8)
     for network_isa in _kernel.network_isas():
         for isa in _kernel.mixing_isas():
             one = _kernel.TokenCoder(coding(network_isa), neutral().kernel, 8, 2, isa)
-            for a, b in zip(decisions(one, data, 8), expected, strict=True):
+            for a, b in zip(decisions_of(one, data, 8), expected, strict=True):
                 assert (a == b).all(), (network_isa, isa)
 
 
@@ -323,7 +324,7 @@ def test_extreme_weights(sign: int, certain: int, streams: int) -> None:
     assert chosen.n_input == 160
     coders = [_kernel.TokenCoder(coding(extreme=True), chosen, streams) for _ in range(2)]
     for block in blocks():
-        bits, p16 = decisions(coders[0], block, streams)
+        bits, p16 = decisions_of(coders[0], block, streams)
         assert p16.min() >= 1
         assert restore(coders[1], payload_of(bits, p16), len(block)) == block
 
@@ -337,7 +338,7 @@ def test_damaged_payloads_end() -> None:
     data = blocks()[0]
     for streams, groups in ((1, 1), (3, 2), (8, 1)):
         used = new_coder(streams, groups)
-        fresh = decisions(new_coder(streams, groups), data, streams)
+        fresh = decisions_of(new_coder(streams, groups), data, streams)
         payload = payload_of(*fresh)
         flipped = bytearray(payload)
         flipped[len(payload) // 3] ^= 16
@@ -350,14 +351,14 @@ def test_damaged_payloads_end() -> None:
             assert outcomes[-1] is None or len(outcomes[-1]) == len(data)
         assert data not in outcomes
         used.reset()
-        for a, b in zip(decisions(used, data, streams), fresh, strict=True):
+        for a, b in zip(decisions_of(used, data, streams), fresh, strict=True):
             assert (a == b).all()
 
 
 def test_a_stream_that_ends_inside_a_token_is_corrupt() -> None:
     """Two bytes of a token of six, where no token of two is."""
-    bits, p16 = decisions(new_coder(), b"wa", 1)  # two tokens
-    long_bits, long_p16 = decisions(new_coder(), b"walrus", 1)
+    bits, p16 = decisions_of(new_coder(), b"wa", 1)  # two tokens
+    long_bits, long_p16 = decisions_of(new_coder(), b"walrus", 1)
     assert (long_bits != np.resize(bits, len(long_bits))).any()
     assert restore(new_coder(), payload_of(bits, p16), 2) == b"wa"
     assert restore(new_coder(), payload_of(long_bits, long_p16), 2) is None
@@ -366,7 +367,7 @@ def test_a_stream_that_ends_inside_a_token_is_corrupt() -> None:
 def test_a_block_left_half_way() -> None:
     """It must be forgotten before another begins, and leaves nothing then."""
     data = blocks()[0]
-    expected = decisions(new_coder(2), data, 2)
+    expected = decisions_of(new_coder(2), data, 2)
     left = new_coder(2)
     for push in range(9):
         begin(left, data, 2)
@@ -379,7 +380,7 @@ def test_a_block_left_half_way() -> None:
         assert not left.done
         left.reset()
         assert left.done
-    for a, b in zip(decisions(left, data, 2), expected, strict=True):
+    for a, b in zip(decisions_of(left, data, 2), expected, strict=True):
         assert (a == b).all()
 
 
@@ -409,7 +410,7 @@ def test_a_direction_is_kept() -> None:
     begin(one, b"the walrus", 1)
     with pytest.raises(ValueError, match="decoded"):
         one.decode(1)
-    bits, p16 = decisions(new_coder(), b"the walrus", 1)
+    bits, p16 = decisions_of(new_coder(), b"the walrus", 1)
     with pytest.raises(ValueError, match="another bit"):
         one.push(1 - int(bits[0]))
     assert one.p == p16[0]
@@ -603,7 +604,7 @@ def test_builds_give_the_same_integers(driver: Driver, name: str) -> None:
             for block in chain
             for path in (driver.file(block), driver.file(tokens_of(block, streams).tobytes()))
         ]
-        made = [decisions(one, block, streams) for block in chain]
+        made = [decisions_of(one, block, streams) for block in chain]
         expected = np.concatenate([p16.astype(np.uint32) << 1 | bits for bits, p16 in made])
         isas = [(n, m) for n in driver.network_isas for m in driver.mixing_isas]
         for network_isa, mixing_isa in isas if i == 4 else [(isa, driver.mixing_isas[0])]:
@@ -624,7 +625,7 @@ def test_builds_decode_and_survive_garbage(driver: Driver, name: str) -> None:
     data = text(7, 120)
     for streams, groups in ((1, 1), (3, 2), (128, 2)):
         files, isa = driver_setting(driver, name, streams)
-        bits, p16 = decisions(case_coder(name, streams, groups), data, streams)
+        bits, p16 = decisions_of(case_coder(name, streams, groups), data, streams)
         payload = payload_of(bits, p16)
         garbage = [rng.randbytes(len(payload)) for _ in range(6)]
         for case in [payload, payload[: len(payload) // 2], b"", b"\xff" * 200, *garbage]:

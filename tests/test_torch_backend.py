@@ -27,10 +27,11 @@ from integer_models import (
 
 import lmcodec
 from lmcodec.errors import ConfigError, Unsupported
-from lmcodec.lm import reference, store, weights
-from lmcodec.lm.config import MAX_FAN_IN
-from lmcodec.lm.model import IntegerModel, Linear
-from lmcodec.lm.torch_backend import TorchNetwork, TorchState, _TorchLinear
+from lmcodec.lm import decisions, store, weights
+from lmcodec.lm.recurrent import reference
+from lmcodec.lm.recurrent.model import IntegerModel, Linear
+from lmcodec.lm.recurrent.shape import MAX_FAN_IN
+from lmcodec.lm.recurrent.torch_backend import TorchNetwork, TorchState, _TorchLinear
 
 # Device and kind of product.
 BACKENDS = [
@@ -77,7 +78,7 @@ def check_same(network: TorchNetwork, tokens: np.ndarray, cut: np.ndarray) -> No
     assert found.dtype == freq.dtype == state.h.dtype == torch.int32
     assert found.device == freq.device == state.h.device
     assert (found.cpu().numpy() == logits).all()
-    assert (freq.cpu().numpy() == reference.frequencies(logits)).all()
+    assert (freq.cpu().numpy() == decisions.frequencies(logits)).all()
     assert (state.h.cpu().numpy() == expected.h).all()
 
 

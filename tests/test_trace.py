@@ -14,7 +14,8 @@ import lmcodec
 from lmcodec import _kernel, coder, engine
 from lmcodec.codec import compress, frame_info
 from lmcodec.engine import Engine, LmEngine
-from lmcodec.lm import reference, store, weights
+from lmcodec.lm import decisions, store, weights
+from lmcodec.lm.recurrent import reference
 from lmcodec.measure.trace import Trace, trace
 
 KIB = 1024
@@ -144,7 +145,7 @@ def test_alternatives_are_the_networks(
         if at in cuts:
             state = reference.start(made, np.array([cuts.pop(at)]))
             before = made.config.mid if at else made.config.bos
-        freq = reference.frequencies(reference.step(made, np.array([before]), state))[0].astype(float)
+        freq = decisions.frequencies(reference.step(made, np.array([before]), state))[0].astype(float)
         order = sorted(range(len(freq)), key=lambda t: (-freq[t], t))[:5]
         assert traced.token_p[i] == freq[token] / freq.sum()
         assert traced.alternative_id[i].tolist() == order

@@ -37,8 +37,8 @@ from lmcodec.errors import (
     Unsupported,
 )
 from lmcodec.lm import weights
-from lmcodec.lm.model import SHAPE, IntegerModel, Layer, Linear
-from lmcodec.lm.reference import compute_known_answer
+from lmcodec.lm.recurrent.model import SHAPE, IntegerModel, Layer, Linear
+from lmcodec.lm.recurrent.reference import compute_known_answer
 from lmcodec.lm.weights import CodedTensors, decode_reference, encode_weights, inspect, pack, parse
 
 GOLDEN = Path(__file__).with_name("golden") / "model.lmm"

@@ -52,7 +52,7 @@ def list_models() -> None:
 @click.argument("model", metavar="FILE|NAME")
 def show(model: str) -> None:
     """Show what a model file says of itself."""
-    from lmcodec.lm.model import shapes
+    from lmcodec.lm.recurrent.model import shapes
     from lmcodec.lm.weights import read_header
 
     source = store.find(model)
@@ -156,8 +156,9 @@ def verify(model: str) -> None:
     from importlib.util import find_spec
 
     from lmcodec import _kernel
-    from lmcodec.lm import reference, weights
-    from lmcodec.lm.native import NativeNetwork
+    from lmcodec.lm import weights
+    from lmcodec.lm.recurrent import reference
+    from lmcodec.lm.recurrent.native import NativeNetwork
     from lmcodec.profile import parse_all
 
     source = store.find(model)
@@ -175,7 +176,7 @@ def verify(model: str) -> None:
         NativeNetwork(integer, isa).self_test(known)
 
     def torch(device: str) -> None:
-        from lmcodec.lm.torch_backend import TorchNetwork
+        from lmcodec.lm.recurrent.torch_backend import TorchNetwork
 
         TorchNetwork(integer, device).self_test(known)
 
@@ -218,7 +219,7 @@ def _plain(value: Any) -> str:
 
 def _weights(header: Header) -> tuple[int, float]:
     """How many weights a model has, and the bits that each of them takes in its file."""
-    from lmcodec.lm.model import shapes
+    from lmcodec.lm.recurrent.model import shapes
 
     n_weight = sum(n * k for n, k, _ in shapes(header.config).values())
     return n_weight, 8 * (header.sections["weights"] + header.sections["tables"]) / n_weight

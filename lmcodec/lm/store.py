@@ -17,8 +17,8 @@ from lmcodec.errors import Corrupt, LmcodecError, ModelNotFound, Unsupported
 
 if TYPE_CHECKING:
     from lmcodec import _kernel
-    from lmcodec.lm.config import NetConfig
-    from lmcodec.lm.model import IntegerModel
+    from lmcodec.lm.recurrent.model import IntegerModel
+    from lmcodec.lm.recurrent.shape import NetConfig
     from lmcodec.lm.vocab import Vocabulary
     from lmcodec.lm.weights import ModelFile
     from lmcodec.profile import Profile
@@ -287,7 +287,8 @@ class _Profiles:
 
 def _load(source: Source) -> Model:
     from lmcodec import _kernel
-    from lmcodec.lm import tables, weights
+    from lmcodec.lm import weights
+    from lmcodec.lm.recurrent import tables
 
     opened = weights.open_file(source.path)
     profiles = _Profiles(opened)
@@ -324,7 +325,7 @@ _NODE_NBYTES = 64  # of a vocabulary's two tries, for each byte of its strings
 def _proved(model: IntegerModel, known: str) -> tuple[_kernel.RecurrentModel, str]:
     """The network in the best instruction set that gives the known answer, and its name."""
     from lmcodec import _kernel
-    from lmcodec.lm.native import NativeNetwork, chosen_isa
+    from lmcodec.lm.recurrent.native import NativeNetwork, chosen_isa
 
     chosen = chosen_isa()
     failure: LmcodecError | None = None

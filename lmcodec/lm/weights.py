@@ -35,10 +35,10 @@ from lmcodec.errors import (
     Truncated,
     Unsupported,
 )
-from lmcodec.lm import tables
-from lmcodec.lm.config import NetConfig
-from lmcodec.lm.model import ARITHMETIC, SHAPE, IntegerModel, Layer, Linear, shapes
-from lmcodec.lm.reference import compute_known_answer
+from lmcodec.lm.recurrent import tables
+from lmcodec.lm.recurrent.model import ARITHMETIC, SHAPE, IntegerModel, Layer, Linear, shapes
+from lmcodec.lm.recurrent.reference import compute_known_answer
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import MAX_STRINGS_NBYTES, MAX_TOKEN_NBYTES, Vocabulary
 
 MAGIC = b"\xb5LMMODEL"
@@ -94,7 +94,7 @@ class Header:
         config: the network's shape.
         card: data, steps, bits per byte, licence: JSON values.
         model_id: 16 hexadecimal digits.
-        known: what the self-test answers (lmcodec.lm.reference.known_answer).
+        known: what the self-test answers (lmcodec.lm.recurrent.reference.known_answer).
         sections: bytes of each section.
         shifts: of each tensor.
         n_context: of each tensor.

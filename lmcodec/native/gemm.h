@@ -1,5 +1,5 @@
 // The integer network's inner loops, one version per instruction set, the same integers from each.
-// FORMAT.md section 6 and lm/reference.py define the numbers.
+// FORMAT.md section 6 and lm/recurrent/reference.py define the numbers.
 #pragma once
 
 #include <cstddef>

@@ -24,7 +24,7 @@ struct RecurrentShape {
   int mlp;         // M, may be 0
 };
 
-// A tensor as lm/model.py has it.
+// A tensor as lm/recurrent/model.py has it.
 struct LinearView {
   int n, k;
   const std::int8_t* weight;        // (n, k)
@@ -33,7 +33,7 @@ struct LinearView {
   int shift;
 };
 
-// The tables of lm/tables.py.
+// The tables of lm/recurrent/tables.py.
 struct TableViews {
   const std::int32_t* decay;        // (255)
   const std::int32_t* input_scale;  // (255)
@@ -46,7 +46,7 @@ struct TableViews {
 
 class RecurrentModel : public LanguageModel {
  public:
-  // Copies and lays out tensors (in the canonical order of lm/model.py) and start states (2, L, R).
+  // Copies and lays out tensors (in the canonical order of lm/recurrent/model.py) and start states (2, L, R).
   // Throws std::invalid_argument for what breaks a bound that the arithmetic rests on, and for an isa (null: the best)
   // that this machine lacks.
   RecurrentModel(const RecurrentShape& shape, const std::vector<LinearView>& tensors, const std::int32_t* start,

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from lmcodec.errors import ConfigError, ModelNotFound
-from lmcodec.lm.config import NetConfig
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train.corpus import CATEGORIES, DEFAULT_WEIGHTS
 
 if sys.version_info >= (3, 11):

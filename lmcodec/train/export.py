@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from lmcodec.errors import ConfigError
-from lmcodec.lm import model as integer
-from lmcodec.lm.reference import LOGIT_BITS, NORM_EPS
+from lmcodec.lm.decisions import LOGIT_BITS
+from lmcodec.lm.recurrent import model as integer
+from lmcodec.lm.recurrent.reference import NORM_EPS
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train import net as floating
 from lmcodec.train.net import Layer, Net

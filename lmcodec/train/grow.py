@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lmcodec.errors import ConfigError
-from lmcodec.lm.config import NetConfig
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train.net import Layer, Net
 
 NEW_WEIGHT_SHARE = 0.5  # random weights of new inputs, as a share of a fresh network's

@@ -32,7 +32,7 @@ except ImportError:  # Windows: no lock
 
 from lmcodec.errors import ConfigError, Corrupt, ModelNotFound
 from lmcodec.lm import weights
-from lmcodec.lm.config import NetConfig
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train import checkpoint, shards
 from lmcodec.train.config import TrainConfig

@@ -94,8 +94,9 @@ def make_model() -> bytes:
     import numpy as np
 
     from lmcodec import _kernel, profile
-    from lmcodec.lm import tables, weights
-    from lmcodec.lm.native import NativeNetwork
+    from lmcodec.lm import weights
+    from lmcodec.lm.recurrent import tables
+    from lmcodec.lm.recurrent.native import NativeNetwork
     from lmcodec.lm.vocab import Vocabulary
 
     sys.path.insert(0, str(HERE.parent))

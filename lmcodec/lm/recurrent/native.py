@@ -14,8 +14,8 @@ import numpy as np
 
 from lmcodec import _kernel
 from lmcodec.errors import ConfigError, Corrupt
-from lmcodec.lm import reference, tables
-from lmcodec.lm.model import IntegerModel
+from lmcodec.lm.recurrent import reference, tables
+from lmcodec.lm.recurrent.model import IntegerModel
 
 MIXING_AVX512 = "avx512"  # what the mixer calls AVX-512, with or without VNNI
 _NETWORK_AVX512 = "avx512vnni"

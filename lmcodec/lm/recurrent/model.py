@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import Corrupt, Unsupported
-from lmcodec.lm.config import NetConfig
+from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 
 ARITHMETIC = 1  # version of FORMAT.md section 6: another one gives other integers

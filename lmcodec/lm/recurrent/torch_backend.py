@@ -19,9 +19,11 @@ import torch
 from torch import Tensor
 
 from lmcodec.errors import ConfigError, Unsupported
-from lmcodec.lm import reference, tables
-from lmcodec.lm.model import IntegerModel, Linear
-from lmcodec.lm.reference import ACTIVATION_MAX, LOGIT_BITS, NORM_EPS, STREAM_MAX
+from lmcodec.lm import tables as shared_tables
+from lmcodec.lm.decisions import LOGIT_BITS
+from lmcodec.lm.recurrent import reference, tables
+from lmcodec.lm.recurrent.model import IntegerModel, Linear
+from lmcodec.lm.recurrent.reference import ACTIVATION_MAX, NORM_EPS, STREAM_MAX
 
 PRODUCTS = ("auto", "float32", "int8")
 # What CUDA's int8 product asks for: more than 16 rows, and columns by eights.
@@ -71,7 +73,7 @@ class TorchNetwork:
                 ("input_scale", tables.input_scale()),
                 ("relu2", tables.relu2()),
                 ("rsqrt", tables.rsqrt()),
-                ("exp2", tables.exp2()),
+                ("exp2", shared_tables.exp2()),
             )
         }
         self._start = torch.tensor(model.start, dtype=torch.int32, device=self.device)  # (2, L, R)
