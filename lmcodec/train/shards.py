@@ -16,7 +16,7 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -220,16 +220,20 @@ def _count(value: object) -> int:
     return value
 
 
-def load(folder: Path, vocabulary: Vocabulary, categories: Mapping[str, float]) -> dict[str, Documents]:
-    """All shards of the named categories in `folder`.
+def load(
+    folders: Path | Sequence[Path], vocabulary: Vocabulary, categories: Mapping[str, float]
+) -> dict[str, Documents]:
+    """All shards of the named categories in `folders`, a folder after the other.
 
     Raises:
         ModelNotFound: if a category has no shard there, or one of another vocabulary.
     """
+    folders = [folders] if isinstance(folders, Path) else folders
     result = {}
     for category in categories:
-        paths = sorted(folder.glob(f"{category}-*{SUFFIX}"))
+        paths = [path for folder in folders for path in sorted(folder.glob(f"{category}-*{SUFFIX}"))]
         if not paths:
+            folder = os.pathsep.join(map(str, folders))
             raise ModelNotFound(
                 f"{folder}: no shards of category '{category}'; run 'lmcodec train prepare --out {folder}'"
             )
