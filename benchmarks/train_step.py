@@ -1,6 +1,6 @@
 """Speed of a training step and where its time goes.
 
-    python benchmarks/train_step.py [--config FILE] [--device cuda [--graph]] [--lanes B] [--eager] [--profile]
+    python benchmarks/train_step.py [--config FILE] [--device cuda [--graph]] [--lanes B] [--eager]
 
 Prints KB/s, the rate of the matrix products over the whole step, and the rate of plain products of the same
 shapes on the same machine (what the matrix units give). Tokens are random: the time does not depend on them.
