@@ -34,6 +34,7 @@ import json
 import lzma
 import math
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -44,12 +45,15 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package is a folder of the tree where it is not installed
 
 from lmcodec.errors import ConfigError, LmcodecError, ModelNotFound, one_line  # noqa: E402
+
+if TYPE_CHECKING:
+    from lmcodec.train.config import TrainConfig
 
 MIB = 1 << 20
 ENGLISH = 3.27  # bytes per token of English prose under the shipped vocabulary
@@ -59,6 +63,7 @@ PASSES = (
 )
 UNPACKED_TOKENS = 1_500_000  # of a category, from which its compressed size is estimated
 TRAINER = [sys.executable, "-m", "lmcodec.train"]
+STEP_LINE = re.compile(r"\bstep +[\d,]+/")  # of the trainer's log
 CHECKS = ("exact", "scan", "speed")
 PLAN_FILE = "plan.json"
 COMMON, RESCUE, HOME = "common", "rescue", "home"
@@ -534,7 +539,13 @@ class Planner:
             for job in jobs:
                 job.result()
         for name, by_category in parts.items():
-            self._trim(name, by_category, rooms[name])
+            if self._trim(name, by_category, rooms[name]):
+                continue
+            if name != RESCUE:
+                raise ConfigError(
+                    f"{name}: the text does not fit into {rooms[name] / 1000:,.0f} KB; raise --upload-limit"
+                )
+            shutil.rmtree(self.folder / RESCUE)
 
     def _write_category(self, part: str, category: str, numbers: Any) -> None:
         from lmcodec.train import shards
@@ -545,14 +556,18 @@ class Planner:
         documents = shards.select(self.corpus[category], numbers, self.vocabulary)
         shards.write(folder, category, documents, self.vocabulary, self.options.preset)
 
-    def _trim(self, part: str, by_category: dict[str, Any], room: int) -> None:
-        """Take documents of its largest category out of a part that became larger than estimated."""
+    def _trim(self, part: str, by_category: dict[str, Any], room: int) -> bool:
+        """Take documents of its largest category out of a part that became larger than estimated.
+
+        Returns:
+            whether the part fits in the end.
+        """
         from lmcodec.train import shards
 
         for _ in range(20):
             over = folder_nbytes(self.folder / part) - room
             if over <= 0:
-                return
+                return True
             sizes = {
                 c: sum(p.stat().st_size for p in (self.folder / part).glob(f"{c}-*{shards.SUFFIX}"))
                 for c in by_category
@@ -562,11 +577,11 @@ class Planner:
             keep = int(len(numbers) * max(0.0, 1 - 1.05 * over / sizes[category]))
             keep = min(keep, len(numbers) - 1)
             if not keep:
-                break
+                return False
             # Every n-th goes, so that what stays is still spread over the corpus.
             by_category[category] = numbers[[i * len(numbers) // keep for i in range(keep)]]
             self._write_category(part, category, by_category[category])
-        raise ConfigError(f"{part}: the text does not fit into {room / 1000:,.0f} KB; raise --upload-limit")
+        return False
 
     def _carry(self, number: int) -> list[str]:
         names = [COMMON, f"part-{number}"]
@@ -736,7 +751,7 @@ class State:
         level: of `LEVELS`, that trains.
         run: number of the run's folder.
         checked: whether the checks are done.
-        startup: longest measured time until a process trained, in seconds; 0 for none.
+        startup: what the last training process took beside training, in seconds; 0 for none.
         pid: of the training process; 0 for none.
     """
 
@@ -783,6 +798,7 @@ class Runner:
         self._brought: dict[Path, tuple[int, ...]] = {}
         self._quality: float | None = None
         self._failure = ""
+        self._stepped = False
         self._set_clock(options.left)
 
     # The clock.
@@ -952,41 +968,57 @@ class Runner:
 
     def _init(self) -> Path | None:
         """The best sound export to begin a new run from, if any."""
-        weights = self._weights()
+        weights = self._config().data.weights
         candidates = [*self._exports(), self.work / HOME / EXPORT]
         rated = [
             (quality, i) for i, c in enumerate(candidates) if (quality := _quality(c, weights)) is not None
         ]
         return candidates[min(rated)[1]] if rated else None
 
-    def _weights(self) -> dict[str, float]:
-        """Share of each category in the training text."""
+    def _checkpoint(self) -> dict[str, Any]:
+        """What the run's checkpoint says of itself; nothing if there is none."""
+        run_dir = self._run_dir()
+        return _document(run_dir / "checkpoint") or _document(run_dir / "checkpoint.old")
+
+    def _config(self) -> TrainConfig:
         from lmcodec.train.config import load_config, parse_assignments
 
-        return load_config(Path(self.plan.config), parse_assignments(self.plan.assignments)).data.weights
+        return load_config(Path(self.plan.config), parse_assignments(self.plan.assignments))
 
     def _train(self) -> None:
         """Attempts, until one reaches the end of the time."""
         if not self._shards():
             self._report(f"no text on this machine: name {self.folder}/{COMMON} and a part of it in carry")
             return
+        retried = False
         for attempt in range(MAX_ATTEMPTS):
             left = self.train_until - time.time()
-            if left <= 0 or self.signalled:
-                if attempt == 0:
-                    self._report("no time left to train")
+            # Another attempt is worth it if it gets to train.
+            least = (self.state.startup or self.times.startup) if attempt else 0.0
+            if left <= least or self.signalled:
+                self._report("no time left to train")
                 return
             before = self._progress()
+            self._stepped = False
             status, why = self._attempt(left)
             if status == 0:
                 return
             self._report(f"training {why}")
             if self._progress() != before:
-                continue  # it trained: once more the same way, from its checkpoint
-            self.state.level = min(self.state.level + 1, len(LEVELS) - 1)
-            if LEVELS[self.state.level].anew:
-                self.state.run += 1
+                retried = False  # what it did is not lost: once more the same way
+            elif self._stepped and not retried:
+                retried = True  # it may have been an accident
+            else:
+                retried = False
+                self.state.level = min(self.state.level + 1, len(LEVELS) - 1)
+                if LEVELS[self.state.level].anew:
+                    self.state.run += 1
         self._report(f"given up after {MAX_ATTEMPTS} attempts")
+
+    def _hear(self, line: str) -> None:
+        """Pass on a line of the training process."""
+        self._stepped |= STEP_LINE.search(line) is not None
+        self._report(line)
 
     def _progress(self) -> tuple[Any, ...]:
         run_dir = self._run_dir()
@@ -995,7 +1027,7 @@ class Runner:
     def _attempt(self, left: float) -> tuple[int, str]:
         """Train once; returns 0 if it ended as it should, else another status and why."""
         level, run_dir = LEVELS[self.state.level], self._run_dir()
-        document = _document(run_dir / "checkpoint")
+        document = self._checkpoint()
         used = _number(document.get("seconds"))
         init = None if document else self._init()
         assignments = [
@@ -1007,7 +1039,7 @@ class Runner:
             f"run.minutes={self._run_minutes(used, left):.4f}",
             f"run.command_minutes={left / 60:.4f}",
             "data.more=true",
-            *(("data.lanes=0",) if self.plan.device != "cpu" and not level.anew else ()),
+            *(self._probed_lanes() if self.plan.device != "cpu" and not level.anew else ()),
             *((f"run.init={json.dumps(str(init.resolve()))}",) if init is not None else ()),
             *self.plan.assignments,
             *level.assignments,
@@ -1032,12 +1064,18 @@ class Runner:
         self._save()
         status, why = self._watch(child)
         self.state.pid = 0
-        trained = _number(_document(run_dir / "checkpoint").get("seconds")) - used
+        trained = _number(self._checkpoint().get("seconds")) - used
         wall = time.time() - started
         if status == 0 and 0 < trained < wall:
-            self.state.startup = min(max(self.state.startup, wall - trained), 120.0, 0.5 * left + 1)
+            self.state.startup = min(wall - trained, 120.0, 0.5 * left)
         self._save()
         return status, why
+
+    def _probed_lanes(self) -> list[str]:
+        """Let the trainer find the lanes, and scale the rates to them."""
+        config = self._config()
+        tokens = config.optimiser.batch or config.data.lanes * config.data.window
+        return ["data.lanes=0", f"optimiser.batch={tokens}"]
 
     def _watch(self, child: Child) -> tuple[int, str]:
         """Relay the trainer's lines and bring exports home until it ends; end it where it does not itself."""
@@ -1047,7 +1085,7 @@ class Runner:
         why = ""
         while (status := child.process.poll()) is None:
             now = time.time()
-            if child.relay(self._report):
+            if child.relay(self._hear):
                 spoke = now
             self._guarded("bringing home", self.bring_home)
             if asked is None:
@@ -1068,7 +1106,7 @@ class Runner:
             time.sleep(0.2)
         status = child.process.wait()
         child.kill()  # what it started
-        child.relay(self._report)
+        child.relay(self._hear)
         if status < 0:
             why = f"{why + ', ' if why else ''}died by {_signal_name(-status)}"
         if status == 0 and why and not self.signalled and time.time() < self.train_until:
@@ -1091,7 +1129,7 @@ class Runner:
         fresh = {p: stamp for p in self._exports() if (stamp := _stamp(p)) and self._brought.get(p) != stamp}
         if not fresh:
             return
-        weights = self._weights()
+        weights = self._config().data.weights
         if self._quality is None:
             mine = self.work / HOME / EXPORT
             same = any(_document(mine).get("model") == _document(p).get("model") for p in fresh)

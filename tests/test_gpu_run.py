@@ -91,7 +91,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory, vocabulary: Vocabulary) -> Pa
 
 SMALL = (
     *("--device", "cpu", "--download-limit", "1", "--start-seconds", "2", "--reserve-seconds", "2"),
-    *("--tail-seconds", "8", "--startup-seconds", "6", "--check-seconds", "20", "--validate-seconds", "1"),
+    *("--tail-seconds", "6", "--startup-seconds", "6", "--check-seconds", "12", "--validate-seconds", "1"),
     *("--speed", "1", "--preset", "1"),
 )
 
@@ -153,7 +153,7 @@ def test_what_a_call_carries_fits_the_limit(
     size = sum(n for n, _ in gpu_run.tree_files(tree))
     for command in plan.commands:
         carried = sum(p.stat().st_size for name in command.carry for p in (tree / name).iterdir())
-        assert 0.8 * float(limit) < (size + carried) / 2**20 <= float(limit)
+        assert 0.7 * float(limit) < (size + carried) / 2**20 <= float(limit)
     taken = documents_in(
         [tree / c for command in plan.commands for c in command.carry[1:]], vocabulary, False
     )
@@ -318,6 +318,9 @@ def save(seconds):
 
 if mode == "crash":
     sys.exit("no such device")
+if mode == "accident":  # before the first checkpoint
+    print("12:00:00  step     20/1,000  0.1 MB", flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
 export(1)
 save(1.0)
 if mode == "die":
@@ -423,9 +426,9 @@ def test_a_command_ends_in_time_and_brings_the_best_export(machine: Path) -> Non
 @pytest.mark.parametrize(
     ("modes", "expected", "quality"),
     [
-        ("die good", ["die", "good"], 2.0),  # it had trained: once more the same way
-        ("crash crash good", ["crash", "crash", "good"], 2.0),
-        ("hang good", ["hang", "good"], 2.0),
+        ("die quick", ["die", "quick"], 3.0),
+        ("crash crash quick", ["crash", "crash", "quick"], 3.0),
+        ("hang quick", ["hang", "quick"], 3.0),
         ("hang", ["hang", "hang"], 4.0),
         ("deaf", ["deaf"], 3.0),
         ("torn torn", ["torn"], 3.0),
@@ -443,7 +446,7 @@ def test_what_a_failing_trainer_exported_comes_home(
 
 
 def test_each_failure_takes_the_next_surer_way(machine: Path) -> None:
-    status, tried = command(machine, "crash crash crash crash good")
+    status, tried = command(machine, "crash crash crash crash quick")
     assert status == 0
     ways = [(a["settings"].get("run.graph"), a["settings"].get("run.compile"), a["triton"]) for a in tried]
     off = "false"
@@ -451,9 +454,16 @@ def test_each_failure_takes_the_next_surer_way(machine: Path) -> None:
     assert [w[2] for w in ways[3:]] == [False, False]
     assert [a["run"] for a in tried] == ["run-1"] * 4 + ["run-2"]
     # The next command stays with what worked.
-    _, tried = command(machine, "good", number=2)
+    _, tried = command(machine, "quick", number=2)
     assert tried[0]["run"] == "run-2"
     assert not tried[0]["triton"]
+
+
+def test_an_accident_is_no_reason_to_train_otherwise(machine: Path) -> None:
+    _, tried = command(machine, "die die accident accident quick")
+    graphs = [a["settings"].get("run.graph") for a in tried]
+    assert graphs == [None, None, None, None, "false"]
+    assert {a["run"] for a in tried} == {"run-1"}
 
 
 def test_a_trainer_that_never_starts_ends_with_an_error_and_its_log(machine: Path) -> None:
@@ -493,7 +503,7 @@ def test_a_lost_machine_begins_from_the_export_at_home(machine: Path) -> None:
 
 @pytest.mark.parametrize("damage", ["none", "no export", "damaged", "state"])
 def test_a_lost_machine_without_a_sound_export_begins_anew(machine: Path, damage: str) -> None:
-    command(machine, "good")
+    command(machine, "quick")
     lose(machine, "part-2")
     home = machine / "shards" / "gpu" / "home"
     if damage == "none":
@@ -502,10 +512,9 @@ def test_a_lost_machine_without_a_sound_export_begins_anew(machine: Path, damage
         shutil.rmtree(home / "export")
     elif damage == "damaged":
         (home / "export" / "piece-000").write_bytes(b"other")
-    (home.parent / "common" / "more").write_text("")
     if damage == "state":
         (home / "state.json").write_text("[1, 2")
-    status, tried = command(machine, "good", number=2)
+    status, tried = command(machine, "quick", number=2)
     assert status == 0
     assert ("run.init" in tried[0]["settings"]) == (damage == "state")
     assert [Path(s).name for s in tried[0]["shards"]] == ["part-2"]
@@ -542,18 +551,18 @@ def test_what_comes_home_keeps_the_download_limits(machine: Path, files: int) ->
     write_plan(machine, download_files=files, download_nbytes=2000, download_total_nbytes=5000)
     (machine / "work").mkdir()
     (machine / "work" / "log.txt").write_text("an old line\n" * 1000)
-    assert command(machine, "good")[0] == 0
+    assert command(machine, "quick")[0] == 0
     found = [p for p in (machine / "out").rglob("*") if p.is_file()]
     assert len(found) == min(files, 5)
     assert max(p.stat().st_size for p in found) <= 2000
     assert sum(p.stat().st_size for p in found) <= 5000
-    assert brought(machine) == 2.0
+    assert brought(machine) == 3.0
     assert all(len(p.relative_to(machine / "out").parts) <= 3 for p in found)
 
 
 def test_an_export_that_may_not_come_home_is_said(machine: Path) -> None:
     write_plan(machine, download_files=1)
-    assert command(machine, "good")[0] == 1
+    assert command(machine, "quick")[0] == 1
     assert "more than may come home" in log(machine)
 
 
@@ -608,7 +617,7 @@ def test_checks_that_fail_hang_or_crash_cost_no_training(
 BLOCK = """
 import importlib.abc, sys
 
-BLOCKED = {"click", "constriction", "lmcodec._kernel", "matplotlib", "tokenizers", "hypothesis", "pytest"}
+BLOCKED = {"click", "constriction", "lmcodec._kernel", "matplotlib"}
 
 class Block(importlib.abc.MetaPathFinder):
     def find_spec(self, name, path=None, target=None):
@@ -633,7 +642,7 @@ class Machine:
         self.folder, self.tree = folder, tree
         self.environment = {**os.environ, "PYTHONPATH": str(python)}
 
-    def call(self, number: int, carry: list[str]) -> subprocess.Popen[bytes]:
+    def call(self, number: int, carry: list[str], *arguments: str) -> subprocess.Popen[bytes]:
         root = self.folder / "tree"
         shutil.rmtree(root, ignore_errors=True)
         for _, name in gpu_run.tree_files(self.tree):
@@ -642,9 +651,10 @@ class Machine:
         for name in carry:
             shutil.copytree(self.tree / name, root / name)
         shutil.rmtree(self.folder / "out", ignore_errors=True)
+        (self.folder / "work" / "training.txt").unlink(missing_ok=True)
         script = [sys.executable, str(SCRIPT), "run", "--folder", "shards/gpu", "--command", str(number)]
         return subprocess.Popen(
-            [*script, "--out", str(self.folder / "out"), "--work", str(self.folder / "work")],
+            [*script, "--out", str(self.folder / "out"), "--work", str(self.folder / "work"), *arguments],
             cwd=root,
             env=self.environment,
         )
@@ -652,21 +662,34 @@ class Machine:
     def log(self) -> str:
         return (self.folder / "out" / "log.txt").read_text()
 
+    def wait_for_steps(self, process: subprocess.Popen[bytes], n_validation: int) -> None:
+        """Until the training process has validated so often and gone on."""
+        text = self.folder / "work" / "training.txt"
+        while process.poll() is None:
+            said = text.read_text() if text.exists() else ""
+            if said.count("  valid  ") >= n_validation and "  step " in said.rpartition("  valid  ")[2]:
+                return
+            time.sleep(0.05)
+
 
 def test_a_rental_in_miniature(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plan = plan_in(tree, monkeypatch, "--minutes", "1.7", "--commands", "2", "--upload-limit", "0.3")
+    limits = ("--minutes", "5", "--commands", "2", "--upload-limit", "0.3", "--check-seconds", "60")
+    plan = plan_in(tree, monkeypatch, *limits)
     python = tmp_path / "python"
     python.mkdir()
     (python / "sitecustomize.py").write_text(BLOCK + SABOTAGE)
     first = Machine(tmp_path / "first", tree, python)
     home = tree / "shards" / "gpu" / "home"
 
-    # A bare machine, on which a check fails.
-    assert first.call(1, plan.commands[0].carry).wait(120) == 0
+    # A bare machine, on which a check fails; the command is ended by a signal.
+    process = first.call(1, plan.commands[0].carry)
+    first.wait_for_steps(process, 2)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait() == 0
     log = first.log()
     assert "check exact: passed: small.lmm on cpu: the known answer" in log
     assert "check scan: FAILED" in log
-    assert "without a graph, compilation and Triton" in log
+    assert "training without a graph, compilation and Triton" in log
     tensors, document = checkpoint.load(first.folder / "out" / "export")
     assert document["name"] == "tiny"
     assert all(bool(t.isfinite().all()) for t in tensors.values())
@@ -675,31 +698,34 @@ def test_a_rental_in_miniature(tree: Path, tmp_path: Path, monkeypatch: pytest.M
     assert len(rows) > 1
     shutil.copytree(first.folder / "out", home)
 
-    # The same machine; the training process is killed.
+    # The same machine brings the second part and goes on; the training process is killed, and goes on again.
     process = first.call(2, plan.commands[1].carry)
-    killed = False
-    while process.poll() is None:
-        state = gpu_run.State.read(first.folder / "work" / "state.json")
-        text = (first.folder / "work" / "training.txt").read_text()
-        if not killed and state is not None and state.pid and "step " in text:
-            os.kill(state.pid, signal.SIGKILL)
-            killed = True
+    first.wait_for_steps(process, 1)
+    state = gpu_run.State.read(first.folder / "work" / "state.json")
+    os.kill(state.pid, signal.SIGKILL)
+    while process.poll() is None and "died by SIGKILL" not in (first.folder / "work" / "log.txt").read_text():
         time.sleep(0.05)
+    first.wait_for_steps(process, 1)
+    process.send_signal(signal.SIGTERM)
     assert process.wait() == 0
-    assert killed
     log = first.log()
     assert "training died by SIGKILL" in log
-    assert log.count("s of the run") >= 2  # it went on from its checkpoint, twice
-    assert "run-1" in log or "finished" in log or "stopped" in log
-    trained = checkpoint.load(first.folder / "out" / "export")[1]["trained_nbytes"]
-    assert trained > document["trained_nbytes"]
+    assert log.count("s of the run") == 2
+    assert [p.name for p in (first.folder / "work").glob("run-*")] == ["run-1"]
+    steps = [
+        int(row.split(",")[0]) for row in (first.folder / "out" / "curve.csv").read_text().splitlines()[1:]
+    ]
+    assert steps == sorted(set(steps))
+    assert len(steps) > len(rows) - 1
 
-    # The machine is lost: a fresh one begins from what came home of the first command.
+    # The machine is lost: a fresh one begins from what came home of the first command, and ends in time.
     second = Machine(tmp_path / "second", tree, python)
     rescue = [f"shards/gpu/{name}" for name in ("common", "rescue", "home")]
-    status = second.call(2, rescue).wait(120)
+    began = time.time()
+    status = second.call(2, rescue, "--left", "40", "--skip-checks").wait()
+    assert time.time() - began < 41
     log = second.log()
     assert "it is a fresh one" in log
-    assert "home/export" in log
+    assert f"from {second.folder / 'work' / 'home' / 'export'}" in log
     assert status == 0 or "stays: at home" in log
     shutil.rmtree(home)
