@@ -995,7 +995,9 @@ class Runner:
             left = self.train_until - time.time()
             # Another attempt is worth it if it gets to train.
             least = (self.state.startup or self.times.startup) if attempt else 0.0
-            if left <= least or self.signalled:
+            if self.signalled:
+                return
+            if left <= least:
                 self._report("no time left to train")
                 return
             before = self._progress()

@@ -703,8 +703,10 @@ def test_a_rental_in_miniature(tree: Path, tmp_path: Path, monkeypatch: pytest.M
     first.wait_for_steps(process, 1)
     state = gpu_run.State.read(first.folder / "work" / "state.json")
     os.kill(state.pid, signal.SIGKILL)
-    while process.poll() is None and "died by SIGKILL" not in (first.folder / "work" / "log.txt").read_text():
+    killed = state.pid
+    while process.poll() is None and state.pid in (0, killed):
         time.sleep(0.05)
+        state = gpu_run.State.read(first.folder / "work" / "state.json") or state
     first.wait_for_steps(process, 1)
     process.send_signal(signal.SIGTERM)
     assert process.wait() == 0
