@@ -739,6 +739,7 @@ LEVELS = (
     ),
 )
 WITHOUT_TRITON = 3
+FEW_LANES = 64
 MAX_ATTEMPTS = 7
 
 
@@ -1041,7 +1042,7 @@ class Runner:
             f"run.minutes={self._run_minutes(used, left):.4f}",
             f"run.command_minutes={left / 60:.4f}",
             "data.more=true",
-            *(self._probed_lanes() if self.plan.device != "cpu" and not level.anew else ()),
+            *(self._lanes(level) if self.plan.device != "cpu" else ()),
             *((f"run.init={json.dumps(str(init.resolve()))}",) if init is not None else ()),
             *self.plan.assignments,
             *level.assignments,
@@ -1073,11 +1074,11 @@ class Runner:
         self._save()
         return status, why
 
-    def _probed_lanes(self) -> list[str]:
-        """Let the trainer find the lanes, and scale the rates to them."""
+    def _lanes(self, level: Level) -> list[str]:
+        """Let the trainer find the lanes, and scale the rates to them; few where all else failed."""
         config = self._config()
         tokens = config.optimiser.batch or config.data.lanes * config.data.window
-        return ["data.lanes=0", f"optimiser.batch={tokens}"]
+        return [f"data.lanes={FEW_LANES if level.anew else 0}", f"optimiser.batch={tokens}"]
 
     def _watch(self, child: Child) -> tuple[int, str]:
         """Relay the trainer's lines and bring exports home until it ends; end it where it does not itself."""

@@ -6,6 +6,7 @@ end-to-end test, and a script that fails on command in the others.
 
 from __future__ import annotations
 
+import argparse
 import importlib.util
 import json
 import os
@@ -544,6 +545,47 @@ def test_the_clock_of_the_rental_rules(machine: Path) -> None:
     status, tried = command(machine, "good", "--left", "1", number=2)
     assert tried == []
     assert brought(machine) == 2.0  # of the command before
+
+
+@pytest.mark.parametrize(
+    ("began", "left", "expected"),
+    [
+        (None, None, 6.0),  # as planned: 5 s of work, 1 s for what comes after
+        (-11.0, None, 4.0),  # the state knows better
+        (-9000.0, None, 6.0),  # of another rental
+        (9000.0, None, 6.0),  # of a clock that runs otherwise
+        (-11.0, 3.0, 3.0),  # who knows it says it
+    ],
+)
+def test_what_is_left_of_a_rental(
+    machine: Path, began: float | None, left: float | None, expected: float
+) -> None:
+    write_plan(machine)
+    now = time.time()
+    (machine / "work").mkdir()
+    if began is not None:
+        (machine / "work" / "state.json").write_text(json.dumps({"began": now + began}))
+    plan = gpu_run.Plan.read(machine / "shards" / "gpu" / "common" / "plan.json")
+    options = argparse.Namespace(
+        command=2, work=machine / "work", out=machine / "out", left=left, skip_checks=True
+    )
+    runner = gpu_run.Runner(plan, options, now)
+    assert runner.ends - now == pytest.approx(expected)
+    assert runner.deadline <= runner.ends - plan.commands[1].after + 1e-6
+    assert runner.train_until == pytest.approx(runner.deadline - plan.times.tail)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_lanes_are_probed_on_a_gpu_alone(machine: Path, device: str) -> None:
+    write_plan(machine, seconds=20)
+    path = machine / "shards" / "gpu" / "common" / "plan.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"device": device}))
+    _, tried = command(machine, "crash crash crash crash quick")
+    lanes = [(a["settings"].get("data.lanes"), a["settings"].get("optimiser.batch")) for a in tried]
+    if device == "cpu":
+        assert lanes == [(None, None)] * 5
+    else:
+        assert lanes == [("0", "128")] * 4 + [("64", "128")]
 
 
 @pytest.mark.parametrize("files", [2, 3, 4, 8])
