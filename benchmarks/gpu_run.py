@@ -45,15 +45,18 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # the package is a folder of the tree where it is not installed
 
+# Nothing here loads torch: on the machine that takes seconds in which nothing trains.
 from lmcodec.errors import ConfigError, LmcodecError, ModelNotFound, one_line  # noqa: E402
-
-if TYPE_CHECKING:
-    from lmcodec.train.config import TrainConfig
+from lmcodec.lm.vocab import Vocabulary  # noqa: E402
+from lmcodec.train import shards  # noqa: E402
+from lmcodec.train.config import TrainConfig, load_config, parse_assignments  # noqa: E402
 
 MIB = 1 << 20
 ENGLISH = 3.27  # bytes per token of English prose under the shipped vocabulary
@@ -302,10 +305,6 @@ class Planner:
     """
 
     def __init__(self, options: argparse.Namespace) -> None:
-        from lmcodec.lm.vocab import Vocabulary
-        from lmcodec.train import shards
-        from lmcodec.train.config import load_config, parse_assignments
-
         self.options = options
         self.limits = Limits(
             options.minutes,
@@ -345,10 +344,10 @@ class Planner:
         for path in (self.options.config, self.folder):
             if not path.resolve().is_relative_to(tree):
                 raise ConfigError(f"{path}: outside the tree {tree}, so it does not travel")
-        for shards in self.options.shards:
-            if shards.resolve() == self.folder.resolve() or self.folder.resolve() in shards.resolve().parents:
+        for source in self.options.shards:
+            if self.folder.resolve() in (source.resolve(), *source.resolve().parents):
                 raise ConfigError(
-                    f"{shards}: the parts are written to {self.folder}; name another folder with --to"
+                    f"{source}: the parts are written to {self.folder}; name another folder with --to"
                 )
 
     def _relative(self, path: Path) -> str:
@@ -412,10 +411,6 @@ class Planner:
 
     def _write_common(self) -> int:
         """The held-out documents, which travel with every command so that validation never changes."""
-        import numpy as np
-
-        from lmcodec.train import shards
-
         folder = self.folder / COMMON
         folder.mkdir()
         for category, documents in self.corpus.items():
@@ -427,18 +422,16 @@ class Planner:
 
     def _sample_ratios(self) -> dict[str, float]:
         """Compressed bytes per byte of training text of each category."""
-        import numpy as np
-
-        from lmcodec.train import shards
 
         def ratio(category: str) -> float:
             documents = self.corpus[category]
             share = min(1.0, UNPACKED_TOKENS / max(len(documents.tokens), 1))
-            chosen = shards.select(documents, shards.deal(documents, [share])[0], self.vocabulary)
+            while not len(numbers := shards.deal(documents, [share])[0]) and share < 1:
+                share = min(1.0, 2 * share)  # the first document is longer than the sample
+            chosen = shards.select(documents, numbers, self.vocabulary)
             packed = lzma.compress(chosen.tokens.astype("<u2").tobytes(), preset=self.options.preset)
             return len(packed) / max(chosen.n_byte, 1)
 
-        # Half a sample's documents may be longer than it: what it holds counts, not what was asked for.
         with ThreadPoolExecutor(os.cpu_count() or 1) as pool:
             found = dict(zip(self.corpus, pool.map(ratio, self.corpus), strict=True))
         self.available = {
@@ -502,10 +495,9 @@ class Planner:
         """The parts, and a smaller one that fits beside an export, for a machine that was lost."""
         held = folder_nbytes(self.folder / COMMON) + 10_000
         shares = [room / sum(self.rooms) for room in self.rooms]
-        rescue_room = self._room(2, held) - self.export_nbytes
+        small_nbytes = int(0.01 * self.limits.upload_nbytes)  # the log and what else came home
+        rescue_room = self._room(2, held) - self.export_nbytes - small_nbytes
         rooms = {f"part-{k + 1}": room for k, room in enumerate(self.rooms)}
-        from lmcodec.train import shards
-
         parts: dict[str, dict[str, Any]] = {name: {} for name in rooms}
         if len(rooms) > 1 and rescue_room > 0:
             rooms[RESCUE], parts[RESCUE] = rescue_room, {}
@@ -548,8 +540,6 @@ class Planner:
             shutil.rmtree(self.folder / RESCUE)
 
     def _write_category(self, part: str, category: str, numbers: Any) -> None:
-        from lmcodec.train import shards
-
         folder = self.folder / part
         for stale in folder.glob(f"{category}-*{shards.SUFFIX}"):
             stale.unlink()
@@ -562,8 +552,6 @@ class Planner:
         Returns:
             whether the part fits in the end.
         """
-        from lmcodec.train import shards
-
         for _ in range(20):
             over = folder_nbytes(self.folder / part) - room
             if over <= 0:
@@ -740,6 +728,7 @@ LEVELS = (
 )
 WITHOUT_TRITON = 3
 FEW_LANES = 64
+SMALL_NBYTES = 256 << 10  # of the log, of the curve and of the state that come home
 MAX_ATTEMPTS = 7
 
 
@@ -982,8 +971,6 @@ class Runner:
         return _document(run_dir / "checkpoint") or _document(run_dir / "checkpoint.old")
 
     def _config(self) -> TrainConfig:
-        from lmcodec.train.config import load_config, parse_assignments
-
         return load_config(Path(self.plan.config), parse_assignments(self.plan.assignments))
 
     def _train(self) -> None:
@@ -1177,7 +1164,7 @@ class Runner:
             if n_file <= 0:
                 target.unlink(missing_ok=True)
                 continue
-            most = min(limits.download_nbytes, room)
+            most = min(limits.download_nbytes, room, SMALL_NBYTES)
             data = source.read_bytes()
             if len(data) > most:
                 data = data[len(data) - most :] if source.name == LOG_FILE else b""
@@ -1438,6 +1425,8 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         if options.command < 1:
             raise ConfigError(f"--command {options.command}: commands are numbered from 1")
+        if options.out == Path():
+            raise ConfigError("--out is empty: name the folder whose files come home")
         plan = _find_plan(options)
         return Runner(plan, options, began).run()
     except (LmcodecError, OSError) as error:

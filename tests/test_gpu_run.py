@@ -535,6 +535,25 @@ def test_no_text_is_said_at_once(machine: Path) -> None:
     assert status == 1
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--command", "0", "--out", "out"], "numbered from 1"),
+        (["--command", "1", "--out", ""], "--out is empty"),
+        (["--command", "1", "--out", "out", "--folder", "nothing"], "no plan there"),
+    ],
+)
+def test_a_command_that_cannot_run_is_one_clear_line(
+    machine: Path, capfd: pytest.CaptureFixture[str], arguments: list[str], message: str
+) -> None:
+    before = sorted(p.name for p in machine.iterdir())
+    assert gpu_run.main(["run", "--work", str(machine / "work"), *arguments]) == 1
+    error = capfd.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+    assert sorted(p.name for p in machine.iterdir()) == before
+
+
 def test_the_clock_of_the_rental_rules(machine: Path) -> None:
     # Told that less is left than planned, the last command ends earlier; with nothing left it does not train.
     began = time.time()
