@@ -838,8 +838,10 @@ class Runner:
         )
         if self.lost:
             self._report("no state on this machine: it is a fresh one")
-        handlers = {n: signal.signal(n, self._stop) for n in (signal.SIGTERM, signal.SIGINT)}
+        stops = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+        handlers = {n: signal.signal(n, self._stop) for n in stops}
         try:
+            self._guarded("ending what ran before", self._end_leftover)
             self._guarded("text", self._bring_text)
             if not self.state.checked and not self.skip_checks:
                 self._guarded("checks", self._check)
@@ -872,18 +874,32 @@ class Runner:
 
     def _report(self, line: str) -> None:
         """Print a line and write it to the log that comes home."""
-        print(line, flush=True)
-        try:
-            with open(self.work / LOG_FILE, "a", encoding="utf-8") as file:
-                file.write(f"{time.strftime('%H:%M:%S')}  {line}\n")
-        except OSError:
-            pass
+        with contextlib.suppress(OSError):
+            print(line, flush=True)
+        with contextlib.suppress(OSError), open(self.work / LOG_FILE, "a", encoding="utf-8") as file:
+            file.write(f"{time.strftime('%H:%M:%S')}  {line}\n")
 
     def _save(self) -> None:
         try:
             _replace(self.work / STATE_FILE, json.dumps(dataclasses.asdict(self.state), indent=1).encode())
         except OSError as error:
             self._report(f"the state cannot be written: {one_line(error)}")
+
+    def _end_leftover(self) -> None:
+        """End a training process whose command was killed: it would keep the run's folder for itself."""
+        pid, self.state.pid = self.state.pid, 0
+        command_line = Path(f"/proc/{pid}/cmdline")
+        until = time.time() + min(10.0, 0.5 * self.times.tail)
+        number = signal.SIGTERM
+        while pid and command_line.exists() and TRAINER[-1].encode() in command_line.read_bytes():
+            self._report(f"training process {pid} of a command before still runs: {number.name}")
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(pid, number)
+            while time.time() < until and command_line.exists() and command_line.read_bytes():
+                time.sleep(0.05)
+            if number == signal.SIGKILL:
+                return
+            number = signal.SIGKILL
 
     # The text.
 
@@ -990,7 +1006,10 @@ class Runner:
                 return
             before = self._progress()
             self._stepped = False
-            status, why = self._attempt(left)
+            try:
+                status, why = self._attempt(left)
+            except Exception as error:
+                status, why = 1, f"could not be begun or watched: {type(error).__name__}: {error}"
             if status == 0:
                 return
             self._report(f"training {why}")
@@ -1052,8 +1071,11 @@ class Runner:
         child = Child(command, self.work / "training.txt", _environment(None if level.triton else self.work))
         self.state.pid = child.process.pid
         self._save()
-        status, why = self._watch(child)
-        self.state.pid = 0
+        try:
+            status, why = self._watch(child)
+        finally:
+            child.kill()  # with all that it started
+            self.state.pid = 0
         trained = _number(self._checkpoint().get("seconds")) - used
         wall = time.time() - started
         if status == 0 and 0 < trained < wall:
@@ -1095,7 +1117,6 @@ class Runner:
                 break
             time.sleep(0.2)
         status = child.process.wait()
-        child.kill()  # what it started
         child.relay(self._hear)
         if status < 0:
             why = f"{why + ', ' if why else ''}died by {_signal_name(-status)}"

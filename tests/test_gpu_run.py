@@ -627,24 +627,30 @@ def test_an_export_that_may_not_come_home_is_said(machine: Path) -> None:
     assert "more than may come home" in log(machine)
 
 
-def test_a_signal_ends_a_command_and_its_export_comes_home(machine: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_command_that_is_ended_loses_no_export(machine: Path, number: signal.Signals) -> None:
     write_plan(machine, seconds=60)
-    (machine / "modes").write_text("good")
+    (machine / "modes").write_text("good quick")
     start = (
         "import importlib.util, sys; spec = importlib.util.spec_from_file_location('gpu_run', sys.argv[1]); "
         "m = importlib.util.module_from_spec(spec); sys.modules['gpu_run'] = m; spec.loader.exec_module(m); "
-        "m.TRAINER = [sys.executable, 'fake.py']; sys.exit(m.main(sys.argv[2:]))"
+        "m.TRAINER = [sys.executable, sys.argv[2]]; sys.exit(m.main(sys.argv[3:]))"
     )
-    arguments = ["run", "--command", "1", "--skip-checks", "--out", "out", "--work", "work"]
-    process = subprocess.Popen([sys.executable, "-c", start, str(SCRIPT), *arguments])
-    until = time.time() + 60
-    while not (machine / "out" / "export").is_dir() and time.time() < until:
+    work = ["--skip-checks", "--out", str(machine / "out"), "--work", str(machine / "work")]
+    arguments = [str(SCRIPT), str(machine / "fake.py"), "run", "--command", "1", *work]
+    process = subprocess.Popen([sys.executable, "-c", start, *arguments])
+    while not (machine / "out" / "export").is_dir() and process.poll() is None:
         time.sleep(0.1)
     # What is in the output already is complete, though the command has not ended.
     assert brought(machine) in (3.0, 4.0)
-    process.send_signal(signal.SIGTERM)
-    assert process.wait(30) == 0
-    assert brought(machine) == 2.0
+    process.send_signal(number)
+    assert process.wait(30) == (0 if number == signal.SIGTERM else -signal.SIGKILL)
+    assert brought(machine) in ((2.0,) if number == signal.SIGTERM else (3.0, 4.0))
+    # The training process that a killed command left behind does not keep the next one from the run.
+    assert gpu_run.main(["run", "--command", "2", *work]) == 0
+    assert ("still runs: SIGTERM" in log(machine)) == (number == signal.SIGKILL)
+    assert [a["mode"] for a in json.loads((machine / "tried.json").read_text())] == ["good", "quick"]
+    assert "from 2 s of the run" in log(machine)
 
 
 def test_checks_that_fail_hang_or_crash_cost_no_training(
