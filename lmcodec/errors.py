@@ -45,3 +45,9 @@ def one_line(error: LmcodecError | OSError) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     return str(error)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error of a library, a compiler or a driver in one line: its kind and the first line it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

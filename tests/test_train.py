@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import write_corpus
@@ -19,11 +18,10 @@ import torch
 
 from lmcodec.errors import BadMagic, ConfigError, Corrupt, LmcodecError, ModelNotFound, Truncated
 from lmcodec.lm.vocab import Vocabulary
-from lmcodec.train import checkpoint, loop, shards
+from lmcodec.train import checkpoint, shards
 from lmcodec.train.average import average
 from lmcodec.train.config import load_config
-from lmcodec.train.loop import load_export
-from lmcodec.train.loss import cross_entropy
+from lmcodec.train.exports import load_export
 from lmcodec.train.start import start
 
 CONFIG = """
@@ -85,7 +83,7 @@ def test_a_run_learns_draws_its_curve_and_resumes_exactly(project: Path, kind: s
     assert float(rows[1].split(",")[3]) < float(rows[0].split(",")[3]) < 8
     assert (project / "whole" / "curve.png").read_bytes().startswith(b"\x89PNG")
     # Stopped after the first step, then gone on with.
-    assert "limit" in train(project, "parts", assignment, "run.minutes=1e-9")
+    assert "limit" in train(project, "parts", assignment, "run.command_minutes=1e-9")
     assert train(project, "parts", assignment) == "finished"
     check_same_bits(weights(project, "whole"), weights(project, "parts"))
 
@@ -102,7 +100,7 @@ def test_a_run_learns_draws_its_curve_and_resumes_exactly(project: Path, kind: s
 def test_every_shape_resumes(project: Path, shape: tuple[str, ...]) -> None:
     assignments = (*shape, "run.steps=4", "run.validate_every=4")
     train(project, "whole", *assignments)
-    train(project, "parts", *assignments, "run.minutes=1e-9")
+    train(project, "parts", *assignments, "run.command_minutes=1e-9")
     train(project, "parts", *assignments)
     check_same_bits(weights(project, "whole"), weights(project, "parts"))
 
@@ -111,7 +109,7 @@ def test_distillation_resumes(project: Path) -> None:
     train(project, "teacher", "run.steps=3", "run.validate_every=3")
     assignments = ('distill.teacher="teacher/export"', "run.steps=4", "run.validate_every=4")
     train(project, "whole", *assignments)
-    train(project, "parts", *assignments, "run.minutes=1e-9")
+    train(project, "parts", *assignments, "run.command_minutes=1e-9")
     with pytest.raises(ConfigError, match="another run: teacher"):
         train(project, "parts")
     train(project, "parts", *assignments)
@@ -162,24 +160,9 @@ def test_two_processes_in_one_folder_are_refused(project: Path) -> None:
 
 def test_validation_between_progress_lines(project: Path) -> None:
     """A validation that follows a resume before any progress line reports what was trained since."""
-    assert "limit" in train(project, "run", "run.minutes=1e-9")
+    assert "limit" in train(project, "run", "run.command_minutes=1e-9")
     assert train(project, "run", "run.steps=9", "run.validate_every=4", "run.log_every=100") == "finished"
-    assert len((project / "run" / "curve.csv").read_text().splitlines()) == 4
-
-
-def test_a_diverging_run_says_so_and_keeps_its_checkpoint(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train(project, "run", "run.minutes=1e-9")
-
-    def diverged(*arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, nats = cross_entropy(*arguments, **options)
-        return loss + (loss * torch.inf - loss * torch.inf), nats  # an undefined gradient, sound bits
-
-    monkeypatch.setattr(loop, "cross_entropy", diverged)
-    with pytest.raises(ConfigError, match=r"not finite at step 2: lower optimiser\.lr"):
-        train(project, "run")
-    assert all(torch.isfinite(t).all() for t in weights(project, "run").values())
+    assert len((project / "run" / "curve.csv").read_text().splitlines()) == 1 + 1 + 3  # steps 1; 4, 8, 9
 
 
 def command(project: Path, name: str) -> list[str]:

@@ -139,7 +139,7 @@ def _integer_model(folder: Path, vocab: Path | None, card: dict[str, Any], mixer
         raise ConfigError("export needs torch: pip install 'lmcodec[torch]'") from None
     from lmcodec.lm.vocab import Vocabulary
     from lmcodec.train.export import integer_model
-    from lmcodec.train.loop import load_export
+    from lmcodec.train.exports import load_export
 
     if (folder / "export" / "manifest.json").is_file():
         folder = folder / "export"

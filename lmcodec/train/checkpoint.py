@@ -95,7 +95,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and document of the checkpoint in `folder`.
+    """Tensors and document of the checkpoint in `folder`, or of what a crash left while replacing it.
 
     Raises:
         ModelNotFound: there is no checkpoint.
@@ -103,6 +103,9 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         Truncated: a piece is missing or short.
         Corrupt: a piece or the manifest is damaged.
     """
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and (old / "manifest.json").is_file():
+        folder = old
     path = folder / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
