@@ -1,0 +1,109 @@
+"""What the codec needs of a language model, for models whose steps are computed outside the kernel.
+
+A model predicts the next token of B streams at once and gives integer logits; the kernel makes frequencies of
+them (FORMAT.md section 6.4) and does everything else. Since frames hold only what follows from these integers, any
+executor that gives the same ones (NumPy, torch on a CPU or a GPU) writes and reads the same frames.
+`native/language_model.h` is the same seam for models inside the kernel.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from lmcodec.lm import tables
+from lmcodec.lm.vocab import Vocabulary
+
+if TYPE_CHECKING:
+    from lmcodec import _kernel
+
+LOGIT_MAX = 1 << 24  # largest magnitude of a logit
+
+
+class Session(ABC):
+    """The states of B streams. One thread at a time."""
+
+    @abstractmethod
+    def begin(self, stream: int, cut: bool) -> None:
+        """Stream `stream` begins: before the first token of a document, or (cut) in the middle of one.
+
+        It is stepped next by the model's start token for the two cases.
+        """
+
+    @abstractmethod
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """Move every stream on by one token.
+
+        Args:
+            tokens: (B,) uint32, each a token of the vocabulary or a start token. Of streams that are over,
+                any.
+
+        Returns:
+            (B, V) int32 logits of the next tokens, in the order of the sorted vocabulary, steps of 2^-8 of a
+            binary logarithm, |logit| <= 2^24.
+        """
+
+    def run(self, tokens: np.ndarray) -> np.ndarray:
+        """Move every stream on by T tokens: the same integers as T calls of `step`, for many positions at once.
+
+        Args:
+            tokens: (T, B) uint32, in time order.
+
+        Returns:
+            (T, B, V) int32 logits.
+        """
+        return np.stack([self.step(row) for row in tokens])
+
+
+class LanguageModel(ABC):
+    """What predicts tokens. Immutable; several sessions may be open.
+
+    Attributes:
+        vocabulary: V byte strings, sorted.
+        start_tokens: what a stream is stepped by first, at the start of a document and in the middle of one:
+            numbers from V on, the model's own business.
+    """
+
+    vocabulary: Vocabulary
+    start_tokens: tuple[int, int]
+
+    @abstractmethod
+    def session(self, n_stream: int) -> Session:
+        """States of B = `n_stream` streams, 1 to 128."""
+
+
+class _ForKernel:
+    """A session as the kernel calls it: what it gives is contiguous."""
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+
+    def begin(self, stream: int, cut: bool) -> None:
+        self._session.begin(stream, cut)
+
+    def run(self, tokens: np.ndarray) -> np.ndarray:
+        logits = self._session.step(tokens[0])[None] if len(tokens) == 1 else self._session.run(tokens)
+        if logits.dtype != np.int32:
+            raise TypeError(f"logits are {logits.dtype}, expected int32")
+        return np.ascontiguousarray(logits)
+
+
+def external(model: LanguageModel, isa: str = "") -> _kernel.ExternalModel:
+    """`model` as the kernel's loop of blocks takes it.
+
+    Args:
+        model: computed outside the kernel.
+        isa: of the sums of frequencies, one of `_kernel.network_isas()`; by default the best.
+    """
+    from lmcodec import _kernel
+
+    return _kernel.ExternalModel(
+        len(model.vocabulary),
+        *model.start_tokens,
+        lambda n_stream: _ForKernel(model.session(n_stream)),
+        tables.exp2_coarse(),
+        tables.exp2_fine(),
+        isa,
+    )
