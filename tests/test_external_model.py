@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from integer_models import random_model
@@ -27,7 +29,7 @@ def token_coder(
 def decisions_of(coder: _kernel.TokenCoder, model: IntegerModel, streams: int) -> tuple[bytes, bytes]:
     """Bits and probabilities of TEXT."""
     borders = [s * len(TEXT) // streams for s in range(streams + 1)]
-    pieces = [model.vocabulary.segment(TEXT[a:b]) for a, b in zip(borders, borders[1:], strict=False)]
+    pieces = [model.vocabulary.segment(TEXT[a:b]) for a, b in pairwise(borders)]
     coder.begin_encode(np.frombuffer(TEXT, np.uint8), np.concatenate(pieces))
     bits, p16 = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.uint16)
     n = coder.encode(bits, p16)
@@ -130,10 +132,8 @@ def test_an_error_of_the_model_comes_through(model: IntegerModel) -> None:
     coder = token_coder(model, external(Failing(model, np.zeros(1, np.int32))), 3, 1)
     with pytest.raises(OSError, match="the device is gone"):
         decisions_of(coder, model, 3)
-    out = np.zeros(len(TEXT), np.uint8)
     with pytest.raises(OSError, match="the device is gone"):
-        coder.begin_decode(out, np.zeros(0, np.uint8))
-        coder.decode(10)
+        coder.begin_decode(np.zeros(len(TEXT), np.uint8), np.zeros(0, np.uint8))
 
 
 def test_start_tokens_are_no_tokens_of_the_vocabulary(model: IntegerModel) -> None:

@@ -1,9 +1,9 @@
 """What the codec needs of a language model, for models whose steps are computed outside the kernel.
 
 A model predicts the next token of B streams at once and gives integer logits; the kernel makes frequencies of
-them (FORMAT.md section 6.4) and does everything else. Since frames hold only what follows from these integers, any
-executor that gives the same ones (NumPy, torch on a CPU or a GPU) writes and reads the same frames.
-`native/language_model.h` is the same seam for models inside the kernel.
+them (FORMAT.md section 6.4) and does everything else. Since frames hold only what follows from these
+integers, any executor that gives the same ones (NumPy, torch on a CPU or a GPU) writes and reads the same
+frames. `native/language_model.h` is the same seam for models inside the kernel.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Session(ABC):
         """
 
     def run(self, tokens: np.ndarray) -> np.ndarray:
-        """Move every stream on by T tokens: the same integers as T calls of `step`, for many positions at once.
+        """Move every stream on by T tokens: the same integers as T calls of `step`.
 
         Args:
             tokens: (T, B) uint32, in time order.

@@ -1,4 +1,4 @@
-"""The recurrent model outside the kernel: the definition in NumPy, and torch, behind the seam of `lm.interface`."""
+"""The recurrent model outside the kernel, behind the seam of `lm.interface`: the definition, and torch."""
 
 from __future__ import annotations
 
