@@ -23,6 +23,7 @@ class Profile:
         match_min: list[int],
         lm_maps: list[int],
         numbers: list[tuple[str, int]],
+        max_learned: int = ...,
     ) -> None: ...
     n_learned: int
     n_input: int

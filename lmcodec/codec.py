@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -1065,7 +1065,7 @@ class Decompressor(_Reusable):
         if block.method >= Method.LM_CM and self._model is None:
             assert self._walk is not None
             assert self._walk.header.model_id is not None
-            self._model = store.for_frame(self._walk.header.model_id, self._given_model)
+            self._model = store.for_frame(self._walk.header.model_id, self._given_model, self._memory_limit)
         model = self._model if block.method >= Method.LM_CM else None
         return _Coder(block.method, block.profile, block.streams, block.groups, model, block.enlarge)
 
@@ -1162,7 +1162,7 @@ class FrameReader:
         offset: int,
         original_offset: int,
         header: FrameHeader | None = None,
-        entries: list[tuple[int, int]] | None = None,
+        entries: Collection[tuple[int, int]] | None = None,
     ) -> None:
         """Go on from elsewhere: the source stands at `offset`, the original there at `original_offset`.
 
