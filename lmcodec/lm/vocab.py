@@ -102,9 +102,9 @@ class Vocabulary:
         """
         buffer = np.frombuffer(data, dtype=np.uint8)
         if self._segmenter is None:
-            from lmcodec._kernel import Segmenter
+            from lmcodec import _kernel
 
-            self._segmenter = Segmenter(*self.flat())
+            self._segmenter = _kernel.Segmenter(*self.flat())
         out = np.empty(len(buffer), dtype=np.uint16)
         return out[: self._segmenter.segment(buffer, out)].copy()
 
