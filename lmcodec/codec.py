@@ -194,10 +194,13 @@ class _Coder(NamedTuple):
 
     def engine(self) -> Engine | LmEngine:
         from lmcodec import engine
+        from lmcodec.lm import isa
 
+        shape = self.streams, self.groups, self.enlarge
+        instead: dict[str, Any] = {} if isa.is_usable() else {"isa": ""}
         if self.model is None:
-            return engine.Engine(self.profile, self.streams, self.groups, self.enlarge)
-        return engine.LmEngine(self.model, self.profile or None, self.streams, self.groups, self.enlarge)
+            return engine.Engine(self.profile, *shape, **instead)
+        return engine.LmEngine(self.model, self.profile or None, *shape, **instead)
 
 
 _Key = tuple[_Coder, ...]
@@ -583,6 +586,7 @@ class Compressor(_Reusable):
         TypeError, ValueError: if an argument is out of range, or a model is given for, or a method asks for
             one of, a level or method that uses none.
         ModelNotFound: if there is no such model.
+        ConfigError: if LMCODEC_ISA names no instruction set of this machine.
     """
 
     CONTINUE = 0
@@ -602,6 +606,10 @@ class Compressor(_Reusable):
         model: FilePath | None = None,
         method: str = AUTO,
     ) -> None:
+        if os.environ.get("LMCODEC_ISA"):
+            from lmcodec.lm import isa
+
+            isa.require()
         self._plan = LEVELS[_number("level", level, min(LEVELS), max(LEVELS))]
         self._method = _method(method)
         if not self._plan.models and (self._method or Method.END) >= Method.LM_CM:

@@ -56,16 +56,25 @@ class Engine:
       streams: B, lockstep streams a block, 1 to 4.
       groups: G, 1 or 2, at most B.
       enlarge: the slot table takes up to 2^enlarge times the profile's size, 0 to 3.
+      isa: instruction set, "" for the best; None for what `LMCODEC_ISA` names.
 
     Raises:
       Unsupported: no such profile.
       ConfigError: `LMCODEC_ISA` names an instruction set that this machine lacks.
     """
 
-    def __init__(self, profile: int | Profile, streams: int = 1, groups: int = 1, enlarge: int = 0) -> None:
+    def __init__(
+        self,
+        profile: int | Profile,
+        streams: int = 1,
+        groups: int = 1,
+        enlarge: int = 0,
+        *,
+        isa: str | None = None,
+    ) -> None:
         loaded = load(profile) if isinstance(profile, int) else profile
         self.helped = False
-        self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(), enlarge)
+        self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(isa), enlarge)
 
     def reset(self) -> None:
         """Forget everything: the next block is independent."""
@@ -130,6 +139,7 @@ class LmEngine:
       streams: B, lockstep streams a block, 1 to 128.
       groups: G, 1 or 2, at most B.
       enlarge: the slot table takes up to 2^enlarge times the profile's size, 0 to 3.
+      isa: as for `Engine`.
 
     Raises:
       Unsupported: the model has no such profile.
@@ -143,12 +153,14 @@ class LmEngine:
         streams: int = 1,
         groups: int = 1,
         enlarge: int = 0,
+        *,
+        isa: str | None = None,
     ) -> None:
         chosen = model.profile(profile) if isinstance(profile, int) else profile
         kernel = None if chosen is None else chosen.kernel
         self._vocabulary, self._streams = model.vocabulary, streams
         self.helped = False
-        self._coder = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(), enlarge)
+        self._coder = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(isa), enlarge)
 
     def reset(self) -> None:
         """Forget everything: the next block is independent."""
@@ -209,9 +221,9 @@ def _payload(decisions: Callable[[np.ndarray, np.ndarray], int]) -> bytes:
     return encoder.finish()
 
 
-def _mixing_isa() -> str:
-    """What LMCODEC_ISA asks of the mixer, whose instruction sets are fewer than the network's."""
-    isa, available = os.environ.get("LMCODEC_ISA", ""), _kernel.mixing_isas()
+def _mixing_isa(isa: str | None) -> str:
+    """What `isa`, or LMCODEC_ISA, asks of the mixer, whose instruction sets are fewer than the network's."""
+    isa, available = os.environ.get("LMCODEC_ISA", "") if isa is None else isa, _kernel.mixing_isas()
     if not isa or isa in available:
         return isa
     if isa in _kernel.network_isas():

@@ -32,7 +32,7 @@ ERASE = b"\r\x1b[K"
 def environment() -> dict[str, str]:
     """Ours, less what changes the command or how Python writes; a level without a language model."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("LMCODEC_", "PYTHONUNBUFFERED"))}
-    return ours | {"LMCODEC_LEVEL": "2"}
+    return ours | {"LMCODEC_LEVEL": "2", "TERM": "xterm"}
 
 
 def lmz(folder: Path, *arguments: str, stdout: Any = PIPE) -> subprocess.CompletedProcess[bytes]:
@@ -338,12 +338,12 @@ def test_completion() -> None:
 
 
 def test_entry_points_exist() -> None:
-    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
-    import lmcodec.cli.lmz
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    import lmcodec.cli.entry
 
-    for script, function in [("lmz", "main"), ("unlmz", "unlmz"), ("lmzcat", "lmzcat")]:
-        assert re.search(rf'^{script} = "lmcodec\.cli\.lmz:{function}"$', project, re.MULTILINE)
-        assert callable(getattr(lmcodec.cli.lmz, function))
+    for script in ("lmcodec", "lmz", "unlmz", "lmzcat"):
+        assert re.search(rf'^{script} = "lmcodec\.cli\.entry:{script}"$', project, re.MULTILINE)
+        assert callable(getattr(lmcodec.cli.entry, script))
 
 
 def test_what_needs_no_codec_loads_none() -> None:

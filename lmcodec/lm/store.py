@@ -134,9 +134,14 @@ def default(name_or_path: FilePath | None = None, names: tuple[str, ...] = ()) -
     Raises:
         ModelNotFound: what was asked for is not there.
     """
-    asked = name_or_path if name_or_path is not None else os.environ.get(MODEL_VARIABLE)
+    asked = os.environ.get(MODEL_VARIABLE)
+    if name_or_path is not None:
+        return find(name_or_path)
     if asked:
-        return find(asked)
+        try:
+            return find(asked)
+        except ModelNotFound as error:
+            raise ModelNotFound(f"the environment variable {MODEL_VARIABLE}: {error}") from None
     numbers = {shipped.name: number for number, shipped in SHIPPED.items()}
     return next((_shipped(numbers[name]) for name in names if name in numbers), None)
 
@@ -186,11 +191,18 @@ def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit
     asked = given if given is not None else os.environ.get(MODEL_VARIABLE)
     offered = ""
     if asked:
-        source = find(asked)
-        model = load(source, memory_limit)
-        if model.model_id == wanted:
-            return model
-        offered = f" (the one given, {os.fspath(asked)}, is {model.model_id})"
+        try:
+            model = load(find(asked), memory_limit)
+        except LimitExceeded:
+            raise
+        except LmcodecError as error:
+            if given is not None:
+                raise
+            offered = f" (the environment's {MODEL_VARIABLE} gives none: {error})"
+        else:
+            if model.model_id == wanted:
+                return model
+            offered = f" (the one given, {os.fspath(asked)}, is {model.model_id})"
     raise ModelNotFound(f"needs {_advice(model_id)}{offered}")
 
 
@@ -341,9 +353,10 @@ _NODE_NBYTES = 32  # of a vocabulary's tries, for each byte of its strings
 def _proved(model: IntegerModel, known: str) -> tuple[_kernel.Network, str]:
     """The network in the best instruction set that gives the known answer, and its name."""
     from lmcodec import _kernel
+    from lmcodec.lm import isa as environment
     from lmcodec.lm.native import NativeNetwork, chosen_isa
 
-    chosen = chosen_isa()
+    chosen = chosen_isa(None if environment.is_usable() else _kernel.network_isas()[0])
     failure: LmcodecError | None = None
     for isa in [chosen, *(other for other in _kernel.network_isas() if other != chosen)]:
         network = NativeNetwork(model, isa)
