@@ -178,7 +178,7 @@ def test_numbers_of_closed_streams_are_not_given_to_files(tmp_path: Path) -> Non
     )
     command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-I", "-c", code]
     subprocess.run(command, cwd=tmp_path, env=environment(), check=True)
-    assert (tmp_path / "seen").read_text() == f"{errno.EBADF} {errno.EBADF} {errno.EBADF} 3"
+    assert (tmp_path / "seen").read_text(encoding="utf-8") == f"{errno.EBADF} {errno.EBADF} {errno.EBADF} 3"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
@@ -353,7 +353,7 @@ def test_what_needs_no_codec_loads_none() -> None:
     )
     for argument in ("-V", "-h", "--unknown"):
         run = subprocess.run(
-            [sys.executable, "-I", "-c", code, argument], capture_output=True, text=True, check=True
+            [sys.executable, "-I", "-c", code, argument], capture_output=True, encoding="utf-8", check=True
         )
         loaded = set(run.stdout.splitlines()[-1].split())
         assert "lmcodec.cli.lmz" in loaded
@@ -373,7 +373,7 @@ def traced_calls(log: Path) -> list[tuple[str, int]]:
     """Name and occurrence of every call in a log of strace."""
     seen: dict[str, int] = {}
     calls = []
-    for name in re.findall(r"^\d+ +(\w+)\(", log.read_text(), re.MULTILINE):
+    for name in re.findall(r"^\d+ +(\w+)\(", log.read_text(encoding="utf-8"), re.MULTILINE):
         seen[name] = seen.get(name, 0) + 1
         calls.append((name, seen[name]))
     return calls
@@ -455,5 +455,7 @@ main()
 """
     files = ["-t", str(golden / "network.lmz"), "--model", str(golden / "network.lmm")]
     ours = {k: v for k, v in environment().items() if k != "OPENBLAS_NUM_THREADS"}
-    run = subprocess.run([sys.executable, "-I", "-c", code, *files], capture_output=True, text=True, env=ours)
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", code, *files], capture_output=True, encoding="utf-8", env=ours
+    )
     assert (run.stdout, run.stderr, run.returncode) == ("True 1\n", "", 0)
