@@ -43,6 +43,7 @@ class BlockCoder:
     def decode(self, out: np.ndarray, n: int) -> bool: ...
     def push(self, bit: int) -> None: ...
     done: bool
+    position: int
     offset: int
     p: int
     timed: bool
@@ -124,6 +125,7 @@ class TokenCoder:
     def decode(self, n: int) -> bool: ...
     def push(self, bit: int) -> None: ...
     done: bool
+    position: int
     p: int
     timed: bool
     times: dict[str, float]

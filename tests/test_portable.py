@@ -120,7 +120,7 @@ int main() {
 
 
 def test_the_processor_is_asked_as_compilers_ask_it(tmp_path: Path) -> None:
-    """Clang in the place of MSVC has no __builtin_cpu_supports that links; everywhere else it says the same."""
+    """Clang in the place of MSVC has no __builtin_cpu_supports that links; elsewhere it says the same."""
     compiler = shutil.which("g++") or shutil.which("clang++")
     if not compiler or os.uname().machine != "x86_64" or not NATIVE.is_dir():
         pytest.skip("needs x86-64, a compiler and a checkout")
@@ -139,18 +139,8 @@ def test_clang_compiles_the_kernel(source: str, tmp_path: Path) -> None:
     compiler = shutil.which("clang++")
     if not compiler:
         pytest.skip("needs clang++")
-    command = [
-        compiler,
-        "-std=c++17",
-        "-Wall",
-        "-Wextra",
-        "-Werror",
-        "-c",
-        NATIVE / source,
-        "-o",
-        tmp_path / "o",
-    ]
-    subprocess.run(command, check=True)
+    options = ["-std=c++17", "-Wall", "-Wextra", "-Werror", "-c", "-o", str(tmp_path / "object")]
+    subprocess.run([compiler, *options, str(NATIVE / source)], check=True)
 
 
 # Windows removes no file that is open

@@ -254,6 +254,8 @@ class _Work:
             method=settings.method,
         )
 
+        progress.follow(lambda: (compressor.position, 0))
+
         def write(piece: bytes) -> None:
             target.write(piece)
             progress.compressed(piece)
@@ -271,6 +273,7 @@ class _Work:
                 target.rewind()
                 name, nbytes = f"{source.name} (check)", progress.compressed_nbytes
                 check = self.console.begin(name, nbytes, decoding=True)
+                check.follow(verifier.position)
                 while piece := target.read():
                     check.compressed(piece)
                     for decoded in verifier.written(piece):
@@ -305,6 +308,7 @@ class _Work:
             threads=settings.threads,
             model=settings.model,
         )
+        progress.follow(lambda: reader.position)
         yield from iter(lambda: reader.read(_OUTPUT_NBYTES), b"")
 
     def _list(self, operand: str) -> None:

@@ -1,13 +1,14 @@
-"""How far a file is: what blocks are done, at what rate, and how long the others will take.
+"""How far a file is: what is done, at what rate, and how long the rest will take.
 
-The codec works on several blocks of some MiB at once: bytes that it took say little, blocks that came out do.
+The codec works on several blocks of some MiB at once, for a minute or so each: bytes that it took say little.
+What its engines say of the blocks at work does, and for the ratio the blocks that came out.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lmcodec.errors import LmcodecError
@@ -171,6 +172,17 @@ class Progress:
         self.started = time.monotonic()
         self._blocks = BlockEnds() if metered else None
         self._done = 0, 0, self.started  # compressed, original bytes of blocks that are done; when they were
+        self._position: Callable[[], tuple[int, int]] | None = None
+        self._most = 0
+
+    def follow(self, position: Callable[[], tuple[int, int]]) -> None:
+        """Ask `position` for the bytes that are done, parts of blocks included.
+
+        Args:
+            position: gives those of the original and those of the frames, which are 0 where they are not
+                known before a block is done.
+        """
+        self._position = position
 
     def original(self, data: bytes) -> None:
         self.original_nbytes += len(data)
@@ -202,14 +214,23 @@ class Progress:
         """Bytes, share, ratio, rate and time left, or what of it fits, at most `width` columns."""
         compressed, original, when = self._done
         done = compressed if self._decoding else original
+        if self._position:
+            inside = self._position()
+            if all(inside):
+                original, compressed = inside
+            if inside[self._decoding] > done:
+                done, when = inside[self._decoding], time.monotonic()
+        done = self._most = max(self._most, done)
         short = amount = size_text(done)
         if self.total_nbytes:
-            short = f"{done / self.total_nbytes:.0%}"
+            short = f"{100 * done // self.total_nbytes}%"  # 100 when all is done, not before
             amount += f" of {size_text(self.total_nbytes)} ({short})"
         ratio, speed, left = [], [], time_text(self.seconds)
-        if done and original:
+        if original:
+            ratio = [ratio_text(original, compressed)]
+        if done:
             rate = done / max(when - self.started, 1e-3)
-            ratio, speed = [ratio_text(original, compressed)], [f"{size_text(rate)}/s"]
+            speed = [f"{size_text(rate)}/s"]
             if self.total_nbytes:
                 seconds = (self.total_nbytes - done) / rate - (time.monotonic() - when)
                 left = f"{time_text(max(seconds, 0))} left"

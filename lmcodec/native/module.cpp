@@ -207,6 +207,7 @@ class BlockCoder {
 
   // One decision at a time, for a coder outside the kernel.
   bool done() const { return !nbytes_ || lockstep_.done(); }
+  std::uint32_t position() const { return nbytes_ ? lockstep_.position() : 0; }
   std::uint32_t offset() const { return require().offset(); }
   std::uint32_t p() const { return require().p(); }
   void push(int bit) {
@@ -343,6 +344,7 @@ NB_MODULE(_kernel, m) {
       .def("decode", &BlockCoder::decode, nb::arg("out"), nb::arg("n"))
       .def("push", &BlockCoder::push, nb::arg("bit"))
       .def_prop_ro("done", &BlockCoder::done)
+      .def_prop_ro("position", &BlockCoder::position)
       .def_prop_ro("offset", &BlockCoder::offset)
       .def_prop_ro("p", &BlockCoder::p)
       .def_prop_rw("timed", &BlockCoder::timed, &BlockCoder::set_timed)
