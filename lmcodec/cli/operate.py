@@ -219,12 +219,15 @@ class _Work:
         settings, console = self.settings, self.console
         decodes = settings.mode != "compress"
         progress = console.begin(source.name, source.nbytes, decoding=decodes)
-        if decodes:
-            for piece in self._decoded(source, progress):
-                target.write(piece)
-                progress.original(piece)
-        else:
-            self._compress(source, target, progress)
+        try:
+            if decodes:
+                for piece in self._decoded(source, progress):
+                    target.write(piece)
+                    progress.original(piece)
+            else:
+                self._compress(source, target, progress)
+        finally:
+            progress.follow(None)
         if isinstance(target, Target):
             for failure in target.copy_metadata():
                 self._warn(target.name, failure)

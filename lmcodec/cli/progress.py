@@ -175,12 +175,12 @@ class Progress:
         self._position: Callable[[], tuple[int, int]] | None = None
         self._most = 0
 
-    def follow(self, position: Callable[[], tuple[int, int]]) -> None:
+    def follow(self, position: Callable[[], tuple[int, int]] | None) -> None:
         """Ask `position` for the bytes that are done, parts of blocks included.
 
         Args:
             position: gives those of the original and those of the frames, which are 0 where they are not
-                known before a block is done.
+                known before a block is done. None when the work has ended: what it worked with is let go.
         """
         self._position = position
 

@@ -141,7 +141,7 @@ def default(name_or_path: FilePath | None = None, names: tuple[str, ...] = ()) -
         try:
             return find(asked)
         except ModelNotFound as error:
-            raise ModelNotFound(f"the environment variable {MODEL_VARIABLE}: {error}") from None
+            raise ModelNotFound(f"{error} ({MODEL_VARIABLE} in the environment names it)") from None
     numbers = {shipped.name: number for number, shipped in SHIPPED.items()}
     return next((_shipped(numbers[name]) for name in names if name in numbers), None)
 
