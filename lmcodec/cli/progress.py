@@ -214,8 +214,9 @@ class Progress:
         """Bytes, share, ratio, rate and time left, or what of it fits, at most `width` columns."""
         compressed, original, when = self._done
         done = compressed if self._decoding else original
-        if self._position:
-            inside = self._position()
+        position = self._position  # the thread that computes may let go of it
+        if position:
+            inside = position()
             if all(inside):
                 original, compressed = inside
             if inside[self._decoding] > done:
