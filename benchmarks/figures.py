@@ -365,7 +365,7 @@ def main() -> None:
         lines += ["**A quick run: no figures to state.**", ""]
     lines += [f"- {key}: {value}" for key, value in machine.describe().items()]
     revision = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, encoding="utf-8", check=False
     )
     if revision.returncode == 0:
         lines.append(f"- revision: {revision.stdout.strip()}")

@@ -52,7 +52,7 @@ def memory_limits() -> dict[str, float]:
         program = str(Path(folder) / "limits")
         source = str(Path(__file__).with_suffix(".cpp"))
         subprocess.run([compiler, "-std=c++17", "-O3", "-march=native", source, "-o", program], check=True)
-        run = subprocess.run([program], check=True, capture_output=True, text=True)
+        run = subprocess.run([program], check=True, capture_output=True, encoding="utf-8")
     return {name: float(value) for name, value in (line.split() for line in run.stdout.splitlines())}
 
 
@@ -109,7 +109,7 @@ def kernel_rates(model: Model) -> dict[int, float]:
         tokens = rng.integers(0, model.config.vocab_size, (rows // streams, streams)).astype(np.uint32)
         best = float("inf")
         for _ in range(REPEATS * max(1, 64 // rows)):
-            session = _kernel.NetworkSession(model.network, streams, False, True)
+            session = _kernel.RecurrentSession(model.network, streams, False, True)
             session.run(tokens, None, None)
             best = min(best, session.times[0])
         rates[rows] = model.config.macs_per_token * rows / best

@@ -63,9 +63,9 @@ def measure(network: NativeNetwork, streams: int, sequence: bool, seconds: float
     rng = np.random.default_rng(2)
     n_step = max(1, 1024 // streams)
     tokens = rng.integers(0, config.vocab_size, (n_step, streams)).astype(np.uint32)
-    session = _kernel.NetworkSession(kernel, streams, helped=helped)
+    session = _kernel.RecurrentSession(kernel, streams, helped=helped)
 
-    def work(session: _kernel.NetworkSession) -> None:
+    def work(session: _kernel.RecurrentSession) -> None:
         if sequence:
             session.run(tokens, None, None)
         else:
@@ -79,7 +79,7 @@ def measure(network: NativeNetwork, streams: int, sequence: bool, seconds: float
             work(session)
             count += 1
         best = min(best, spent / (count * tokens.size))
-    timed = _kernel.NetworkSession(kernel, streams, timed=True)
+    timed = _kernel.RecurrentSession(kernel, streams, timed=True)
     work(timed)
     shares = np.array(timed.times) / sum(timed.times)
     name = f"{'seq ' if sequence else ''}{streams}"

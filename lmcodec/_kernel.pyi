@@ -25,6 +25,7 @@ class Profile:
         match_min: list[int],
         lm_maps: list[int],
         numbers: list[tuple[str, int]],
+        max_learned: int = ...,
     ) -> None: ...
     n_learned: int
     n_input: int
@@ -44,6 +45,7 @@ class BlockCoder:
     def decode(self, out: np.ndarray, n: int) -> bool: ...
     def push(self, bit: int) -> None: ...
     done: bool
+    position: int
     offset: int
     p: int
     timed: bool
@@ -148,6 +150,7 @@ class TokenCoder:
     def decode(self, n: int) -> bool: ...
     def push(self, bit: int) -> None: ...
     done: bool
+    position: int
     p: int
     timed: bool
     times: dict[str, float]

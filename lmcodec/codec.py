@@ -8,12 +8,13 @@ compression.zstd in Python 3.14.
 from __future__ import annotations
 
 import atexit
+import math
 import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -194,10 +195,13 @@ class _Coder(NamedTuple):
 
     def engine(self) -> Engine | LmEngine:
         from lmcodec import engine
+        from lmcodec.lm import isa
 
+        shape = self.streams, self.groups, self.enlarge
+        instead: dict[str, Any] = {} if isa.is_usable() else {"isa": ""}
         if self.model is None:
-            return engine.Engine(self.profile, self.streams, self.groups, self.enlarge)
-        return engine.LmEngine(self.model, self.profile or None, self.streams, self.groups, self.enlarge)
+            return engine.Engine(self.profile, *shape, **instead)
+        return engine.LmEngine(self.model, self.profile or None, *shape, **instead)
 
 
 _Key = tuple[_Coder, ...]
@@ -210,6 +214,41 @@ _Encoded = tuple[Block, bytes]  # and what its header and its payload are, packe
 REPEAT_SHARE = 64
 
 
+# What a byte costs with a language model, where one without costs 1: for how far a block is, nothing else.
+LM_COST = 3.0
+
+
+class _Meter:
+    """What part of a block's work is done, trials included; any thread may ask, and it never falls."""
+
+    def __init__(self) -> None:
+        self._total = self._done = self._share = 0.0
+        self._parts: list[tuple[Engine | LmEngine, float]] = []  # engines at work, what a byte costs them
+
+    def expect(self, key: _Key, nbytes: int) -> None:
+        """From here on, these coders are to code so many bytes each, and no more."""
+        for engine, cost in self._parts:
+            self._done += engine.position * cost
+        self._parts = []  # an engine that made a trial is kept no longer than that
+        self._total = self._done + nbytes * sum(map(self._cost, key))
+
+    @staticmethod
+    def _cost(coder: _Coder) -> float:
+        return 1.0 if coder.model is None else LM_COST
+
+    def follow(self, coder: _Coder, engine: Engine | LmEngine) -> None:
+        engine.position = 0
+        self._parts.append((engine, self._cost(coder)))
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        if self._total:
+            done = self._done + sum(engine.position * cost for engine, cost in self._parts)
+            self._share = max(self._share, min(done / self._total, 1.0))
+        return self._share
+
+
 class _Seat:
     """Engines of the coders in `key`; each is made in the thread that first uses it.
 
@@ -218,10 +257,12 @@ class _Seat:
 
     Attributes:
         encoded: what the last block was encoded from, and the result; None if it is not kept.
+        meter: of the block at work.
     """
 
-    def __init__(self, key: _Key) -> None:
+    def __init__(self, key: _Key, meter: _Meter | None = None) -> None:
         self.key = key
+        self.meter = meter or _Meter()
         self._engines: dict[_Coder, Engine | LmEngine] = {}
         self.encoded: tuple[tuple[object, ...], _Encoded] | None = None
         self._decoded: tuple[tuple[object, ...], bytes] | None = None
@@ -235,6 +276,7 @@ class _Seat:
         elif not continues:
             engine.reset()
         engine.helped = alone
+        self.meter.follow(coder, engine)
         return engine
 
     def decode(
@@ -249,6 +291,7 @@ class _Seat:
         if not continues and self._decoded is not None and self._decoded[0] == source:
             return self._decoded[1]
         self._decoded = None
+        self.meter.expect((coder,), nbytes)
         original = self.engine(coder, continues, alone).decode(payload, nbytes)
         if not continues and len(payload) * REPEAT_SHARE <= nbytes:
             self._decoded = source, bytes(original)
@@ -267,6 +310,8 @@ class _Job:
 
     def __init__(self, work: Callable[..., Any], nbytes: int, seat: _Seat | None) -> None:
         self.nbytes, self.seat = nbytes, seat
+        self.meter = None if seat is None else seat.meter
+        self.original_nbytes = self.coded_nbytes = 0  # of the block, for how far it is
         self._work = work
         self._value: Any = None
         self._error: BaseException | None = None
@@ -347,6 +392,8 @@ class _Pipeline:
         self._seats: list[_Seat] = []
         self._latest: _Seat | None = None
         self._ahead = self.threads  # blocks at work at once for the moment
+        self._position_lock = threading.Lock()
+        self._begun_original = self._begun_coded = 0  # bytes of all blocks that were started
 
     @property
     def n_at_work(self) -> int:
@@ -386,11 +433,40 @@ class _Pipeline:
         nbytes: int = 0,
         key: _Key | None = None,
         continues: bool = False,
+        original_nbytes: int = 0,
+        coded_nbytes: int = 0,
     ) -> None:
-        """Call `work` with a seat for `key`, or at once and without one if that is None."""
+        """Call `work` with a seat for `key`, or at once and without one if that is None.
+
+        Args:
+            original_nbytes, coded_nbytes: of the block, for `position`.
+        """
         if key is not None and not continues:
             self._latest = self._free_seat(key, nbytes)
-        self._jobs.append(_Job(work, nbytes, self._latest if key is not None else None))
+        if key is not None and self._latest is not None:
+            self._latest.meter = _Meter()
+        job = _Job(work, nbytes, self._latest if key is not None else None)
+        job.original_nbytes, job.coded_nbytes = original_nbytes, coded_nbytes
+        with self._position_lock:
+            self._jobs.append(job)
+            self._begun_original += original_nbytes
+            self._begun_coded += coded_nbytes
+
+    def pass_over(self, coded_nbytes: int) -> None:
+        """Count bytes of the coded side that are no block to decode."""
+        with self._position_lock:
+            self._begun_coded += coded_nbytes
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Original and coded bytes that are done, of the blocks at work in part; any thread may ask."""
+        with self._position_lock:
+            original, coded = float(self._begun_original), float(self._begun_coded)
+            for job in self._jobs.copy():
+                rest = 0.0 if job.done or job.meter is None else 1.0 - job.meter.share
+                original -= rest * job.original_nbytes
+                coded -= rest * job.coded_nbytes
+        return math.floor(original), math.floor(coded)
 
     def _free_seat(self, key: _Key, nbytes: int) -> _Seat:
         """A seat for `key`; drops those of no use, and those too many beside a block that needs `nbytes`."""
@@ -461,7 +537,9 @@ def _encode(
         alone: no other block was at work when this one began: further threads may help. Changes no byte.
     """
     if len(key) > 1 and len(data) > SAMPLED_NBYTES:
-        key = _candidates(data, key, alone)
+        seat.meter.expect(key, len(data) + _sample_pieces(len(data)) * SAMPLE_NBYTES)
+        key = _candidates(data, key, alone, seat.meter)
+    seat.meter.expect(key, len(data))
     block, payload, best = Block(Method.STORED, len(data), len(data), last=last), data, len(data)
     for coder, coded in zip(key, _payloads(data, key, continues, alone, seat), strict=True):
         cost = len(coded) + (model_nbytes if coder.model else 0)
@@ -487,14 +565,18 @@ def _payloads(data: bytes, key: _Key, continues: bool, alone: bool, seat: _Seat)
         raise
 
 
-def _candidates(data: bytes, key: _Key, alone: bool) -> _Key:
+def _sample_pieces(nbytes: int) -> int:
+    return min(max(nbytes // SAMPLE_SHARE // SAMPLE_NBYTES, 2), SAMPLES)
+
+
+def _candidates(data: bytes, key: _Key, alone: bool, meter: _Meter) -> _Key:
     """Of two coders, the second with a model, those that may be the better one for a large block."""
-    n_piece = min(max(len(data) // SAMPLE_SHARE // SAMPLE_NBYTES, 2), SAMPLES)
+    n_piece = _sample_pieces(len(data))
     last = len(data) - SAMPLE_NBYTES
     starts = [i * last // (n_piece - 1) for i in range(n_piece)]
     sample = b"".join(data[at : at + SAMPLE_NBYTES] for at in starts)
     key_of_sample = tuple(coder._replace(streams=1, groups=1, enlarge=0) for coder in key)
-    seat = _Seat(key_of_sample)
+    seat = _Seat(key_of_sample, meter)
     without, beside = map(len, _payloads(sample, key_of_sample, False, alone, seat))
     if without <= CM_CLEAR * beside:
         return key[:1]
@@ -583,6 +665,7 @@ class Compressor(_Reusable):
         TypeError, ValueError: if an argument is out of range, or a model is given for, or a method asks for
             one of, a level or method that uses none.
         ModelNotFound: if there is no such model.
+        ConfigError: if LMCODEC_ISA names no instruction set of this machine.
     """
 
     CONTINUE = 0
@@ -602,6 +685,10 @@ class Compressor(_Reusable):
         model: FilePath | None = None,
         method: str = AUTO,
     ) -> None:
+        if os.environ.get("LMCODEC_ISA"):
+            from lmcodec.lm import isa
+
+            isa.require()
         self._plan = LEVELS[_number("level", level, min(LEVELS), max(LEVELS))]
         self._method = _method(method)
         if not self._plan.models and (self._method or Method.END) >= Method.LM_CM:
@@ -638,6 +725,11 @@ class Compressor(_Reusable):
         self._chain_nbytes = 0  # of the block that the last one's chain began with
         self._chain_key: _Key = ()  # what it had the choice of
         self._out: list[bytes] = []
+
+    @property
+    def position(self) -> int:
+        """Original bytes that are coded, of blocks at work the part that is done; any thread may ask."""
+        return self._pipeline.position[0]
 
     @property
     def last_mode(self) -> int:
@@ -757,7 +849,7 @@ class Compressor(_Reusable):
         model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
         alone = self._pipeline.idle
         work = partial(_encode, data, key, model_nbytes, last, continues, alone)
-        self._pipeline.start(work, nbytes, key, continues)
+        self._pipeline.start(work, nbytes, key, continues, original_nbytes=len(data))
 
     def _previous_coder(self) -> _Coder | None:
         """What the block before was coded by, if another one may continue it."""
@@ -904,6 +996,14 @@ class Decompressor(_Reusable):
         self._ready_nbytes = 0
         self._eof = False
         self._unused = b""
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Bytes of the original and bytes of the input that are decoded; any thread may ask.
+
+        Of blocks at work the part that is done counts.
+        """
+        return self._pipeline.position
 
     @property
     def eof(self) -> bool:
@@ -1065,7 +1165,7 @@ class Decompressor(_Reusable):
         if block.method >= Method.LM_CM and self._model is None:
             assert self._walk is not None
             assert self._walk.header.model_id is not None
-            self._model = store.for_frame(self._walk.header.model_id, self._given_model)
+            self._model = store.for_frame(self._walk.header.model_id, self._given_model, self._memory_limit)
         model = self._model if block.method >= Method.LM_CM else None
         return _Coder(block.method, block.profile, block.streams, block.groups, model, block.enlarge)
 
@@ -1087,21 +1187,25 @@ class Decompressor(_Reusable):
         where = f"block {walk.n_block} at offset {self._offset}"
         coder = self._coder(block)
         key = None if coder is None else (coder,)
-        self._consume(block.nbytes)
+        self._consume(block.nbytes, is_block=True)
         self._block = None
         if walk.ended:
             self._tail = walk.tail()
         if block.method == Method.END:
             _decode(block, payload, where)
+            self._pipeline.pass_over(block.nbytes)
         else:
             alone = self._pipeline.idle
             work = partial(_decode, block, payload, where, coder, alone)
-            self._pipeline.start(work, need, key, block.continues)
+            sizes = {"original_nbytes": block.original_nbytes, "coded_nbytes": block.nbytes}
+            self._pipeline.start(work, need, key, block.continues, **sizes)
         return True
 
-    def _consume(self, nbytes: int) -> None:
+    def _consume(self, nbytes: int, is_block: bool = False) -> None:
         del self._input[:nbytes]
         self._offset += nbytes
+        if not is_block:
+            self._pipeline.pass_over(nbytes)
 
     def _truncated(self) -> Truncated:
         """The error to raise if no more input comes."""
@@ -1162,7 +1266,7 @@ class FrameReader:
         offset: int,
         original_offset: int,
         header: FrameHeader | None = None,
-        entries: list[tuple[int, int]] | None = None,
+        entries: Collection[tuple[int, int]] | None = None,
     ) -> None:
         """Go on from elsewhere: the source stands at `offset`, the original there at `original_offset`.
 
@@ -1179,6 +1283,11 @@ class FrameReader:
             self._frame._walk = FrameWalk.resumed(header, entries or [])
             self._fresh = False
         self.original_offset = original_offset
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """As `Decompressor.position`, of all frames."""
+        return self._frame.position
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes, all that are left if negative; b"" only at the end.

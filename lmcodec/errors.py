@@ -39,6 +39,27 @@ class ConfigError(LmcodecError):
     """A configuration names an unknown key or holds a value out of range."""
 
 
+class KernelMissing(LmcodecError, ImportError):
+    """The native kernel cannot be imported; an ImportError as well.
+
+    Args:
+        folder: of the package.
+        reason: what the import said.
+    """
+
+    def __init__(self, folder: str, reason: str) -> None:
+        if "No module named" in reason:
+            why = (
+                f"{folder} has no native kernel: it is the source folder, not the installed package; run "
+                "Python in another folder, or install in place with: pip install -e ."
+            )
+        else:
+            why = (
+                f"{folder}: its native kernel cannot be loaded ({reason}); reinstall lmcodec for this Python"
+            )
+        super().__init__(why)
+
+
 def one_line(error: LmcodecError | OSError) -> str:
     """What a command line prints of an error that bad input or the system caused."""
     if isinstance(error, OSError):

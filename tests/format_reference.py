@@ -4,7 +4,8 @@
 
 It shows that the page says everything; test_format.py holds the package to it. Headings are FORMAT.md's. Of
 the package it takes the profiles' files and, for language models, `lm/recurrent/reference.py`, which is
-section 6 as a program, and what reads model files. It does not know shipped models by their numbers, nor chains longer than
+section 6 as a program, and what reads model files. It does not know shipped models by their numbers, nor
+chains longer than
 the history.
 """
 

@@ -110,9 +110,9 @@ def export(
     if mixer and mixer_from:
         raise ConfigError("--mixer and --mixer-from exclude each other")
     entries = dict(map(_entry, card))
-    profiles = b"".join(path.read_bytes() for path in mixer)
     from lmcodec.lm import weights
 
+    profiles = b"".join(_read_profile(path, weights.MAX_MIXER_NBYTES) for path in mixer)
     if mixer_from:
         profiles = weights.load(store.find(mixer_from).path).model.mixer
     if profiles:
@@ -128,6 +128,14 @@ def export(
     )
     if not profiles:
         click.echo("It holds no profile of the context models: only --method lm compresses with it.")
+
+
+def _read_profile(path: Path, most: int) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise LmcodecError(f"{path}: a model's profiles have at most {most} bytes, this file has more")
+    return data
 
 
 def _integer_model(folder: Path, vocab: Path | None, card: dict[str, Any], mixer: bytes) -> Any:

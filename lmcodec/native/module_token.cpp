@@ -121,6 +121,7 @@ class Coder {
   }
 
   bool done() const { return coder_->done(); }
+  std::uint32_t position() const { return coder_->position(); }
   std::uint32_t p() const {
     require(!done(), "no decision is open");
     return coder_->p();
@@ -187,6 +188,7 @@ void bind_token(nb::module_& m) {
       .def("decode", &Coder::decode, nb::arg("n"))
       .def("push", &Coder::push, nb::arg("bit"))
       .def_prop_ro("done", &Coder::done)
+      .def_prop_ro("position", &Coder::position)
       .def_prop_ro("p", &Coder::p)
       .def_prop_rw("timed", &Coder::timed, &Coder::set_timed)
       .def_prop_ro("times", &Coder::times)

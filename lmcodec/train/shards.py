@@ -34,6 +34,9 @@ MAGIC = b"LMSHARD1"
 SUFFIX = ".lms.xz"
 MAX_SHARD_TOKENS = 24_000_000
 MAX_SHARD_NBYTES = 55_000_000  # unpacked; a document of more than that many bytes has no place in a corpus
+_MAX_FILE_NBYTES = MAX_SHARD_NBYTES + (1 << 20)  # xz adds little to what it cannot pack
+_MAX_HEADER_NBYTES = 1 << 16
+_XZ_NBYTES = 68 << 20  # what unpacking takes at most; the largest preset asks for 65 MiB
 
 
 @dataclass
@@ -172,6 +175,8 @@ def parse_shard(path: Path, vocabulary: Vocabulary) -> tuple[str, Documents]:
         raise BadMagic(f"{path}: not a token shard: begins with {data[:8]!r}, expected {MAGIC!r}")
     try:
         (n_head,) = struct.unpack_from("<I", data, len(MAGIC))
+        if n_head > _MAX_HEADER_NBYTES:
+            raise ValueError(f"{n_head} bytes, at most {_MAX_HEADER_NBYTES}")
         offset = len(MAGIC) + 4 + n_head
         header = json.loads(data[len(MAGIC) + 4 : offset])
         n_document, n_token, n_byte = (_count(header[k]) for k in ("n_document", "n_token", "n_byte"))
@@ -201,9 +206,13 @@ def parse_shard(path: Path, vocabulary: Vocabulary) -> tuple[str, Documents]:
 
 def _decompress(path: Path) -> bytes:
     """The bytes of the one xz stream in `path`, at most what a shard may have."""
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_NBYTES)
+    with open(path, "rb") as file:
+        packed = file.read(_MAX_FILE_NBYTES + 1)
+    if len(packed) > _MAX_FILE_NBYTES:
+        raise LimitExceeded(f"{path}: a shard has at most {_MAX_FILE_NBYTES} bytes, this file has more")
     try:
-        data = decompressor.decompress(path.read_bytes(), MAX_SHARD_NBYTES + 1)
+        data = decompressor.decompress(packed, MAX_SHARD_NBYTES + 1)
     except lzma.LZMAError as error:
         raise Corrupt(f"{path}: damaged shard: {error}; run 'lmcodec train prepare' again") from None
     if len(data) > MAX_SHARD_NBYTES:

@@ -1,7 +1,7 @@
 """The kernel's executor of integer models: the integers of `reference.py`, hundreds of times faster.
 
 Products take int8 weights by AMX, AVX-512 VNNI, AVX2, NEON's dot product or portable C++, whichever the
-machine has (native/gemm.h); the rest of a step is fixed point beside them (native/network.h). Knows no file
+machine has (native/gemm.h); the rest of a step is fixed point beside them (native/recurrent.h). Knows no file
 and no coder.
 """
 
