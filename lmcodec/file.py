@@ -381,7 +381,7 @@ class _Output:
                 if sys.stderr is not None:
                     name = getattr(output.fp, "name", output.fp)
                     print(
-                        f"lmcodec: {name}: nobody closed it, and at the end of the interpreter it could not be "
+                        f"lmcodec: {name}: nobody closed it, and at the interpreter's end it could not be "
                         f"completed: {type(error).__name__}: {error}",
                         file=sys.stderr,
                     )

@@ -418,7 +418,7 @@ def test_files_that_give_less_than_they_are_asked_for_can_be_searched() -> None:
 
 
 class OnlyWrite:
-    """A file object of which nothing but `write` is there, which takes at most `most` bytes and says `says`."""
+    """A file object with nothing but `write`, which takes at most `most` bytes and says `says`."""
 
     def __init__(self, most: int, says: Callable[[int], Any]) -> None:
         self.taken, self._most, self._says = b"", most, says
@@ -461,9 +461,8 @@ GARBAGE = [b"\n", b"garbage", b"\0\0\0\0x", bytes(200_000) + b"x", b"\x1f\x8b\x0
 
 @pytest.mark.parametrize("nbytes", PADDINGS)
 @pytest.mark.parametrize("name", WHOLE)
-def test_padding_behind_and_between_frames(name: str, nbytes: int, tmp_path: Path) -> None:
+def test_padding_behind_and_between_frames(name: str, nbytes: int) -> None:
     packed, data = WHOLE[name], decompress(WHOLE[name])
-    path = tmp_path / "a.lmz"
     for n_frame in (1, 2):
         padded = (packed + bytes(nbytes)) * n_frame
         assert decompress(padded) == data * n_frame
@@ -480,16 +479,20 @@ def test_padding_behind_and_between_frames(name: str, nbytes: int, tmp_path: Pat
                 assert file.read(99) == (data * n_frame)[offset : offset + 99]
         with LMFile(Minimal(padded)) as file:  # type: ignore[arg-type]
             assert file.read() == data * n_frame
-        path.write_bytes(padded)
-        for arguments in (["-dc"], ["-t"], ["-l"], ["-dk", "-f"], ["-dcf"]):
-            assert run_lmz([*arguments, str(path)]) == 0
-        assert (tmp_path / "a").read_bytes() == data * n_frame
 
 
-def run_lmz(arguments: list[str]) -> int:
-    return subprocess.run(
-        [sys.executable, "-m", "lmcodec.cli.lmz", *arguments], capture_output=True
-    ).returncode
+def test_the_command_takes_padding(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.lmz"
+    path.write_bytes((WHOLE["one block"] + bytes(511)) * 2)
+    for arguments in (["-dc"], ["-t"], ["-l"], ["-d"], ["-dcf"], ["-d", "-f", "--rm"]):
+        with pytest.raises(SystemExit) as end:
+            lmz.main([*arguments, str(path)])
+        stdout, stderr = capfd.readouterr()
+        assert (end.value.code, stderr) == (0, "")
+        if "-c" in arguments[0]:
+            assert stdout == 2 * DATA.decode()
+    assert (tmp_path / "a").read_bytes() == 2 * DATA
+    assert not path.exists()
 
 
 def test_zeros_alone_are_no_frame() -> None:
@@ -519,7 +522,8 @@ def test_garbage_is_reported_after_what_comes_before(name: str, garbage: bytes) 
             with pytest.raises(TrailingData):
                 file.readline()
             file.seek(0)
-            assert file.read(10) == data[:10]
+            if data:
+                assert file.read(10) == data[:10]
     with LMFile(io.BytesIO(packed)) as file, pytest.raises(TrailingData):
         file.read()
     lines = []
@@ -549,7 +553,7 @@ def test_the_command_keeps_what_comes_before_garbage(
 
 # Text
 
-TEXT = "\ufeff?first\nzweite Zeile: äöü\n日本\n"[1:]
+TEXT = "first\nzweite Zeile: äöü\n日本\n"
 ENCODINGS = [
     "utf-8",
     "utf-16",
@@ -560,12 +564,11 @@ ENCODINGS = [
     "iso2022_jp_ext",
     "hz",
     "cp1252",
-    "idna",
 ]
 
 
 def text_for(encoding: str) -> str:
-    if encoding in ("cp1252", "idna"):
+    if encoding == "cp1252":
         return "first\nzweite Zeile\n"
     return "first\nzweite\n日本" if encoding == "hz" or encoding.startswith("iso") else TEXT
 
@@ -661,8 +664,11 @@ UNCLOSED = {
     "shift state": "f = new('wt', encoding='iso2022_jp'); f.write('data')",
     "wrapper": "f = io.TextIOWrapper(new(), encoding='utf-8'); f.write('data')",
     "wrappers": "f = io.TextIOWrapper(io.BufferedWriter(new()), encoding='utf-8'); f.write('data')",
-    "wrapper of an only reference": "f = [new()]; g = io.TextIOWrapper(f[0], encoding='utf-8'); g.write('data')",
-    "dropped": "f = new(); f.write(b'data'); del f; assert lmcodec.decompress(open(path, 'rb').read()) == b'data'",
+    "wrapper, and a reference": "f = new(); g = io.TextIOWrapper(f, encoding='utf-8'); g.write('data')",
+    "dropped": """
+f = new(); f.write(b'data'); del f
+with open(path, 'rb') as written: assert lmcodec.decompress(written.read()) == b'data'
+""",
     "cycle": "f = new(); f.write(b'data'); f.me = f; del f",
     "cycle, collected": "f = new(); f.write(b'data'); f.me = f; del f; gc.collect(); os._exit(0)",
     "cycle with its file": """
@@ -682,7 +688,7 @@ raw = io.BytesIO()
 atexit.register(lambda: None)
 f = lmcodec.LMFile(raw, 'wb', level=1); f.write(b'data')
 class Last:
-    def __del__(self, os=os, raw=raw, path=path, open=os.open, write=os.write, flags=os.O_CREAT | os.O_WRONLY):
+    def __del__(self, raw=raw, path=path, open=os.open, write=os.write, flags=os.O_CREAT | os.O_WRONLY):
         write(open(path, flags), raw.getvalue())
 last = Last()
 """,
@@ -706,8 +712,8 @@ handler = logging.StreamHandler(f); handler.terminator = ''
 logging.getLogger().addHandler(handler); logging.getLogger().warning('data')
 """,
     "logger with a memory": """
-handler = logging.StreamHandler(new('wt', encoding='utf-8')); handler.terminator = ''
-logging.getLogger().addHandler(logging.handlers.MemoryHandler(9, target=handler)); logging.warning('data')
+target = logging.StreamHandler(new('wt', encoding='utf-8')); target.terminator = ''
+logging.getLogger().addHandler(logging.handlers.MemoryHandler(9, target=target)); logging.warning('data')
 """,
     "written at exit": "f = new(); f.write(b'da'); atexit.register(f.write, b'ta')",
     "written after": """
@@ -725,7 +731,7 @@ f = new(); f.write(b'data')
 def refuse(self): raise RuntimeError("can't create new thread at interpreter shutdown")
 atexit.register(setattr, threading.Thread, 'start', refuse)
 """,
-    "several": "f, g = new(), lmcodec.LMFile(io.BytesIO(), 'w'); h = [f, g]; f.write(b'data'); g.write(b'x')",
+    "several": "f, g = new(), lmcodec.LMFile(io.BytesIO(), 'w', level=1); f.write(b'data'); g.write(b'x')",
     "after one that fails": """
 raw = open(path + '.closed', 'wb'); g = lmcodec.LMFile(raw, 'wb', level=1); g.write(b'lost'); raw.close()
 f = new(); f.write(b'data')
