@@ -13,12 +13,13 @@ import gc
 import io
 import os
 import select
+import stat
 import sys
 import threading
 import weakref
 from bisect import bisect_right
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, BinaryIO, ClassVar, Literal, cast, overload
@@ -146,9 +147,11 @@ class _Input:
             return False
 
     def _poller(self) -> Any:
-        """What asks whether there is something to read; None where the system cannot say."""
+        """What asks whether there is something to read; None for a file on disk, or for what cannot tell."""
         try:
             fd = self._fp.fileno()
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
             if hasattr(select, "poll"):
                 poll = select.poll()
                 poll.register(fd, select.POLLIN)
@@ -169,7 +172,7 @@ class _Input:
     def ready(self) -> bool:
         """Whether `read` returns at once."""
         try:
-            return self.seekable or (self._poll is not None and bool(self._poll()))
+            return self.seekable if self._poll is None else bool(self._poll())
         except (OSError, ValueError):
             return False
 
@@ -314,11 +317,14 @@ class _Output:
         self._open[id(self)] = self
 
     @property
-    def _inherited(self) -> bool:
+    def inherited(self) -> bool:
+        """Whether another process opened this, and this one has not written to it."""
         return self._pid != os.getpid()
 
     def write(self, data: memoryview) -> None:
-        if self._inherited:
+        if self.inherited:
+            if self._ending:
+                return  # what a wrapper held when this process was forked off, and holds in its parent
             self._pid, self._lock = os.getpid(), threading.RLock()
         with self._lock:
             ends = self._ending
@@ -328,7 +334,7 @@ class _Output:
                 self._flush_fp()
 
     def flush(self, mode: int) -> None:
-        if self._inherited:
+        if self.inherited:
             return
         with self._lock:
             if self._compressor.last_mode not in (mode, Compressor.FLUSH_FRAME):
@@ -338,7 +344,7 @@ class _Output:
     def close(self) -> None:
         """End the frame."""
         try:
-            if not self._inherited:
+            if not self.inherited:
                 with self._lock:
                     self._end()
         finally:
@@ -362,7 +368,7 @@ class _Output:
             raw = isinstance(self.fp, io.RawIOBase)  # takes nothing, where it would have to wait
             while data:
                 n = self.fp.write(data)
-                if n is None or isinstance(self.fp, io.BufferedIOBase):
+                if not isinstance(n, int) or isinstance(self.fp, io.BufferedIOBase):
                     if raw:
                         raise BlockingIOError("the file takes no data now: LMFile needs one that waits")
                     return
@@ -387,7 +393,7 @@ class _Output:
                     )
 
     def _end_with_interpreter(self) -> None:
-        if self._inherited:
+        if self.inherited:
             return
         file = self._file()
         if file is not None:
@@ -698,6 +704,11 @@ class LMFile(io.BufferedIOBase):
         if self._output is not None and not self._passes_flushes:
             self._output.flush(mode)
 
+    @property
+    def inherited(self) -> bool:
+        """Whether another process opened this for writing, and this one has not written to it."""
+        return self._output is not None and self._output.inherited
+
     @contextmanager
     def passing_flushes(self) -> Iterator[None]:
         """Meanwhile a wrapper's flush passes on its data and ends no block."""
@@ -735,7 +746,7 @@ class _TextFile(io.TextIOWrapper):
         encoder, self._encoder = self._encoder, None
         with cast(LMFile, self.buffer).passing_flushes():
             try:
-                if encoder is not None:
+                if encoder is not None and not cast(LMFile, self.buffer).inherited:
                     self.flush()
                     self.buffer.write(encoder.encode("", True))
             finally:
@@ -743,10 +754,12 @@ class _TextFile(io.TextIOWrapper):
 
     def __del__(self) -> None:
         # That of io.IOBase would say nothing of data that could not be written.
-        with suppress(ValueError):  # it never was a file
-            if self.closed:
-                return
-        self.close()
+        try:
+            closed = self.closed
+        except ValueError:  # it never was a file
+            return
+        if not closed:
+            self.close()
 
 
 @overload

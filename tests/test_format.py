@@ -422,7 +422,7 @@ def test_lm_frames(
 
 
 def flushed(original: bytes, level: int, step: int, **options: Any) -> bytes:
-    """A frame that is flushed every so many bytes; its chains' tables are larger than their first blocks ask for."""
+    """A frame that is flushed every so many bytes; its tables are larger than its first block asks for."""
     compressor = lmcodec.Compressor(level, **options)
     packed = b""
     for at in range(0, len(original), step):
