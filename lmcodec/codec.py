@@ -270,7 +270,9 @@ class _Seat:
             for other in [c for c in list(self._engines) if c.method == coder.method]:
                 del self._engines[other]  # of other streams: its tables are not counted twice
             engine = self._engines[coder] = coder.engine()
-        if not continues:
+            if tables_nbytes and not continues:
+                engine.reset(tables_nbytes)
+        elif not continues:
             engine.reset(tables_nbytes)
         engine.helped = alone
         return engine
@@ -744,6 +746,10 @@ class Compressor(_Reusable):
         if mode not in (self.FLUSH_BLOCK, self.FLUSH_FRAME):
             raise ValueError(f"mode must be FLUSH_BLOCK or FLUSH_FRAME, not {mode!r}")
         return self.compress(b"", mode)
+
+    def end_chain(self) -> None:
+        """Let the next block be independent of the flushed ones before it."""
+        self._chain = None
 
     def _compress(self, view: memoryview, mode: int) -> bytes:
         self._taken_nbytes += len(view)

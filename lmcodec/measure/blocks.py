@@ -72,6 +72,10 @@ class FrameWatch:
             self._originals.append(memoryview(data))
         return self._parse(self._compressor.compress(data, mode))
 
+    def end_chain(self) -> None:
+        """Let the next block be independent of one that a flush ended."""
+        self._compressor.end_chain()
+
     def finish(self) -> Iterator[CodedBlock]:
         """End the frame; the blocks that are left."""
         return self.feed(b"", Compressor.FLUSH_FRAME)
