@@ -847,6 +847,8 @@ class Compressor(_Reusable):
 
     def _tables_nbytes(self, nbytes: int) -> int:
         """What the tables of a chain are sized for that a flush begins with so many bytes; 0 for no chain."""
+        if self._method in (Method.STORED, Method.LM):
+            return 0  # they have no tables
         most = self._block_nbytes if self._solid else min(self._block_nbytes, CHAIN_NBYTES)
         return 1 << (most - 1).bit_length() if 2 * nbytes <= most else 0
 

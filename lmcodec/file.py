@@ -425,7 +425,8 @@ class LMFile(io.BufferedIOBase):
     """A compressed file that reads or writes as its original.
 
     Concatenated frames read as one. Leaving a `with` block closes the file, and closing ends the frame,
-    whatever happened inside: what was written before can be read. Not for several threads at once.
+    whatever happened inside: what was written before can be read. A file that nobody closes is closed when it
+    is dropped, and at the latest when the interpreter ends. Not for several threads at once.
 
     Args:
         file: a path, or a binary file object, which is left open when this one is closed.
