@@ -37,6 +37,8 @@ class TokenBlockCoder {
   const PhaseClock* clock() const { return clock_.get(); }
   SessionTimes network_times() const;
 
+  // Chains that begin from now on have tables as large as a first block of so many bytes asks for; 0: of its own.
+  void size_tables(std::uint32_t nbytes) { tables_nbytes_ = nbytes; }
   // Ends the block at hand; the next one is independent of those before.
   void reset();
   // Whether a block may begin: the one before has ended, or was forgotten.
@@ -90,6 +92,7 @@ class TokenBlockCoder {
   std::vector<std::uint8_t> bytes_, ends_;
   RangeDecoder decoder_{nullptr, 0};
   Direction direction_ = Direction::kNone;
+  std::uint32_t tables_nbytes_ = 0;
   bool forget_ = true;
   bool continues_ = false;  // the block at hand goes on where another ended
 };
