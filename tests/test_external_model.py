@@ -9,12 +9,14 @@ import pytest
 from integer_models import random_model
 
 from lmcodec import _kernel
-from lmcodec.lm import tables
+from lmcodec import coder as range_coder
+from lmcodec.lm import store, tables
 from lmcodec.lm.interface import LanguageModel, Session, external
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.executors import Reference, Torch
 from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.lm.recurrent.native import NativeNetwork
+from lmcodec.lm.vocab import Vocabulary
 
 TEXT = b"The quick brown fox jumps over the lazy dog. " * 9 + bytes(range(256))
 
@@ -68,6 +70,39 @@ def test_frames_are_those_of_the_kernel(
     made = external(outside)
     assert decisions_of(token_coder(model, made, streams, groups), model, streams) == (bits, p16)
     assert decode_with(token_coder(model, made, streams, groups), bits, p16) == TEXT
+
+
+@pytest.mark.parametrize("streams", [1, 3])
+def test_a_vocabulary_beyond_16_bits(model: IntegerModel, streams: int) -> None:
+    """70,000 tokens, one of 300 bytes: decisions and sums beyond 2^40, beside context models and alone."""
+    strings = (
+        {bytes([b]) for b in range(256)} | {i.to_bytes(3, "little") for i in range(69_743)} | {b"a" * 300}
+    )
+    vocabulary = Vocabulary(sorted(strings))
+    assert len(vocabulary) > 65_536
+    draw = np.random.default_rng(1)
+    text = draw.integers(0, 256, 500, np.uint8).tobytes() + b"a" * 700 + bytes(range(90))
+    data = np.frombuffer(text, np.uint8)
+    borders = [s * len(text) // streams for s in range(streams + 1)]
+    tokens = np.concatenate([vocabulary.segment(text[a:b]) for a, b in pairwise(borders)])
+    scripted = Scripted(model, draw.integers(-900, 900, len(vocabulary), np.int32))
+    scripted.vocabulary = vocabulary
+    scripted.start_tokens = len(vocabulary), len(vocabulary) + 1
+    coding = _kernel.TokenCoding(external(scripted), *vocabulary.flat(), tables.log2())
+    lm_profile = store.load(store.find("base")).profiles[0].kernel
+    for profile in (None, lm_profile):
+        coder = _kernel.TokenCoder(coding, profile, streams, 1)
+        coder.begin_encode(data, tokens)
+        bits, p16 = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.uint16)
+        n = coder.encode(bits, p16)
+        encoder = range_coder.Encoder()
+        encoder.encode(bits[:n], p16[:n])
+        out = np.zeros(len(text), np.uint8)
+        coder.reset()
+        coder.begin_decode(out, np.frombuffer(encoder.finish(), np.uint8))
+        assert coder.decode(1 << 16)
+        assert coder.done
+        assert out.tobytes() == text
 
 
 class Scripted(LanguageModel, Session):

@@ -88,7 +88,7 @@ def test_the_shipped_vocabulary_is_frozen() -> None:
 
 
 def test_strings_beyond_the_limit_are_refused() -> None:
-    strings = {bytes([b]) for b in range(256)} | {b"%05d" % i + b"x" * 250 for i in range(2200)}
+    strings = {bytes([b]) for b in range(256)} | {b"%05d" % i + b"x" * 8000 for i in range(2200)}
     with pytest.raises(LimitExceeded):
         Vocabulary(sorted(strings))
 
@@ -153,3 +153,40 @@ def test_the_kernel_checks_its_arguments() -> None:
     for wrong in (offsets[:-1], bad, offsets[:1], offsets + np.uint32(1)):
         with pytest.raises(ValueError, match=r"offsets|tokens|single byte"):
             Segmenter(strings, wrong)
+
+
+def many_strings(n_token: int) -> list[bytes]:
+    """All single bytes, and strings of three bytes."""
+    more = (bytes([97 + i % 26, i // 26 % 256, i // 6656]) for i in range(n_token - 256))
+    return sorted({bytes([b]) for b in range(256)} | set(more))
+
+
+@pytest.mark.parametrize(
+    "strings",
+    [
+        many_strings(65_537),
+        sorted({*many_strings(300), b"x" * 256, b"y" * 65_535}),
+        sorted({*many_strings(300), *(bytes([65 + i % 26]) * (2 + i // 26) for i in range(4500))}),
+    ],
+    ids=["more tokens", "longer ones", "more bytes"],
+)
+def test_large_vocabularies_have_a_layout_of_their_own(strings: list[bytes]) -> None:
+    large = Vocabulary(strings)
+    packed = large.pack()
+    assert packed[:8] == b"LMVOCAB2"
+    assert Vocabulary.parse(packed) == large
+    text = b"".join(strings[-40:]) + b"yyxxab" + b"y" * 70_000
+    tokens = large.segment(text)
+    assert (tokens == large.segment_reference(text)).all()
+    assert large.restore(tokens) == text
+    for damaged, error in ((packed[:-1], Truncated), (packed + b"x", Corrupt), (packed[:300], Truncated)):
+        with pytest.raises(error):
+            Vocabulary.parse(damaged)
+
+
+def test_a_small_vocabulary_has_one_layout() -> None:
+    body = Vocabulary(many_strings(300)).pack()[:-32]
+    count, lengths, strings = body[8:12], body[12:312], body[312:]
+    wide = b"LMVOCAB2" + count + np.frombuffer(lengths, np.uint8).astype("<u2").tobytes() + strings
+    with pytest.raises(Corrupt, match="large layout that fits the small one"):
+        Vocabulary.parse(wide + hashlib.sha256(wide).digest())

@@ -10,7 +10,9 @@ byte trie stands for.
 nothing of how a vocabulary is learned (`train/vocab_learn.py`) or what predicts its tokens.
 
 File layout (all integers little-endian): magic ``LMVOCAB1`` (8 bytes) · token count (uint32) · one length
-byte per token · the strings, one after another · SHA-256 of everything before it (32 bytes).
+byte per token · the strings, one after another · SHA-256 of everything before it (32 bytes). A vocabulary
+that does not fit (more than 65,536 tokens, a string of more than 255 bytes, or 512 KiB of strings) has the
+magic ``LMVOCAB2`` and lengths of two bytes; one that fits never has.
 """
 
 from __future__ import annotations
@@ -34,12 +36,14 @@ if TYPE_CHECKING:
 
 Buffer = bytes | bytearray | memoryview | np.ndarray  # anything contiguous
 
-MAGIC = b"LMVOCAB1"
-MAX_TOKENS = 65_536
-MAX_TOKEN_NBYTES = 255  # a length is one byte
-MAX_STRINGS_NBYTES = 1 << 19  # of all strings together: bounds the trie that a hostile file can ask for
+MAGIC, LARGE_MAGIC = b"LMVOCAB1", b"LMVOCAB2"
+MAX_TOKENS = 1 << 20
+MAX_TOKEN_NBYTES = 65_535
+MAX_STRINGS_NBYTES = 16 << 20  # of all strings together: bounds the trie that a hostile file can ask for
+# What the first layout holds.
+SMALL_TOKENS, SMALL_TOKEN_NBYTES, SMALL_STRINGS_NBYTES = 65_536, 255, 1 << 19
 _DIGEST_NBYTES = 32
-_MAX_FILE_NBYTES = len(MAGIC) + 4 + MAX_TOKENS + MAX_STRINGS_NBYTES + _DIGEST_NBYTES
+_MAX_FILE_NBYTES = len(MAGIC) + 4 + 2 * MAX_TOKENS + MAX_STRINGS_NBYTES + _DIGEST_NBYTES
 SHIPPED = "vocab.lmv"
 
 
@@ -51,7 +55,7 @@ class Vocabulary:
 
     Attributes:
         strings: tuple of V byte strings, strictly increasing.
-        nbytes: (V,) uint8, the length of each token in bytes, >= 1.
+        nbytes: (V,) uint16, the length of each token in bytes, >= 1.
         vocab_id: first 8 bytes of the SHA-256 of the packed vocabulary, as 16 hexadecimal digits.
 
     Raises:
@@ -61,7 +65,7 @@ class Vocabulary:
     def __init__(self, strings: Iterable[bytes]) -> None:
         self.strings: tuple[bytes, ...] = tuple(strings)
         _check(self.strings)
-        self.nbytes = np.array([len(s) for s in self.strings], dtype=np.uint8)  # (V,)
+        self.nbytes = np.array([len(s) for s in self.strings], dtype=np.uint16)  # (V,)
         self.vocab_id = hashlib.sha256(self._body()).hexdigest()[:16]
         self._segmenter: Segmenter | None = None
 
@@ -153,8 +157,14 @@ class Vocabulary:
         body = self._body()
         return body + hashlib.sha256(body).digest()
 
+    @property
+    def _is_small(self) -> bool:
+        return _fits(len(self), int(self.nbytes.max()), int(self.nbytes.sum(dtype=np.int64)))
+
     def _body(self) -> bytes:
-        return b"".join((MAGIC, struct.pack("<I", len(self)), self.nbytes.tobytes(), *self.strings))
+        magic, dtype = (MAGIC, "<u1") if self._is_small else (LARGE_MAGIC, "<u2")
+        lengths = self.nbytes.astype(dtype).tobytes()
+        return b"".join((magic, struct.pack("<I", len(self)), lengths, *self.strings))
 
     @classmethod
     def parse(cls, data: bytes) -> Vocabulary:
@@ -165,7 +175,8 @@ class Vocabulary:
             Truncated: it ends early.
             Corrupt: its digest, sizes or order are wrong.
         """
-        if data[: len(MAGIC)] != MAGIC[: len(data)]:
+        magic = bytes(data[: len(MAGIC)])
+        if magic not in (MAGIC[: len(data)], LARGE_MAGIC[: len(data)]):
             raise BadMagic(f"not an lmcodec vocabulary: it begins with {data[:8]!r}, expected {MAGIC!r}")
         head_nbytes = len(MAGIC) + 4
         if len(data) < head_nbytes + _DIGEST_NBYTES:
@@ -175,15 +186,21 @@ class Vocabulary:
             raise Corrupt(f"vocabulary declares {count} tokens, expected 256 to {MAX_TOKENS}")
         if len(data) > _MAX_FILE_NBYTES:
             raise LimitExceeded(f"vocabulary of more than {_MAX_FILE_NBYTES} bytes")
-        lengths = np.frombuffer(data, np.uint8, offset=head_nbytes, count=min(count, len(data) - head_nbytes))
-        expected_nbytes = head_nbytes + count + int(lengths.sum(dtype=np.int64)) + _DIGEST_NBYTES
+        dtype = np.dtype("<u2" if magic == LARGE_MAGIC else "<u1")
+        n_length = min(count, (len(data) - head_nbytes) // dtype.itemsize)
+        lengths = np.frombuffer(data, dtype, offset=head_nbytes, count=n_length)
+        head_nbytes += count * dtype.itemsize
+        strings_nbytes = int(lengths.sum(dtype=np.int64))
+        expected_nbytes = head_nbytes + strings_nbytes + _DIGEST_NBYTES
         if len(lengths) < count or len(data) < expected_nbytes:
             raise Truncated(f"vocabulary of {count} tokens ends at byte {len(data)}")
         if len(data) > expected_nbytes:
             raise Corrupt(f"vocabulary has {len(data) - expected_nbytes} bytes after its digest")
         if hashlib.sha256(data[:-_DIGEST_NBYTES]).digest() != data[-_DIGEST_NBYTES:]:
             raise Corrupt("vocabulary does not match its SHA-256 digest")
-        ends = head_nbytes + count + np.cumsum(lengths, dtype=np.int64)
+        if magic == LARGE_MAGIC and _fits(count, int(lengths.max()), strings_nbytes):
+            raise Corrupt("vocabulary of the large layout that fits the small one")
+        ends = head_nbytes + np.cumsum(lengths, dtype=np.int64)
         starts = ends - lengths
         return cls(data[a:b] for a, b in zip(starts.tolist(), ends.tolist(), strict=True))
 
@@ -208,6 +225,13 @@ class Vocabulary:
             return cls.parse(data)
         except LmcodecError as error:
             raise type(error)(f"{os.fspath(path)}: {error}") from None
+
+
+def _fits(n_token: int, longest: int, strings_nbytes: int) -> bool:
+    """Whether a vocabulary is written in the first layout."""
+    return (
+        n_token <= SMALL_TOKENS and longest <= SMALL_TOKEN_NBYTES and strings_nbytes <= SMALL_STRINGS_NBYTES
+    )
 
 
 def _successor(prefix: bytes) -> bytes | None:

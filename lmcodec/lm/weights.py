@@ -39,7 +39,7 @@ from lmcodec.lm.recurrent import tables
 from lmcodec.lm.recurrent.model import ARITHMETIC, SHAPE, IntegerModel, Layer, Linear, shapes
 from lmcodec.lm.recurrent.reference import compute_known_answer
 from lmcodec.lm.recurrent.shape import NetConfig
-from lmcodec.lm.vocab import MAX_STRINGS_NBYTES, MAX_TOKEN_NBYTES, Vocabulary
+from lmcodec.lm.vocab import SMALL_STRINGS_NBYTES, SMALL_TOKEN_NBYTES, Vocabulary
 
 MAGIC = b"\xb5LMMODEL"
 VERSION = 1
@@ -503,11 +503,11 @@ def _pack_vocabulary(vocabulary: Vocabulary) -> bytes:
 
 
 def _parse_vocabulary(packed: memoryview, n_token: int) -> Vocabulary:
-    data = _decompress("vocabulary", packed, 2 * n_token, 2 * n_token + MAX_STRINGS_NBYTES)
+    data = _decompress("vocabulary", packed, 2 * n_token, 2 * n_token + SMALL_STRINGS_NBYTES)
     strings: list[bytes] = []
     previous, at = b"", 2 * n_token
     for shared, added in zip(data[:n_token], data[n_token : 2 * n_token], strict=True):
-        if shared > len(previous) or shared + added > MAX_TOKEN_NBYTES:
+        if shared > len(previous) or shared + added > SMALL_TOKEN_NBYTES:
             raise Corrupt(f"token {len(strings)} shares {shared} bytes and adds {added}")
         previous = previous[:shared] + data[at : at + added]
         strings.append(previous)
