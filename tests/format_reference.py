@@ -1388,7 +1388,7 @@ class TokenEnd:
             ends = int(max(len(s) for s in strings if text.startswith(s)) == n)
         index = [
             u % 2**16,
-            self._hash(u << 16 | before),
+            self._hash(u << (20 if len(strings) > 65_534 else 16) | before),
             self._hash(u << 16 | after),
             self._hash((u << 32 | tail) + 1),
         ]

@@ -166,7 +166,7 @@ def many_strings(n_token: int) -> list[bytes]:
     [
         many_strings(65_537),
         sorted({*many_strings(300), b"x" * 256, b"y" * 65_535}),
-        sorted({*many_strings(300), *(bytes([65 + i % 26]) * (2 + i // 26) for i in range(4500))}),
+        sorted({*many_strings(300), *(bytes([65 + i % 26]) * (2 + i // 26) for i in range(6000))}),
     ],
     ids=["more tokens", "longer ones", "more bytes"],
 )
