@@ -43,7 +43,37 @@ class Decisions(NamedTuple):
     network_p16: np.ndarray | None
 
 
-class Engine:
+class _Watched:
+    """What engines share: being watched, and stopped, by the thread that wants their work.
+
+    Attributes:
+      between_calls: called between the calls of the kernel, some milliseconds of work each, while a block is
+        decoded; what it raises ends the work. None: nothing is.
+    """
+
+    between_calls: Callable[[], object] | None = None
+    _coder: _kernel.BlockCoder | _kernel.TokenCoder
+    _cancel: _kernel.Cancel | None = None
+
+    @property
+    def cancel(self) -> _kernel.Cancel | None:
+        """The flag that ends the work once it is set: `_kernel.Cancelled` is raised within milliseconds."""
+        return self._cancel
+
+    @cancel.setter
+    def cancel(self, flag: _kernel.Cancel | None) -> None:
+        self._cancel = flag
+        self._coder.use_cancel(flag)
+
+    def _look_up(self) -> None:
+        """To be called between calls of the kernel."""
+        if self.between_calls is not None:
+            self.between_calls()
+        if self._cancel is not None and self._cancel.is_set:
+            raise _kernel.Cancelled("the work was cancelled")
+
+
+class Engine(_Watched):
     """Codes blocks; its tables and history carry over from one call to the next until `reset`.
 
     One thread at a time may use it. After an exception it must be reset.
@@ -64,6 +94,7 @@ class Engine:
 
     def __init__(self, profile: int | Profile, streams: int = 1, groups: int = 1, enlarge: int = 0) -> None:
         loaded = load(profile) if isinstance(profile, int) else profile
+        self._coder: _kernel.BlockCoder
         self.helped = False
         self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(), enlarge)
 
@@ -99,6 +130,7 @@ class Engine:
         self._coder.load(np.frombuffer(payload, np.uint8))
         block = np.frombuffer(out, np.uint8)
         while not self._coder.done:
+            self._look_up()
             if not self._coder.decode(block, _DECISIONS_PER_CALL):
                 raise Corrupt(coder.NO_WORDS)
         return out
@@ -106,13 +138,14 @@ class Engine:
     def _decode_outside(self, payload: bytes | memoryview, out: bytearray) -> None:
         decoder = coder.Decoder(payload)
         while not self._coder.done:
+            self._look_up()
             at = self._coder.offset
             bit = decoder.decode(self._coder.p)
             out[at] = (out[at] << 1 | bit) & 255
             self._coder.push(bit)
 
 
-class LmEngine:
+class LmEngine(_Watched):
     """Codes blocks with a language model, which context models stand beside or not.
 
     Tables and history carry over as in `Engine`; the network begins anew with each block.
@@ -146,6 +179,7 @@ class LmEngine:
     ) -> None:
         chosen = model.profile(profile) if isinstance(profile, int) else profile
         kernel = None if chosen is None else chosen.kernel
+        self._coder: _kernel.TokenCoder
         self._vocabulary, self._streams = model.vocabulary, streams
         self.helped = False
         self._coder = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(), enlarge)
@@ -188,9 +222,11 @@ class LmEngine:
         if coder.use_constriction():
             decoder = coder.Decoder(payload)
             while not self._coder.done:
+                self._look_up()
                 self._coder.push(decoder.decode(self._coder.p))
             return out
         while not self._coder.done:
+            self._look_up()
             if not self._coder.decode(_DECISIONS_PER_CALL):
                 raise Corrupt(coder.NO_WORDS)
         return out

@@ -44,8 +44,7 @@ class _IndexedFrame:
 class _FileMap:
     """Frames that all have an index: where to start decoding for any offset of the original."""
 
-    def __init__(self, read_at: Any, nbytes: int, frames: list[_IndexedFrame]) -> None:
-        self._read_at = read_at
+    def __init__(self, nbytes: int, frames: list[_IndexedFrame]) -> None:
         self.nbytes = nbytes
         self._frames = frames
         self._starts = [f.original_offsets[0] for f in frames]
@@ -83,9 +82,9 @@ class _FileMap:
             originals = list(accumulate((n for _, n in entries), initial=original_offset))
             frames.append(_IndexedFrame(start, header, entries, blocks, originals))
             original_offset = originals[-1]
-        return cls(read_at, nbytes, frames) if frames else None
+        return cls(nbytes, frames) if frames else None
 
-    def find(self, original_offset: int) -> tuple[_IndexedFrame, int]:
+    def find(self, original_offset: int, read_at: Any) -> tuple[_IndexedFrame, int]:
         """The frame and its block from which to decode up to `original_offset`, which lies before the end.
 
         Raises:
@@ -93,13 +92,13 @@ class _FileMap:
         """
         indexed = self._frames[bisect_right(self._starts, original_offset) - 1]
         block = bisect_right(indexed.original_offsets, original_offset) - 1
-        while block and self._continues(indexed, block):
+        while block and self._continues(indexed, block, read_at):
             block -= 1
         return indexed, block
 
-    def _continues(self, indexed: _IndexedFrame, block: int) -> bool:
+    def _continues(self, indexed: _IndexedFrame, block: int, read_at: Any) -> bool:
         offset = indexed.block_offsets[block]
-        head = self._read_at(offset, frame.MAX_BLOCK_HEADER_NBYTES)
+        head = read_at(offset, frame.MAX_BLOCK_HEADER_NBYTES)
         has_model = indexed.header.model_id is not None
         parsed = frame.parse_block(head, f"block {block + 1} at offset {offset}", has_model=has_model)
         return parsed is not None and parsed.continues
@@ -115,6 +114,11 @@ class _Decoded(io.RawIOBase):
         self._map: _FileMap | None = None
         self._mapped = False
         self._original_nbytes: int | None = None  # known once the end was met
+
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_frames"):
+            self._frames.close()
+        super().close()
 
     def readable(self) -> bool:
         return True
@@ -173,7 +177,7 @@ class _Decoded(io.RawIOBase):
             self._fp.seek(self._base + file_map.nbytes)
             self._frames.jump(file_map.nbytes, file_map.original_nbytes)
             return
-        indexed, block = file_map.find(offset)
+        indexed, block = file_map.find(offset, self._read_at)
         start = indexed.original_offsets[block]
         if not start <= self.tell() <= offset:
             self._fp.seek(self._base + indexed.block_offsets[block])
@@ -217,7 +221,7 @@ class LMFile(io.BufferedIOBase):
         mode: r, w, x (must not exist) or a (append a frame), with or without b.
         level, block_size, threads, solid, content_size, streams, groups, model, method: of writing, see
             `Compressor`.
-        max_output, memory_limit, threads, model: of reading, see `Decompressor`.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model: of reading, see `Decompressor`.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -242,6 +246,8 @@ class LMFile(io.BufferedIOBase):
         groups: int | None = None,
         max_output: int | None = None,
         memory_limit: int | None = None,
+        max_ratio: float | None = None,
+        max_cpu_seconds: float | None = None,
         model: str | os.PathLike[str] | None = None,
         method: str = AUTO,
     ) -> None:
@@ -278,6 +284,8 @@ class LMFile(io.BufferedIOBase):
             limits = {
                 "max_output": max_output,
                 "memory_limit": memory_limit,
+                "max_ratio": max_ratio,
+                "max_cpu_seconds": max_cpu_seconds,
                 "threads": threads,
                 "model": model,
             }

@@ -268,7 +268,12 @@ class _Profiles:
         try:
             self._profiles = parse_all(self._opened.mixer, f"{self._opened.where}: mixer")
         except BaseException as error:
-            self._error = error
+            error.__context__ = None
+            self._error = error.with_traceback(None)  # which would keep the file's content with the error
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
 
     def result(self) -> tuple[Profile, ...]:
         """The profiles.
@@ -276,10 +281,13 @@ class _Profiles:
         Raises:
             Corrupt: they are not what `profile.pack` writes, or not for a language model.
         """
-        if self._thread is not None:
-            self._thread.join()
+        self.wait()
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error
         if any(profile.spec["numbers"].get("lm") != 1 for profile in self._profiles):
             raise Corrupt(f"{self._opened.where}: mixer: a profile is for blocks without a language model")
         return tuple(self._profiles)
@@ -291,7 +299,11 @@ def _load(source: Source) -> Model:
 
     opened = weights.open_file(source.path)
     profiles = _Profiles(opened)
-    file = opened.decode()
+    try:
+        file = opened.decode()
+    except BaseException:
+        profiles.wait()
+        raise
     integer = file.model
     if source.model_id is not None and integer.model_id != source.model_id:
         raise Corrupt(

@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "module_gil.h"
 #include "network.h"
 
 namespace nb = nanobind;
@@ -57,7 +58,7 @@ void make_network(Network* self, int vocab_size, int dim, int n_layer, int recur
                                   sized(std::get<2>(tables), 128),   sized(std::get<3>(tables), 12288),
                                   sized(std::get<4>(tables), 16),    sized(std::get<5>(tables), 16),
                                   std::get<6>(tables)};
-  nb::gil_scoped_release release;
+  const GilReleased released;
   new (self) Network({vocab_size, dim, n_layer, recurrent, mlp}, views, start.data(), table_views,
                      isa.empty() ? nullptr : isa.c_str());
 }
@@ -83,7 +84,7 @@ void check_tokens(const Session& session, const std::uint32_t* tokens, std::size
 
 void step(Session& self, Array<const std::uint32_t, 1> tokens) {
   require(tokens.size() == static_cast<std::size_t>(self.n_stream()), "expected one token a stream");
-  nb::gil_scoped_release release;
+  const GilReleased released;
   check_tokens(self, tokens.data(), tokens.size());
   self.step(tokens.data());
 }
@@ -95,7 +96,7 @@ void run(Session& self, Array<const std::uint32_t, 2> tokens, std::optional<Arra
   require(!logits || self.keeps_logits(), "this session keeps no logits");
   const std::size_t size = tokens.size() * v;
   require((!logits || logits->size() == size) && (!freq || freq->size() == size), "an output has not the shape (T, B, V)");
-  nb::gil_scoped_release release;
+  const GilReleased released;
   check_tokens(self, tokens.data(), tokens.size());
   self.run(tokens.data(), tokens.shape(0), [&](std::size_t first, int n) {
     for (int row = 0; row < n; ++row) {

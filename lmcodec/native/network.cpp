@@ -283,6 +283,7 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
                   x_.data() + static_cast<std::size_t>(row) * x_stride_);
   for (int i = 0; i < network_.shape_.n_layer; ++i) {
     const Network::Layer& layer = network_.layers_[static_cast<std::size_t>(i)];
+    throw_if_set(cancel_);
     normalise(n_row);
     watch.mark(times_.elements);
     product(activations_.data(), u_stride_, n_row, layer.into.packed,
@@ -311,6 +312,7 @@ void Session::trunk(const std::uint32_t* tokens, int n_row) {
 
 void Session::head(int first, int n_row) {
   const NetworkKernels& kernels = network_.kernels_;
+  throw_if_set(cancel_);
   Stopwatch watch(timed_);
   const std::size_t n_max = static_cast<std::size_t>(n_row) * kMaxLanes;
   std::int32_t* const helper_max = helper_ ? max_.data() + n_max : nullptr;

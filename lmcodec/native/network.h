@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "cancel.h"
 #include "gemm.h"
 #include "helper.h"
 #include "table_memory.h"
@@ -145,6 +147,9 @@ class Session {
     helper_->lend(done);
   }
 
+  // Once the flag is set, step() and run() throw Cancelled.
+  void use_cancel(CancelRef cancel) { cancel_ = std::move(cancel); }
+
   const SessionTimes& times() const { return times_; }
   // Panels of products that the second thread took.
   std::uint64_t helped() const { return helper_ ? helper_->taken() : 0; }
@@ -165,6 +170,7 @@ class Session {
   const int n_stream_;
   const bool keep_logits_, timed_;
   const std::size_t x_stride_, u_stride_, gates_stride_, hidden_stride_, width_, n_cum_;
+  CancelRef cancel_;
   int trunk_rows_ = 0, head_rows_ = 0;
   Table<std::int32_t> state_;        // (L, B, lanes)
   Table<std::int32_t> x_;            // (rows, x_stride): the residual stream
