@@ -1,6 +1,6 @@
 """Many short `lmz` processes on busy processors: every exit status, every output and stderr are looked at.
 
-    python tests/stress.py [--minutes 5] [--runs 6000] [--callers 4] [--load 2] [--sanitizer thread] [--seed 1]
+    python tests/stress.py [--minutes 5] [--runs 6000] [--callers 4] [--load 2] [--sanitizer thread]
 
 Each caller takes one case after another: a text of 300 bytes to 128 KiB is compressed, decompressed and
 tested through pipes and files, at all levels; some processes are interrupted; programs that use the package
@@ -92,8 +92,9 @@ class Stress:
         self.failures: list[str] = []
         self._seed, self._environment = seed, environment
         # The build that is asked for comes before any other installed one.
-        find = "import sys; sys.meta_path[:] = [f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]; "
-        self._find = f"{find}sys.path.insert(0, {str(package)!r}); " if package else ""
+        others = "[f for f in sys.meta_path if 'ScikitBuild' not in type(f).__name__]"
+        find = f"import sys; sys.meta_path[:] = {others}; sys.path.insert(0, {str(package)!r}); "
+        self._find = find if package else ""
         self._python = [*wrapper, sys.executable, "-I", "-c"]
         self._lock = threading.Lock()
         self._next = 0
@@ -205,7 +206,7 @@ class Stress:
         try:
             self._end("interrupted", process, good=(-signal.SIGINT,))
         except Failed:
-            # It was done already, or Python was not yet so far as to hand signals on: its own words are no fault.
+            # It was done already, or Python had not begun to run our code: what it says itself is no fault.
             early = process.returncode in (1, -signal.SIGINT) and not packed.exists()
             if process.returncode != 0 and not early:
                 raise
@@ -215,8 +216,8 @@ class Stress:
     def _program(self, rng: random.Random, data: bytes, level: int, folder: Path) -> None:
         name = rng.choice(list(PROGRAMS))
         (folder / "data").write_bytes(data[: 8 << 10])
-        code = f"DATA = open('data', 'rb').read(); LEVEL = {level}; DELAY = {rng.random() * 0.3}\n{PROGRAMS[name]}"
-        self._end(f"program: {name}", self._start(code, [], folder))
+        code = f"DATA = open('data', 'rb').read(); LEVEL = {level}; DELAY = {rng.random() * 0.3}\n"
+        self._end(f"program: {name}", self._start(code + PROGRAMS[name], [], folder))
 
 
 def build(sanitizer: str) -> Path:
@@ -254,7 +255,7 @@ def runtime(sanitizer: str) -> tuple[dict[str, str], list[str]]:
         "PYTHONMALLOC": "malloc",
         # The interpreter keeps what it has to its end.
         "ASAN_OPTIONS": "detect_leaks=0:detect_stack_use_after_return=1",
-        "TSAN_OPTIONS": "second_deadlock_stack=1:report_signal_unsafe=0",
+        "TSAN_OPTIONS": "second_deadlock_stack=1:report_signal_unsafe=0:exitcode=66",
     }
     return environment, ["setarch", "-R"] if sanitizer == "thread" else []
 
@@ -267,13 +268,15 @@ def main() -> int:
     parser.add_argument("--load", type=int, default=2, help="endless loops beside them")
     parser.add_argument("--sanitizer", choices=("address", "undefined", "thread"))
     parser.add_argument("--package", type=Path, help="folder that holds the package to run")
+    parser.add_argument("--verbose", action="store_true", help="count on stderr")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args()
 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LMCODEC_")}
     # The C library looks after its own memory.
     environment |= {"MALLOC_CHECK_": "3", "MALLOC_PERTURB_": "165", "OPENBLAS_NUM_THREADS": "1"}
-    package, wrapper = given.package, []
+    package: Path | None = given.package and given.package.resolve()
+    wrapper: list[str] = []
     if given.sanitizer:
         package = package or build(given.sanitizer)
         more, wrapper = runtime(given.sanitizer)
@@ -288,8 +291,10 @@ def main() -> int:
         ]
         for caller in callers:
             caller.start()
-        for caller in callers:
-            caller.join()
+        while any(caller.is_alive() for caller in callers):
+            time.sleep(1)
+            if given.verbose:
+                print(f"\r{stress.n_run():,} ", end="", file=sys.stderr, flush=True)
     finally:
         for loop in loops:
             loop.kill()

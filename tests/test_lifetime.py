@@ -61,7 +61,7 @@ def engines(monkeypatch: pytest.MonkeyPatch) -> Iterator[weakref.WeakSet[Any]]:
         return noted
 
     for kind in (engine.Engine, engine.LmEngine):
-        monkeypatch.setattr(kind, "__init__", watched(kind.__init__))  # type: ignore[misc]
+        monkeypatch.setattr(kind, "__init__", watched(kind.__init__))
     gc.collect()
     gc.disable()
     yield alive
@@ -76,10 +76,10 @@ def damaged(packed: bytes, at: float) -> bytes:
 
 def all_of(decompressor: Decompressor, packed: bytes) -> None:
     for at in range(0, len(packed), 100):
-        if decompressor.eof:
-            return
         while not decompressor.needs_input and not decompressor.eof:
             decompressor.decompress(b"", 50)
+        if decompressor.eof:
+            return
         decompressor.decompress(packed[at : at + 100], 50)
     while not decompressor.eof and not decompressor.needs_input:
         decompressor.decompress(b"", 1000)
@@ -104,7 +104,7 @@ READERS: dict[str, Callable[[bytes, dict[str, Any]], object]] = {
 @pytest.mark.parametrize("method", ["cm", "lm+cm"])
 def test_no_engine_outlives_an_error_of_reading(
     engines: weakref.WeakSet[Any],
-    model_file: Path,
+    model_file: Path,  # noqa: F811
     reader: str,
     threads: int,
     method: str,
@@ -124,7 +124,8 @@ def test_no_engine_outlives_an_error_of_reading(
         except LmcodecError as error:
             kept.append(error)
         assert len(engines) == 0
-    for limit in ({"max_output": 3 * KIB}, {"max_ratio": 1.01}, {"max_cpu_seconds": 1e-9}):
+    limits: list[dict[str, Any]] = [{"max_output": 3 * KIB}, {"max_ratio": 1.01}, {"max_cpu_seconds": 1e-9}]
+    for limit in limits:
         try:
             READERS[reader](packed, how | limit)
         except LimitExceeded as error:
@@ -499,7 +500,7 @@ def test_max_cpu_seconds(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_limits_that_make_no_sense(name: str) -> None:
     for wrong in (0, -1, float("nan")):
         with pytest.raises(ValueError, match=f"{name} must be above 0"):
-            decompress(DEAR, **{name: wrong})
+            decompress(DEAR, **{name: wrong})  # type: ignore[arg-type]
     for other in ("1", True, b""):
         with pytest.raises(TypeError, match=f"{name} must be a number"):
             Decompressor(**{name: other})  # type: ignore[arg-type]
