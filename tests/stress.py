@@ -271,6 +271,7 @@ def main() -> int:
     parser.add_argument("--verbose", action="store_true", help="count on stderr")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     given = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the processes inherit one that is ignored
 
     environment = {k: v for k, v in os.environ.items() if not k.startswith("LMCODEC_")}
     # The C library looks after its own memory.
