@@ -83,7 +83,7 @@ PACKAGES = {"zpaq": "zpaq", "7z": "p7zip-full"}  # of Debian
 
 
 def _run(arguments: list[str], folder: Path) -> None:
-    run = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
+    run = subprocess.run(arguments, cwd=folder, capture_output=True, encoding="utf-8")
     _require(run.returncode == 0, f"{' '.join(arguments)}: {run.stderr or run.stdout}")
 
 

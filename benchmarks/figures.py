@@ -1,4 +1,4 @@
-"""Measures every figure that README states and keeps the answers in a dated file.
+"""Measures the figures of README and lmcodec/docs/BENCHMARKS.md and keeps the answers in a dated file.
 
     python benchmarks/figures.py [--parts sizes speed …] [--quick] [--rounds 3] [--jobs 1] [--out FOLDER]
     python benchmarks/figures.py --list
@@ -7,7 +7,7 @@ Writes benchmarks/results/YYYY-MM-DD.md, with machine, versions and the command 
 all figures beside it (part, what, value, unit); a second run of a day gets a number of its own. Both are
 written anew after each part, so that what was measured is kept if a later one fails or is interrupted. All
 parts together take more than an hour of one core: `--list` says how long each is. `--quick` takes a little of
-everything, in minutes, to see that it works; its figures are none for README.
+everything, in minutes, to see that it works; its figures are none to state.
 """
 
 from __future__ import annotations
@@ -362,10 +362,10 @@ def main() -> None:
     options = Options(arguments.quick, arguments.rounds, arguments.jobs, path.with_name(path.name + ".png"))
     lines = [f"# Figures of {path.name}", ""]
     if arguments.quick:
-        lines += ["**A quick run: no figures for README.**", ""]
+        lines += ["**A quick run: no figures to state.**", ""]
     lines += [f"- {key}: {value}" for key, value in machine.describe().items()]
     revision = subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, encoding="utf-8", check=False
     )
     if revision.returncode == 0:
         lines.append(f"- revision: {revision.stdout.strip()}")

@@ -21,7 +21,7 @@ from lmcodec.lm.native import NativeNetwork
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.corpus import corpora_dir
 from lmcodec.train.export import integer_model
-from lmcodec.train.loop import load_export
+from lmcodec.train.exports import load_export
 from lmcodec.train.net import WeightRounding
 
 

@@ -52,7 +52,7 @@ def memory_limits() -> dict[str, float]:
         program = str(Path(folder) / "limits")
         source = str(Path(__file__).with_suffix(".cpp"))
         subprocess.run([compiler, "-std=c++17", "-O3", "-march=native", source, "-o", program], check=True)
-        run = subprocess.run([program], check=True, capture_output=True, text=True)
+        run = subprocess.run([program], check=True, capture_output=True, encoding="utf-8")
     return {name: float(value) for name, value in (line.split() for line in run.stdout.splitlines())}
 
 

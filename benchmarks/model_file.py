@@ -112,7 +112,7 @@ def model_of(path: Path) -> IntegerModel:
     if path.is_file():
         return weights.load(path).model
     from lmcodec.train.export import integer_model
-    from lmcodec.train.loop import load_export
+    from lmcodec.train.exports import load_export
 
     vocabulary = Vocabulary.load()
     return integer_model(load_export(path, vocabulary)[0], vocabulary)

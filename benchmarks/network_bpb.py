@@ -19,7 +19,7 @@ from codec_bpb import KINDS
 
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.corpus import corpora_dir
-from lmcodec.train.loop import load_export
+from lmcodec.train.exports import load_export
 from lmcodec.train.loss import NATS_TO_BITS, nats_of
 from lmcodec.train.net import Net, WeightRounding
 

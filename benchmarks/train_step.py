@@ -1,6 +1,6 @@
 """Speed of a training step and where its time goes.
 
-    python benchmarks/train_step.py [--config FILE] [--lanes B] [--eager] [--profile]
+    python benchmarks/train_step.py [--config FILE] [--device cuda [--graph]] [--lanes B] [--eager]
 
 Prints KB/s, the rate of the matrix products over the whole step, and the rate of plain products of the same
 shapes on the same machine (what the matrix units give). Tokens are random: the time does not depend on them.
@@ -16,85 +16,97 @@ import torch
 
 import lmcodec.train
 from lmcodec.lm.config import NetConfig
+from lmcodec.train import scan
 from lmcodec.train.config import load_config
-from lmcodec.train.loop import MATRICES, keep_freed_memory
-from lmcodec.train.loss import cross_entropy
-from lmcodec.train.net import Net, WeightRounding
-from lmcodec.train.optim import Muon
+from lmcodec.train.lanes import DEFAULT, random_stepper, random_window
+from lmcodec.train.loop import keep_freed_memory
+from lmcodec.train.step import capture_graph
 
 ENGLISH = 3.27  # bytes per token of English prose under the shipped vocabulary
 
 
-def product_rate(config: NetConfig, n: int, dtype: torch.dtype) -> float:
+def product_rate(config: NetConfig, n: int, dtype: torch.dtype, device: torch.device) -> float:
     """Multiply-accumulates a second of the step's products alone: forward and both gradients."""
     shapes = [(3 * config.recurrent, config.dim), (config.dim, config.recurrent)]
     if config.mlp:
         shapes += [(config.mlp, config.dim), (config.dim, config.mlp)]
     work = [(n, rows, columns, config.n_layer) for rows, columns in shapes]
-    work.append((512, config.vocab_size, config.dim, n // 512))
+    chunk = 8192 if device.type == "cuda" else 512
+    work.append((chunk, config.vocab_size, config.dim, max(n // chunk, 1)))
     seconds = macs = 0.0
     for m, rows, columns, times in work:
-        x, w = torch.randn(m, columns, dtype=dtype), torch.randn(rows, columns, dtype=dtype)
-        g = torch.randn(m, rows, dtype=dtype)
+        x, w = (torch.randn(k, columns, dtype=dtype, device=device) for k in (m, rows))
+        g = torch.randn(m, rows, dtype=dtype, device=device)
         for repeat in range(4):
             if repeat == 1:
+                synchronise(device)
                 began = time.perf_counter()
             _ = x @ w.t()
             _ = g @ w
             _ = g.t() @ x
+        synchronise(device)
         seconds += (time.perf_counter() - began) / 3 * times
         macs += 3.0 * m * rows * columns * times
     return macs / seconds
+
+
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()
 
 
 def main() -> None:
     configs = Path(lmcodec.train.__file__).parent / "configs"
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=configs / "small.toml")
+    parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--lanes", type=int)
     parser.add_argument("--eager", action="store_true")
+    parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph")
     parser.add_argument("--float", action="store_true", help="no rounding")
     parser.add_argument("--profile", action="store_true")
     parser.add_argument("--steps", type=int, default=8)
     options = parser.parse_args()
+    device = torch.device(options.device)
     config = load_config(options.config)
     model, window = config.model, config.data.window
-    lanes = options.lanes or config.data.lanes
+    lanes = options.lanes or config.data.lanes or DEFAULT
     keep_freed_memory()
-    net = Net(model, compiled=not options.eager)
-    net.dtype = torch.bfloat16
-    net.quantise(not options.float, WeightRounding(0 if options.float else 63))
-    matrices = [p for n, p in net.named_parameters() if n.split(".")[-1] in MATRICES]
-    others = [p for p in net.parameters() if all(p is not m for m in matrices)]
-    optimisers = [Muon(matrices, lr=1e-3), torch.optim.AdamW(others, lr=1e-4, fused=True)]
-    inputs = torch.randint(0, model.vocab_size, (window, lanes), dtype=torch.int32)
-    targets = torch.randint(0, model.vocab_size, (window * lanes,))
-    begins = torch.zeros(window, lanes, dtype=torch.bool)
-    state = net.start(lanes)
+    name, reason = scan.probe_scan(device)
+    scan.use_scan(device.type, name)
+    stepper = random_stepper(
+        config,
+        device,
+        lanes,
+        torch.bfloat16,
+        compiled=not options.eager,
+        rounded=not options.float,
+        capture=capture_graph if options.graph else None,
+    )
+    data = random_window(config, lanes)
 
     def step() -> None:
-        nonlocal state
-        hidden, state = net(inputs, begins, state)
-        loss, _ = cross_entropy(hidden.flatten(0, 1), net.head(), targets, dtype=torch.bfloat16)
-        for optimiser in optimisers:
-            optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        for optimiser in optimisers:
-            optimiser.step()
+        stepper.step(data, 1e-6, 0.999)
 
-    for _ in range(3):
+    for _ in range(5):
         step()
+    stepper.read()  # waits for the device
     began = time.perf_counter()
     for _ in range(options.steps):
         step()
+    stepper.read()
     seconds = (time.perf_counter() - began) / options.steps
     tokens = window * lanes
     rate = 3 * model.macs_per_token * tokens / seconds
-    peak = product_rate(model, tokens, torch.bfloat16)
+    peak = product_rate(model, tokens, torch.bfloat16, device)
+    how = ["eager" if options.eager else "compiled", "float" if options.float else "rounded", f"{name} scan"]
+    if options.graph:
+        how.append("graph")
     print(
         f"{config.name}: {model.macs_per_token / ENGLISH / 1e6:.2f} M multiply-accumulates per byte of "
-        f"English, {torch.get_num_threads()} threads, {tokens} tokens a step, "
-        f"{'eager' if options.eager else 'compiled'}, {'float' if options.float else 'rounded'}"
+        f"English, {device}, {torch.get_num_threads()} threads, {tokens} tokens a step, {', '.join(how)}"
+        + (f" ({reason})" if reason else "")
     )
     print(
         f"{seconds * 1e3:.0f} ms a step, {tokens * ENGLISH / seconds / 1e3:.1f} KB/s of English, "
@@ -105,7 +117,9 @@ def main() -> None:
         with torch.profiler.profile() as profile:
             step()
             step()
-        print(profile.key_averages().table(sort_by="self_cpu_time_total", row_limit=20))
+            stepper.read()
+        by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
+        print(profile.key_averages().table(sort_by=by, row_limit=20))
 
 
 if __name__ == "__main__":

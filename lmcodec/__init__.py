@@ -6,14 +6,13 @@ module that needs it.
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING
-
+TYPE_CHECKING = False  # type checkers take it for True; importing `typing` would take as long as all else
 if TYPE_CHECKING:
     from lmcodec.codec import Compressor, Decompressor, FrameInfo, compress, decompress, frame_info
     from lmcodec.errors import (
         BadMagic,
         Corrupt,
+        KernelMissing,
         LimitExceeded,
         LmcodecError,
         ModelNotFound,
@@ -32,6 +31,7 @@ __all__ = [
     "Corrupt",
     "Decompressor",
     "FrameInfo",
+    "KernelMissing",
     "LMFile",
     "LimitExceeded",
     "LmcodecError",
@@ -52,7 +52,20 @@ __all__ = [
 if not TYPE_CHECKING:  # a type checker would take any name for one of the package's
 
     def __getattr__(name: str) -> object:
-        """Import a public name's module when the name is first used."""
+        """Import a public name's module when the name is first used.
+
+        Raises:
+            KernelMissing: the name is that of the native kernel, which is not there.
+        """
+        from importlib import import_module
+
+        if name == "_kernel":  # whoever asks has not found it
+            from lmcodec.errors import KernelMissing
+
+            try:
+                return import_module("lmcodec._kernel")
+            except ImportError as error:
+                raise KernelMissing(__path__[0], str(error)) from None
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = "errors"

@@ -1,5 +1,5 @@
 """`python -m lmcodec`: the `lmcodec` command."""
 
-from lmcodec.cli.main import main
+from lmcodec.cli.entry import lmcodec
 
-main()
+lmcodec()

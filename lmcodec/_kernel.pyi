@@ -30,6 +30,7 @@ class Profile:
         match_min: list[int],
         lm_maps: list[int],
         numbers: list[tuple[str, int]],
+        max_learned: int = ...,
     ) -> None: ...
     n_learned: int
     n_input: int
@@ -50,6 +51,7 @@ class BlockCoder:
     def push(self, bit: int) -> None: ...
     def use_cancel(self, cancel: Cancel | None) -> None: ...
     done: bool
+    position: int
     offset: int
     p: int
     timed: bool
@@ -132,6 +134,7 @@ class TokenCoder:
     def push(self, bit: int) -> None: ...
     def use_cancel(self, cancel: Cancel | None) -> None: ...
     done: bool
+    position: int
     p: int
     timed: bool
     times: dict[str, float]

@@ -7,12 +7,13 @@ compression.zstd in Python 3.14.
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from operator import index as as_int
@@ -208,10 +209,13 @@ class _Coder(NamedTuple):
 
     def engine(self) -> Engine | LmEngine:
         from lmcodec import engine
+        from lmcodec.lm import isa
 
+        shape = self.streams, self.groups, self.enlarge
+        instead: dict[str, Any] = {} if isa.is_usable() else {"isa": ""}
         if self.model is None:
-            return engine.Engine(self.profile, self.streams, self.groups, self.enlarge)
-        return engine.LmEngine(self.model, self.profile or None, self.streams, self.groups, self.enlarge)
+            return engine.Engine(self.profile, *shape, **instead)
+        return engine.LmEngine(self.model, self.profile or None, *shape, **instead)
 
 
 _Key = tuple[_Coder, ...]
@@ -224,6 +228,41 @@ _Encoded = tuple[Block, bytes]  # and what its header and its payload are, packe
 REPEAT_SHARE = 64
 
 
+# What a byte costs with a language model, where one without costs 1: for how far a block is, nothing else.
+LM_COST = 3.0
+
+
+class _Meter:
+    """What part of a block's work is done, trials included; any thread may ask, and it never falls."""
+
+    def __init__(self) -> None:
+        self._total = self._done = self._share = 0.0
+        self._parts: list[tuple[Engine | LmEngine, float]] = []  # engines at work, what a byte costs them
+
+    def expect(self, key: _Key, nbytes: int) -> None:
+        """From here on, these coders are to code so many bytes each, and no more."""
+        for engine, cost in self._parts:
+            self._done += engine.position * cost
+        self._parts = []  # an engine that made a trial is kept no longer than that
+        self._total = self._done + nbytes * sum(map(self._cost, key))
+
+    @staticmethod
+    def _cost(coder: _Coder) -> float:
+        return 1.0 if coder.model is None else LM_COST
+
+    def follow(self, coder: _Coder, engine: Engine | LmEngine) -> None:
+        engine.position = 0
+        self._parts.append((engine, self._cost(coder)))
+
+    @property
+    def share(self) -> float:
+        """From 0 to 1."""
+        if self._total:
+            done = self._done + sum(engine.position * cost for engine, cost in self._parts)
+            self._share = max(self._share, min(done / self._total, 1.0))
+        return self._share
+
+
 class _Seat:
     """Engines of the coders in `key`; each is made in the thread that first uses it.
 
@@ -233,11 +272,13 @@ class _Seat:
     Attributes:
         cancel: the flag of the job that uses the engines, which stops them; None outside of a job.
         encoded: what the last block was encoded from, and the result; None if it is not kept.
+        meter: of the block at work.
     """
 
-    def __init__(self, key: _Key, cancel: _kernel.Cancel | None = None) -> None:
+    def __init__(self, key: _Key, cancel: _kernel.Cancel | None = None, meter: _Meter | None = None) -> None:
         self.key = key
         self.cancel = cancel
+        self.meter = meter or _Meter()
         self._engines: dict[_Coder, Engine | LmEngine] = {}
         self.encoded: tuple[tuple[object, ...], _Encoded] | None = None
         self._decoded: tuple[tuple[object, ...], bytes] | None = None
@@ -252,6 +293,7 @@ class _Seat:
             engine.reset()
         engine.helped = alone
         engine.cancel = self.cancel
+        self.meter.follow(coder, engine)
         return engine
 
     def decode(
@@ -274,6 +316,7 @@ class _Seat:
             return self._decoded[1]
         self._decoded = None
         spend = None if allowance is None else allowance.meter()
+        self.meter.expect((coder,), nbytes)
         engine = self.engine(coder, continues, alone)
         engine.between_calls = spend
         original = engine.decode(payload, nbytes)
@@ -370,6 +413,8 @@ class _Job:
     ) -> None:
         self.nbytes, self.seat = nbytes, seat
         self._work: Callable[..., Any] | None = work
+        self.meter: _Meter | None = None if seat is None else seat.meter
+        self.original_nbytes = self.coded_nbytes = 0  # of the block, for how far it is
         self._value: Any = None
         self._error: BaseException | None = None
         self.failed = False
@@ -429,7 +474,7 @@ class _Job:
     def result(self) -> Any:
         """What the work returned, or its error raised; to be asked for once."""
         self.wait()
-        self.seat = None
+        self.seat = self.meter = None
         if not self._ended.is_set():
             raise RuntimeError(
                 "the block was at work when the process was forked: it goes on in the parent only"
@@ -483,6 +528,8 @@ class _Pipeline:
         self._latest: _Seat | None = None
         self._ahead = self.threads  # blocks at work at once for the moment
         self.allowance: Allowance | None = None  # of all frames that are decoded with these engines
+        self._position_lock = threading.Lock()
+        self._begun_original = self._begun_coded = 0  # bytes of all blocks that were started
 
     def __del__(self) -> None:
         for job in self._jobs:  # nobody wants them any more
@@ -532,13 +579,43 @@ class _Pipeline:
         nbytes: int = 0,
         key: _Key | None = None,
         continues: bool = False,
+        original_nbytes: int = 0,
+        coded_nbytes: int = 0,
     ) -> None:
-        """Call `work` with a seat for `key`, or at once and without one if that is None."""
+        """Call `work` with a seat for `key`, or at once and without one if that is None.
+
+        Args:
+            original_nbytes, coded_nbytes: of the block, for `position`.
+        """
         if key is not None and not continues:
             self._latest = self._free_seat(key, nbytes)
         elif key is not None and self._latest is None:
             raise LmcodecError("a block continues one whose engine was dropped after an error; start anew")
-        self._jobs.append(_Job(work, nbytes, self._latest if key is not None else None))
+        if key is not None and self._latest is not None:
+            self._latest.meter = _Meter()
+        job = _Job(work, nbytes, self._latest if key is not None else None)
+        job.original_nbytes, job.coded_nbytes = original_nbytes, coded_nbytes
+        with self._position_lock:
+            self._jobs.append(job)
+            self._begun_original += original_nbytes
+            self._begun_coded += coded_nbytes
+
+    def pass_over(self, coded_nbytes: int) -> None:
+        """Count bytes of the coded side that are no block to decode."""
+        with self._position_lock:
+            self._begun_coded += coded_nbytes
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Original and coded bytes that are done, of the blocks at work in part; any thread may ask."""
+        with self._position_lock:
+            original, coded = float(self._begun_original), float(self._begun_coded)
+            for job in self._jobs.copy():
+                meter = job.meter
+                rest = 0.0 if job.done or meter is None else 1.0 - meter.share
+                original -= rest * job.original_nbytes
+                coded -= rest * job.coded_nbytes
+        return math.floor(original), math.floor(coded)
 
     def _free_seat(self, key: _Key, nbytes: int) -> _Seat:
         """A seat for `key`; drops those of no use, and those too many beside a block that needs `nbytes`."""
@@ -563,7 +640,7 @@ class _Pipeline:
             job.wait()
             if job.failed and job.seat in self._seats:
                 self._seats.remove(job.seat)  # its engine was stopped anywhere
-            job.seat = None
+            job.seat = job.meter = None
             self._jobs.popleft()
         self._ahead = 1
 
@@ -613,7 +690,9 @@ def _encode(
         alone: no other block was at work when this one began: further threads may help. Changes no byte.
     """
     if len(key) > 1 and len(data) > SAMPLED_NBYTES:
-        key = _candidates(data, key, alone, seat.cancel)
+        seat.meter.expect(key, len(data) + _sample_pieces(len(data)) * SAMPLE_NBYTES)
+        key = _candidates(data, key, alone, seat)
+    seat.meter.expect(key, len(data))
     block, payload, best = Block(Method.STORED, len(data), len(data), last=last), data, len(data)
     for coder, coded in zip(key, _payloads(data, key, continues, alone, seat), strict=True):
         cost = len(coded) + (model_nbytes if coder.model else 0)
@@ -641,14 +720,18 @@ def _payloads(data: bytes, key: _Key, continues: bool, alone: bool, seat: _Seat)
         raise
 
 
-def _candidates(data: bytes, key: _Key, alone: bool, cancel: _kernel.Cancel | None) -> _Key:
+def _sample_pieces(nbytes: int) -> int:
+    return min(max(nbytes // SAMPLE_SHARE // SAMPLE_NBYTES, 2), SAMPLES)
+
+
+def _candidates(data: bytes, key: _Key, alone: bool, parent: _Seat) -> _Key:
     """Of two coders, the second with a model, those that may be the better one for a large block."""
-    n_piece = min(max(len(data) // SAMPLE_SHARE // SAMPLE_NBYTES, 2), SAMPLES)
+    n_piece = _sample_pieces(len(data))
     last = len(data) - SAMPLE_NBYTES
     starts = [i * last // (n_piece - 1) for i in range(n_piece)]
     sample = b"".join(data[at : at + SAMPLE_NBYTES] for at in starts)
     key_of_sample = tuple(coder._replace(streams=1, groups=1, enlarge=0) for coder in key)
-    seat = _Seat(key_of_sample, cancel)
+    seat = _Seat(key_of_sample, parent.cancel, parent.meter)
     without, beside = map(len, _payloads(sample, key_of_sample, False, alone, seat))
     if without <= CM_CLEAR * beside:
         return key[:1]
@@ -758,6 +841,7 @@ class Compressor(_Reusable):
         TypeError, ValueError: if an argument is out of range, or a model is given for, or a method asks for
             one of, a level or method that uses none.
         ModelNotFound: if there is no such model.
+        ConfigError: if LMCODEC_ISA names no instruction set of this machine.
     """
 
     CONTINUE = 0
@@ -777,6 +861,10 @@ class Compressor(_Reusable):
         model: FilePath | None = None,
         method: str = AUTO,
     ) -> None:
+        if os.environ.get("LMCODEC_ISA"):
+            from lmcodec.lm import isa
+
+            isa.require()
         self._plan = LEVELS[_number("level", level, min(LEVELS), max(LEVELS))]
         self._method = _method(method)
         if not self._plan.models and (self._method or Method.END) >= Method.LM_CM:
@@ -817,6 +905,11 @@ class Compressor(_Reusable):
     def _release(self) -> None:
         self._pending = bytearray()
         self._out = []
+
+    @property
+    def position(self) -> int:
+        """Original bytes that are coded, of blocks at work the part that is done; any thread may ask."""
+        return self._pipeline.position[0]
 
     @property
     def last_mode(self) -> int:
@@ -936,7 +1029,7 @@ class Compressor(_Reusable):
         model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
         alone = self._pipeline.idle
         work = partial(_encode, data, key, model_nbytes, last, continues, alone)
-        self._pipeline.start(work, nbytes, key, continues)
+        self._pipeline.start(work, nbytes, key, continues, original_nbytes=len(data))
 
     def _previous_coder(self) -> _Coder | None:
         """What the block before was coded by, if another one may continue it."""
@@ -1097,6 +1190,14 @@ class Decompressor(_Reusable):
         self._input = bytearray()
         self._ready.clear()
         self._ready_nbytes = 0
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """Bytes of the original and bytes of the input that are decoded; any thread may ask.
+
+        Of blocks at work the part that is done counts.
+        """
+        return self._pipeline.position
 
     @property
     def eof(self) -> bool:
@@ -1266,7 +1367,7 @@ class Decompressor(_Reusable):
         if block.method >= Method.LM_CM and self._model is None:
             assert self._walk is not None
             assert self._walk.header.model_id is not None
-            self._model = store.for_frame(self._walk.header.model_id, self._given_model)
+            self._model = store.for_frame(self._walk.header.model_id, self._given_model, self._memory_limit)
         model = self._model if block.method >= Method.LM_CM else None
         return _Coder(block.method, block.profile, block.streams, block.groups, model, block.enlarge)
 
@@ -1288,21 +1389,25 @@ class Decompressor(_Reusable):
         where = f"block {walk.n_block} at offset {self._offset}"
         coder = self._coder(block)
         key = None if coder is None else (coder,)
-        self._consume(block.nbytes)
+        self._consume(block.nbytes, is_block=True)
         self._block = None
         if walk.ended:
             self._tail = walk.tail()
         if block.method == Method.END:
             _decode(block, payload, where)
+            self._pipeline.pass_over(block.nbytes)
         else:
             alone = self._pipeline.idle
             work = partial(_decode, block, payload, where, coder, alone, self._pipeline.allowance)
-            self._pipeline.start(work, need, key, block.continues)
+            sizes = {"original_nbytes": block.original_nbytes, "coded_nbytes": block.nbytes}
+            self._pipeline.start(work, need, key, block.continues, **sizes)
         return True
 
-    def _consume(self, nbytes: int) -> None:
+    def _consume(self, nbytes: int, is_block: bool = False) -> None:
         del self._input[:nbytes]
         self._offset += nbytes
+        if not is_block:
+            self._pipeline.pass_over(nbytes)
 
     def _truncated(self) -> Truncated:
         """The error to raise if no more input comes."""
@@ -1367,7 +1472,7 @@ class FrameReader:
         offset: int,
         original_offset: int,
         header: FrameHeader | None = None,
-        entries: list[tuple[int, int]] | None = None,
+        entries: Collection[tuple[int, int]] | None = None,
     ) -> None:
         """Go on from elsewhere: the source stands at `offset`, the original there at `original_offset`.
 
@@ -1384,6 +1489,11 @@ class FrameReader:
             self._frame._walk = FrameWalk.resumed(header, entries or [])
             self._fresh = False
         self.original_offset = original_offset
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """As `Decompressor.position`, of all frames."""
+        return self._frame.position
 
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes, all that are left if negative; b"" only at the end.

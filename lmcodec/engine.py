@@ -80,23 +80,34 @@ class Engine(_Watched):
 
     Attributes:
       helped: as `LmEngine.helped`; here there is nothing that a second thread could do.
+      position: bytes of the block at hand that are done; any thread may read it.
 
     Args:
       profile: number of a frozen profile (`lmcodec.profile.FROZEN`, FORMAT.md section 5), or a Profile.
       streams: B, lockstep streams a block, 1 to 4.
       groups: G, 1 or 2, at most B.
       enlarge: the slot table takes up to 2^enlarge times the profile's size, 0 to 3.
+      isa: instruction set, "" for the best; None for what `LMCODEC_ISA` names.
 
     Raises:
       Unsupported: no such profile.
       ConfigError: `LMCODEC_ISA` names an instruction set that this machine lacks.
     """
 
-    def __init__(self, profile: int | Profile, streams: int = 1, groups: int = 1, enlarge: int = 0) -> None:
+    def __init__(
+        self,
+        profile: int | Profile,
+        streams: int = 1,
+        groups: int = 1,
+        enlarge: int = 0,
+        *,
+        isa: str | None = None,
+    ) -> None:
         loaded = load(profile) if isinstance(profile, int) else profile
         self._coder: _kernel.BlockCoder
         self.helped = False
-        self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(), enlarge)
+        self.position = 0
+        self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(isa), enlarge)
 
     def reset(self) -> None:
         """Forget everything: the next block is independent."""
@@ -106,7 +117,10 @@ class Engine(_Watched):
         """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
         block = np.frombuffer(data, np.uint8)
         self._coder.begin(len(block))
-        return _payload(partial(self._coder.encode, block))
+        return _payload(partial(self._coder.encode, block), self._advance)
+
+    def _advance(self) -> None:
+        self.position = self._coder.position
 
     def trace(self, data: bytes | memoryview) -> Iterator[Decisions]:
         """The decisions that `encode` codes; afterwards the engine is as `encode` leaves it."""
@@ -133,6 +147,7 @@ class Engine(_Watched):
             self._look_up()
             if not self._coder.decode(block, _DECISIONS_PER_CALL):
                 raise Corrupt(coder.NO_WORDS)
+            self._advance()
         return out
 
     def _decode_outside(self, payload: bytes | memoryview, out: bytearray) -> None:
@@ -156,6 +171,7 @@ class LmEngine(_Watched):
       helped: whether a second thread may run the network beside the coding of the block that begins next.
         Where a single group is decoded, which waits for each step, it takes a part of the step. It changes no
         byte.
+      position: as `Engine.position`.
 
     Args:
       model: the language model with its profiles.
@@ -163,6 +179,7 @@ class LmEngine(_Watched):
       streams: B, lockstep streams a block, 1 to 128.
       groups: G, 1 or 2, at most B.
       enlarge: the slot table takes up to 2^enlarge times the profile's size, 0 to 3.
+      isa: as for `Engine`.
 
     Raises:
       Unsupported: the model has no such profile.
@@ -176,13 +193,16 @@ class LmEngine(_Watched):
         streams: int = 1,
         groups: int = 1,
         enlarge: int = 0,
+        *,
+        isa: str | None = None,
     ) -> None:
         chosen = model.profile(profile) if isinstance(profile, int) else profile
         kernel = None if chosen is None else chosen.kernel
         self._coder: _kernel.TokenCoder
         self._vocabulary, self._streams = model.vocabulary, streams
         self.helped = False
-        self._coder = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(), enlarge)
+        self.position = 0
+        self._coder = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(isa), enlarge)
 
     def reset(self) -> None:
         """Forget everything: the next block is independent."""
@@ -191,7 +211,10 @@ class LmEngine(_Watched):
     def encode(self, data: bytes | memoryview) -> bytes:
         """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
         self._begin_encode(data)
-        return _payload(self._coder.encode)
+        return _payload(self._coder.encode, self._advance)
+
+    def _advance(self) -> None:
+        self.position = self._coder.position
 
     def tokens(self, data: bytes | memoryview) -> list[np.ndarray]:
         """The tokens of a block's streams, (n,) uint16 each."""
@@ -229,6 +252,7 @@ class LmEngine(_Watched):
             self._look_up()
             if not self._coder.decode(_DECISIONS_PER_CALL):
                 raise Corrupt(coder.NO_WORDS)
+            self._advance()
         return out
 
 
@@ -236,18 +260,22 @@ def _room(dtype: type[np.generic]) -> np.ndarray:
     return np.empty(_DECISIONS_PER_CALL, dtype)
 
 
-def _payload(decisions: Callable[[np.ndarray, np.ndarray], int]) -> bytes:
-    """Codes decisions: `decisions` fills bits and their p16 and returns how many, 0 at the block's end."""
+def _payload(decisions: Callable[[np.ndarray, np.ndarray], int], advance: Callable[[], None]) -> bytes:
+    """Codes decisions: `decisions` fills bits and their p16 and returns how many, 0 at the block's end.
+
+    `advance` is called after each part.
+    """
     bits, p16 = _room(np.uint8), _room(np.uint16)
     encoder = coder.Encoder()
     while n := decisions(bits, p16):
         encoder.encode(bits[:n], p16[:n])
+        advance()
     return encoder.finish()
 
 
-def _mixing_isa() -> str:
-    """What LMCODEC_ISA asks of the mixer, whose instruction sets are fewer than the network's."""
-    isa, available = os.environ.get("LMCODEC_ISA", ""), _kernel.mixing_isas()
+def _mixing_isa(isa: str | None) -> str:
+    """What `isa`, or LMCODEC_ISA, asks of the mixer, whose instruction sets are fewer than the network's."""
+    isa, available = os.environ.get("LMCODEC_ISA", "") if isa is None else isa, _kernel.mixing_isas()
     if not isa or isa in available:
         return isa
     if isa in _kernel.network_isas():

@@ -41,6 +41,27 @@ class ConfigError(LmcodecError):
     """A configuration names an unknown key or holds a value out of range."""
 
 
+class KernelMissing(LmcodecError, ImportError):
+    """The native kernel cannot be imported; an ImportError as well.
+
+    Args:
+        folder: of the package.
+        reason: what the import said.
+    """
+
+    def __init__(self, folder: str, reason: str) -> None:
+        if "No module named" in reason:
+            why = (
+                f"{folder} has no native kernel: it is the source folder, not the installed package; run "
+                "Python in another folder, or install in place with: pip install -e ."
+            )
+        else:
+            why = (
+                f"{folder}: its native kernel cannot be loaded ({reason}); reinstall lmcodec for this Python"
+            )
+        super().__init__(why)
+
+
 def clear_frames(error: BaseException) -> None:
     """Drop the variables of the calls that an error came through and that have ended.
 
@@ -68,3 +89,9 @@ def one_line(error: LmcodecError | OSError) -> str:
         where = f"{error.filename}: " if error.filename else ""
         return f"{where}{error.strerror or error}"
     return str(error)
+
+
+def reason_of(error: BaseException) -> str:
+    """An error of a library, a compiler or a driver in one line: its kind and the first line it says."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200]}" if lines else type(error).__name__

@@ -9,18 +9,23 @@ from __future__ import annotations
 import builtins
 import io
 import os
+import sys
+from array import array
 from bisect import bisect_right
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any, BinaryIO, Literal, cast, overload
 
 from lmcodec import frame
 from lmcodec.codec import AUTO, DEFAULT_LEVEL, READ_NBYTES, Compressor, FrameReader, byte_view
-from lmcodec.errors import LmcodecError, Truncated
+from lmcodec.errors import LimitExceeded, LmcodecError, Truncated
 
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 _SKIP_NBYTES = 1 << 20
+_BLOCK_NBYTES = 16  # that a block takes in a map
+_FRAME_NBYTES = 512  # that a frame takes beside its blocks
+_MAX_MAP_NBYTES = 64 << 20  # some two million blocks; a file of more is read from the start
 
 
 class TruncatedFile(Truncated, EOFError):
@@ -31,18 +36,38 @@ class TruncatedFile(Truncated, EOFError):
 class _IndexedFrame:
     """A frame in a file as its index tells: where each block starts, in the file and in the original.
 
-    Both lists end with where the last block does; offsets count from where the first frame starts.
+    Both arrays end with where the last block does; offsets count from where the first frame starts.
     """
 
     offset: int
     header: frame.FrameHeader
-    entries: list[tuple[int, int]]
-    block_offsets: list[int]
-    original_offsets: list[int]
+    block_offsets: array[int]
+    original_offsets: array[int]
+
+
+class _Entries(Collection[tuple[int, int]]):
+    """The (bytes, original bytes) of the first blocks of a frame, as its index has them."""
+
+    def __init__(self, indexed: _IndexedFrame, n_block: int) -> None:
+        self._indexed, self._n_block = indexed, n_block
+
+    def __len__(self) -> int:
+        return self._n_block
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        offsets, originals = self._indexed.block_offsets, self._indexed.original_offsets
+        for i in range(self._n_block):
+            yield offsets[i + 1] - offsets[i], originals[i + 1] - originals[i]
+
+    def __contains__(self, entry: object) -> bool:
+        return any(entry == own for own in self)
 
 
 class _FileMap:
-    """Frames that all have an index: where to start decoding for any offset of the original."""
+    """Frames that all have an index: where to start decoding for any offset of the original.
+
+    Every number is checked against the file's size and the limits before an index is read.
+    """
 
     def __init__(self, nbytes: int, frames: list[_IndexedFrame]) -> None:
         self.nbytes = nbytes
@@ -51,11 +76,22 @@ class _FileMap:
         self.original_nbytes = frames[-1].original_offsets[-1]
 
     @classmethod
-    def read(cls, read_at: Any, end: int) -> _FileMap | None:
-        """Follow the indexes from the end to the start; None if one is missing or does not hold."""
+    def read(
+        cls, read_at: Any, end: int, max_output: int | None = None, memory_limit: int | None = None
+    ) -> _FileMap | None:
+        """Follow the indexes from the end to the start.
+
+        None if one is missing, does not hold or tells of more blocks than a file that keeps to `max_output`
+        has: reading from the start will say what is wrong.
+
+        Raises:
+            LimitExceeded: the map takes more than `memory_limit`.
+        """
+        found: list[_IndexedFrame] = []
+        nbytes, n_total = end, 0
+        # A block holds a byte, but for one of each frame.
+        n_most = sys.maxsize if max_output is None else 2 * max_output + 1
         try:
-            found = []
-            nbytes = end
             while end > 0:
                 footer_at = end - frame.FOOTER_NBYTES
                 if footer_at < 0:
@@ -64,25 +100,51 @@ class _FileMap:
                 if index_nbytes is None or index_nbytes > footer_at:
                     return None
                 index_at = footer_at - index_nbytes
-                index = frame.parse_index(read_at(index_at, end - index_at), index_at)
-                start = index_at - index.header_nbytes - sum(nbytes for nbytes, _ in index.entries)
-                if start < 0:
+                head = frame.parse_index_head(read_at(index_at, frame.INDEX_HEAD_NBYTES), index_at)
+                if head is None:
                     return None
+                header_nbytes, n_block, entries_at = head
+                n_total += n_block
+                room = index_at - header_nbytes  # for the blocks
+                need = n_total * _BLOCK_NBYTES + (len(found) + 1) * _FRAME_NBYTES + 2 * index_nbytes
+                if (
+                    n_total > n_most
+                    or need > _MAX_MAP_NBYTES
+                    or n_block * frame.MIN_BLOCK_NBYTES > room
+                    or not 2 * n_block <= index_nbytes - entries_at <= frame.MAX_ENTRY_NBYTES * n_block
+                ):
+                    return None
+                if memory_limit is not None and need > memory_limit:
+                    raise LimitExceeded(
+                        f"index at offset {index_at}: finding blocks by it takes {need} bytes of memory, the "
+                        f"limit is {memory_limit}; raise memory_limit, or read from the start"
+                    )
+                blocks, originals = array("Q", [0]), array("Q", [0])
+                for block_nbytes, original_nbytes in frame.parse_entries(
+                    read_at(index_at, end - index_at), index_at
+                ):
+                    if block_nbytes > room - blocks[-1] or original_nbytes > frame.MAX_BLOCK_NBYTES:
+                        return None
+                    blocks.append(blocks[-1] + block_nbytes)
+                    originals.append(originals[-1] + original_nbytes)
+                start = room - blocks[-1]
                 header = frame.parse_header(read_at(start, frame.MAX_FRAME_HEADER_NBYTES), start)
-                if header is None or header.nbytes != index.header_nbytes:
+                if header is None or header.nbytes != header_nbytes:
                     return None
-                found.append((start, header, index.entries))
+                found.append(_IndexedFrame(start, header, blocks, originals))
                 end = start
+        except LimitExceeded:
+            raise
         except LmcodecError:
             return None
-        frames = []
         original_offset = 0
-        for start, header, entries in reversed(found):
-            blocks = list(accumulate((n for n, _ in entries), initial=start + header.nbytes))
-            originals = list(accumulate((n for _, n in entries), initial=original_offset))
-            frames.append(_IndexedFrame(start, header, entries, blocks, originals))
-            original_offset = originals[-1]
-        return cls(nbytes, frames) if frames else None
+        for indexed in reversed(found):
+            first = indexed.offset + indexed.header.nbytes
+            for i in range(len(indexed.block_offsets)):
+                indexed.block_offsets[i] += first
+                indexed.original_offsets[i] += original_offset
+            original_offset = indexed.original_offsets[-1]
+        return cls(nbytes, found[::-1]) if found else None
 
     def find(self, original_offset: int, read_at: Any) -> tuple[_IndexedFrame, int]:
         """The frame and its block from which to decode up to `original_offset`, which lies before the end.
@@ -110,6 +172,7 @@ class _Decoded(io.RawIOBase):
     def __init__(self, fp: BinaryIO, limits: dict[str, Any]) -> None:
         self._fp = fp
         self._frames = FrameReader(fp.read, **limits)
+        self._map_limits = limits["max_output"], limits["memory_limit"]
         self._base = fp.tell() if self.seekable() else 0  # where the first frame starts
         self._map: _FileMap | None = None
         self._mapped = False
@@ -181,7 +244,8 @@ class _Decoded(io.RawIOBase):
         start = indexed.original_offsets[block]
         if not start <= self.tell() <= offset:
             self._fp.seek(self._base + indexed.block_offsets[block])
-            self._frames.jump(indexed.block_offsets[block], start, indexed.header, indexed.entries[:block])
+            before = _Entries(indexed, block)
+            self._frames.jump(indexed.block_offsets[block], start, indexed.header, before)
 
     def _size(self) -> int:
         file_map = self._read_map()
@@ -198,7 +262,7 @@ class _Decoded(io.RawIOBase):
             here = self._fp.tell()
             end = self._fp.seek(0, io.SEEK_END) - self._base
             self._fp.seek(here)
-            self._map = _FileMap.read(self._read_at, end)
+            self._map = _FileMap.read(self._read_at, end, *self._map_limits)
             self._mapped = True
         return self._map
 

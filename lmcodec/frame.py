@@ -9,6 +9,7 @@ from 1.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
@@ -23,7 +24,10 @@ MAX_BLOCK_NBYTES = 1 << 24  # of the original
 MAX_ENLARGE = 3
 MAX_FRAME_HEADER_NBYTES = 4 + 1 + 9 + 9 + 1
 MAX_BLOCK_HEADER_NBYTES = 1 + 1 + 1 + 4 + 4 + 4
+MIN_BLOCK_NBYTES = 1 + 4  # an end block
 FOOTER_NBYTES = 4 + 4 + 4
+INDEX_HEAD_NBYTES = 9 + 9
+MAX_ENTRY_NBYTES = 4 + 4  # of an index: a block and its original have less than 2^28 bytes
 
 _NEWER = "a newer lmcodec wrote this, or the data is damaged"
 _DAMAGED = "the data is damaged"
@@ -352,6 +356,48 @@ def parse_footer(data: bytes) -> int | None:
     return int.from_bytes(data[4:8], "little")
 
 
+def parse_index_head(data: bytes, offset: int = 0) -> tuple[int, int, int] | None:
+    """Of an index: bytes of the frame's header, number of blocks, where the entries begin; None if it is cut.
+
+    Args:
+        data: `INDEX_HEAD_NBYTES` of the index are enough.
+
+    Raises:
+        Corrupt: a number has another form.
+    """
+    where = f"index at offset {offset}"
+    first = parse_varint(data, 0, where)
+    second = first and parse_varint(data, first[1], where)
+    return None if not first or not second else (first[0], *second)
+
+
+def parse_entries(data: bytes, offset: int = 0) -> Iterator[tuple[int, int]]:
+    """The (bytes, original bytes) of every block, from a whole index with its footer, one after another.
+
+    Raises:
+        Corrupt: if anything about the index is wrong; what its numbers add up to is for the caller to check.
+    """
+    where = f"index at offset {offset}"
+    index, footer = data[:-FOOTER_NBYTES], data[-FOOTER_NBYTES:]
+    if parse_footer(footer) != len(index) or footer[:4] != _u32(zlib.crc32(index)):
+        raise Corrupt(f"{where}: its check or size does not hold; {_DAMAGED}")
+    head = parse_index_head(index, offset)
+    if head is None:
+        raise Corrupt(f"{where}: its first numbers are cut; {_DAMAGED}")
+    _, n_block, at = head
+    if not n_block or n_block > (len(index) - at) // 2:
+        raise Corrupt(f"{where}: {len(index)} bytes do not make an index of {n_block} blocks; {_DAMAGED}")
+    for _ in range(n_block):
+        nbytes = parse_varint(index, at, where)
+        original_nbytes = nbytes and parse_varint(index, nbytes[1], where)
+        if not nbytes or not original_nbytes:
+            raise Corrupt(f"{where}: its last number is cut; {_DAMAGED}")
+        at = original_nbytes[1]
+        yield nbytes[0], original_nbytes[0]
+    if at != len(index):
+        raise Corrupt(f"{where}: {len(index) - at} bytes after its last number; {_DAMAGED}")
+
+
 @dataclass(frozen=True)
 class Index:
     """What an index says: `entries` holds (bytes, original bytes) of every block."""
@@ -366,21 +412,10 @@ def parse_index(data: bytes, offset: int = 0) -> Index:
     Raises:
         Corrupt: if anything about it is wrong.
     """
-    where = f"index at offset {offset}"
-    index, footer = data[:-FOOTER_NBYTES], data[-FOOTER_NBYTES:]
-    if parse_footer(footer) != len(index) or footer[:4] != _u32(zlib.crc32(index)):
-        raise Corrupt(f"{where}: its check or size does not hold; {_DAMAGED}")
-    values = []
-    at = 0
-    while at < len(index):
-        parsed = parse_varint(index, at, where)
-        if parsed is None:
-            raise Corrupt(f"{where}: its last number is cut; {_DAMAGED}")
-        values.append(parsed[0])
-        at = parsed[1]
-    if len(values) < 4 or len(values) != 2 + 2 * values[1]:
-        raise Corrupt(f"{where}: {len(values)} numbers do not make an index; {_DAMAGED}")
-    return Index(values[0], list(zip(values[2::2], values[3::2], strict=True)))
+    entries = list(parse_entries(data, offset))
+    head = parse_index_head(data, offset)
+    assert head is not None
+    return Index(head[0], entries)
 
 
 # Rules between blocks
@@ -403,7 +438,7 @@ class FrameWalk:
     _entries: bytearray = field(default_factory=bytearray, repr=False)
 
     @classmethod
-    def resumed(cls, header: FrameHeader, entries: list[tuple[int, int]]) -> FrameWalk:
+    def resumed(cls, header: FrameHeader, entries: Iterable[tuple[int, int]]) -> FrameWalk:
         """A walk that starts after the blocks that `entries` of an index tell of."""
         walk = cls(header)
         for nbytes, original_nbytes in entries:

@@ -110,6 +110,12 @@ assert len(SELECTORS) == _kernel.SELECTORS
 
 _MAGIC = b"LMZP\x01"
 _HEADER = struct.Struct("<II")  # bytes of the specification, of the learned values
+MAX_SPEC_NBYTES = 1 << 16
+MAX_PROFILES = 31  # of a model: as many as a block's header can name
+MAX_LEARNED = (
+    1 << 22
+)  # values that the profiles of a model learn together; the kernel's bound for one of them
+_XZ_NBYTES = 68 << 20  # what unpacking takes at most; `pack` asks for 65 MiB
 
 # number: (name, leading bytes of the SHA-256 of its file)
 FROZEN: dict[int, tuple[str, str]] = {
@@ -132,16 +138,17 @@ class Profile:
         return 1 << self.spec["numbers"].get("table_log2", 22)  # the kernel's default
 
 
-def build(spec: dict[str, Any]) -> Profile:
+def build(spec: dict[str, Any], max_learned: int = MAX_LEARNED) -> Profile:
     """The profile of a specification, its learned state neutral.
 
     Args:
       spec: `contexts` (lists of names of FEATURES), `selectors` and `maps` (names of SELECTORS), `matches`
         (shortest matches in bytes; what selectors see is the first one's state), `numbers`; with a language
         model also `lm_maps` (names of SELECTORS), the maps that refine its probability.
+      max_learned: values that it may learn; checked before anything is allocated for them.
 
     Raises:
-      KeyError, ValueError: a name or a number the kernel does not know.
+      KeyError, ValueError: a name or a number the kernel does not know, or too many learned values.
     """
     feature = {name: i for i, name in enumerate(FEATURES)}
     selector = {name: i for i, name in enumerate(SELECTORS)}
@@ -152,6 +159,7 @@ def build(spec: dict[str, Any]) -> Profile:
         list(spec["matches"]),
         [selector[name] for name in spec.get("lm_maps", [])],
         list(spec["numbers"].items()),
+        max_learned,
     )
     return Profile(spec, kernel)
 
@@ -201,19 +209,25 @@ def parse(data: bytes, where: str = "profile") -> Profile:
 
 
 def parse_all(data: bytes, where: str = "profiles") -> list[Profile]:
-    """The profiles in files' bytes, one after another; none in no bytes.
+    """The profiles of a language model in files' bytes, one after another; none in no bytes.
 
     Raises:
-      Corrupt: they are not what `pack` writes.
+      Corrupt: they are not what `pack` writes, not for a language model, or more than a model may have.
     """
-    profiles, at = [], 0
+    profiles: list[Profile] = []
+    at, room = 0, MAX_LEARNED
     while at < len(data):
-        profile, at = _parse_at(data, at, where)
+        if len(profiles) == MAX_PROFILES:
+            raise Corrupt(f"{where}: more than {MAX_PROFILES} profiles")
+        profile, at = _parse_at(data, at, where, room, for_model=True)
+        room -= profile.kernel.n_learned
         profiles.append(profile)
     return profiles
 
 
-def _parse_at(data: bytes, start: int, where: str) -> tuple[Profile, int]:
+def _parse_at(
+    data: bytes, start: int, where: str, max_learned: int = MAX_LEARNED, for_model: bool = False
+) -> tuple[Profile, int]:
     """The profile at data[start:] and where it ends."""
     try:
         at = start + len(_MAGIC)
@@ -224,24 +238,30 @@ def _parse_at(data: bytes, start: int, where: str) -> tuple[Profile, int]:
         end = at + n_text + n_packed
         if len(data) < end:
             raise ValueError(f"{len(data) - start} bytes, {end - start} expected")
-        profile = build(json.loads(data[at : at + n_text]))
+        if n_text > MAX_SPEC_NBYTES:
+            raise ValueError(f"a specification of {n_text} bytes, at most {MAX_SPEC_NBYTES}")
+        spec = json.loads(data[at : at + n_text])
+        if for_model and spec["numbers"].get("lm") != 1:
+            raise ValueError("a profile is for blocks without a language model")
+        profile = build(spec, max_learned)
         n_learned, n_map = profile.kernel.n_learned, profile.kernel.weights_at
         size = n_map * 3 + (n_learned - n_map) * 2
-        body = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=256 << 20).decompress(
+        body = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_NBYTES).decompress(
             data[at + n_text : end], size + 1
         )
         if len(body) != size:
             raise ValueError(f"{len(body)} bytes of learned state, {size} expected")
         p16 = np.frombuffer(body, "<u2", n_map).astype(np.uint32)
         count = np.frombuffer(body, np.uint8, n_map, 2 * n_map).astype(np.uint32)
-        low = np.frombuffer(body, np.uint8, n_learned - n_map, 3 * n_map).astype(np.int32)
-        high = np.frombuffer(body, np.int8, n_learned - n_map, 2 * n_map + n_learned).astype(np.int32)
         learned = np.empty(n_learned, np.uint32)
         learned[:n_map] = p16 << 16 | count
-        values = (high << 8 | low) << 4
-        n_weight = profile.kernel.cells_at - n_map
-        values[n_weight:] = np.minimum(values[n_weight:], 65535)  # 2^16 stands for the largest cell there is
-        learned[n_map:] = values.view(np.uint32)
+        values = learned[n_map:].view(np.int32)
+        values[:] = np.frombuffer(body, np.int8, n_learned - n_map, 2 * n_map + n_learned)
+        values <<= 8
+        values |= np.frombuffer(body, np.uint8, n_learned - n_map, 3 * n_map)
+        values <<= 4
+        cells = values[profile.kernel.cells_at - n_map :]
+        np.minimum(cells, 65535, out=cells)  # 2^16 stands for the largest cell there is
         profile.kernel.set_learned(learned)
     except (ValueError, lzma.LZMAError, struct.error) as error:
         raise Corrupt(f"{where}: not a profile of this version ({error}); reinstall lmcodec") from None

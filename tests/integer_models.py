@@ -177,7 +177,7 @@ def golden_hashes(model: IntegerModel, freq: np.ndarray, h: np.ndarray, known_an
 def golden_expected(name: str) -> dict[str, str]:
     """The committed hashes of a golden model."""
     assert GOLDEN_PATH.is_file(), f"{GOLDEN_PATH} is missing: python tests/integer_models.py writes it"
-    expected: dict[str, str] = json.loads(GOLDEN_PATH.read_text())[name]
+    expected: dict[str, str] = json.loads(GOLDEN_PATH.read_text(encoding="utf-8"))[name]
     return expected
 
 
@@ -197,9 +197,9 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=GOLDEN_PATH)
     options = parser.parse_args(arguments)
     text = json.dumps({name: reference_hashes(name) for name in GOLDEN}, indent=2) + "\n"
-    if options.out.exists() and options.out.read_text() != text and not options.force:
+    if options.out.exists() and options.out.read_text(encoding="utf-8") != text and not options.force:
         sys.exit(f"{options.out}: would change; it does so only with the arithmetic's version, by --force")
-    options.out.write_text(text)
+    options.out.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ def test_same_integers(name: str) -> None:
         "LMCODEC_TEST_RUNNER": f"{EMULATOR} -L /usr/aarch64-linux-gnu",
     }
     path = Path(__file__).with_name(f"{name}.py")
-    run = subprocess.run([*command, path], env=environment, capture_output=True, text=True)
+    run = subprocess.run([*command, path], env=environment, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stdout
     assert " passed" in run.stdout
     assert "skipped" not in run.stdout

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_kernel_builds import BUILDS, NATIVE
+from test_kernel_builds import BUILDS, NATIVE, WARNINGS
 from test_native_network import (
     DRIVER_SOURCES,
     EXTREMES,
@@ -45,7 +45,7 @@ class Emulated:
         if not compiler or not NATIVE.is_dir():
             pytest.skip("needs a checkout and a C++ compiler that takes the options of g++")
         emulation = Path(__file__).with_name("amx_emulation.h")
-        flags = ["-std=c++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *flags]
+        flags = ["-std=c++17", "-pthread", *WARNINGS, f"-I{NATIVE}", *flags]
         command: list[str | Path] = [
             compiler,
             *flags,
@@ -55,7 +55,7 @@ class Emulated:
             "-o",
             self._binary,
         ]
-        built = subprocess.run(command, capture_output=True, text=True)
+        built = subprocess.run(command, capture_output=True, encoding="utf-8")
         if "sanitize" in " ".join(flags) and "cannot find" in built.stderr:
             pytest.skip("the compiler has no sanitizers")
         assert built.returncode == 0, built.stderr

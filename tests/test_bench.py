@@ -71,7 +71,7 @@ WRONG = {
 @pytest.fixture
 def script(tmp_path: Path) -> Path:
     path = tmp_path / "peer.py"
-    path.write_text(PEER)
+    path.write_text(PEER, encoding="utf-8")
     return path
 
 
@@ -93,7 +93,7 @@ def cli(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, "-I", "-m", "lmcodec", "bench", *map(str, arguments)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env=os.environ | environment,
     )
@@ -128,7 +128,7 @@ def test_what_goes_wrong_is_reported_and_the_rest_goes_on(
         for path in (text / "a.txt", text / "b.log")
     }
     # Nothing that was started goes on.
-    for pid in map(int, pids.read_text().split()):
+    for pid in map(int, pids.read_text(encoding="utf-8").split()):
         assert not alive(pid)
 
 
@@ -138,7 +138,7 @@ def alive(pid: int) -> bool:
     while time.monotonic() < deadline:
         try:
             os.kill(pid, 0)
-            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+            if Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0] == "Z":
                 return False
         except OSError:
             return False
@@ -395,14 +395,14 @@ def test_the_command(text: Path, script: Path, tmp_path: Path) -> None:
         "lmcodec: corrupts: b.log",
     ]
     assert "Missing: cmix (github.com/byronknoll/cmix)." in result.stdout
-    document = json.loads(names["json"].read_text())
+    document = json.loads(names["json"].read_text(encoding="utf-8"))
     assert document["missing"].keys() == {"cmix"}
     assert {m["compressor"] for m in document["measurements"]} == {
         "lmz -1",
         document["compressors"][1]["name"],
     }
-    assert names["csv"].read_text().count("\n") == 5
-    assert "lmz -1" in names["markdown"].read_text()
+    assert names["csv"].read_text(encoding="utf-8").count("\n") == 5
+    assert "lmz -1" in names["markdown"].read_text(encoding="utf-8")
 
 
 def test_quick_needs_no_file() -> None:
@@ -428,11 +428,14 @@ def test_interrupted_runs_keep_what_they_have(
         [sys.executable, "-I", "-m", "lmcodec", "bench", str(text / "a.txt"), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=os.environ | {"BENCH_PIDS": str(pids), "TMPDIR": str(folder)},
     )
     deadline = time.monotonic() + 60
-    while not (pids.exists() and pids.read_text().endswith("\n")) and time.monotonic() < deadline:
+    while (
+        not (pids.exists() and pids.read_text(encoding="utf-8").endswith("\n"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     process.send_signal(number)
     out, err = process.communicate(timeout=60)
@@ -440,51 +443,57 @@ def test_interrupted_runs_keep_what_they_have(
     assert err == "lmcodec: interrupted\n"
     assert "good" in out
     assert "Interrupted: only what had been measured by then." in out
-    assert not alive(int(pids.read_text()))
+    assert not alive(int(pids.read_text(encoding="utf-8")))
     assert list(folder.iterdir()) == []
 
 
 def test_results_outlive_a_reader_that_leaves_and_failures(text: Path, tmp_path: Path) -> None:
     """Files are written before anything is printed, and what was there stays until they are complete."""
     result = tmp_path / "result.csv"
-    result.write_text("old")
+    result.write_text("old", encoding="utf-8")
     command = [sys.executable, "-I", "-m", "lmcodec", "bench", str(text / "a.txt"), "--csv", str(result)]
     command += ["--levels", "1", "--peers", "none", "--runs", "1"]
     limited = ["sh", "-c", "ulimit -f 0; trap '' XFSZ; exec \"$@\"", "sh", *command[:6]]
     limited += ["--csv", str(result), "--levels", "none", "--peers", "none", "--runs", "1"]
     limited += ["--command", "true=true {in} {out};true {in} {out}"]
-    done = subprocess.run(limited, capture_output=True, text=True, check=False)
+    done = subprocess.run(limited, capture_output=True, encoding="utf-8", check=False)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
-    assert (result.read_text(), sorted(os.listdir(tmp_path))) == ("old", ["result.csv", "text"])
+    assert (result.read_text(encoding="utf-8"), sorted(os.listdir(tmp_path))) == (
+        "old",
+        ["result.csv", "text"],
+    )
     read, write = os.pipe()
     os.close(read)
-    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, text=True, check=False)
+    done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, encoding="utf-8", check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (-signal.SIGPIPE, "")
-    assert result.read_text().startswith("Compressor name,")
+    assert result.read_text(encoding="utf-8").startswith("Compressor name,")
 
 
 def test_an_interrupt_before_the_first_result_keeps_the_old_one(
     text: Path, script: Path, tmp_path: Path
 ) -> None:
     pids, result = tmp_path / "pids", tmp_path / "result.csv"
-    result.write_text("old")
+    result.write_text("old", encoding="utf-8")
     arguments = ["--levels", "none", "--peers", "none", "--command", command("hangs", script)]
     process = subprocess.Popen(
         [sys.executable, "-I", "-m", "lmcodec", "bench", str(text), "--csv", str(result), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
         env=os.environ | {"BENCH_PIDS": str(pids)},
     )
     deadline = time.monotonic() + 60
-    while not (pids.exists() and pids.read_text().endswith("\n")) and time.monotonic() < deadline:
+    while (
+        not (pids.exists() and pids.read_text(encoding="utf-8").endswith("\n"))
+        and time.monotonic() < deadline
+    ):
         time.sleep(0.02)
     process.send_signal(signal.SIGINT)
     assert process.communicate(timeout=60) == ("", "lmcodec: interrupted\n")
     assert process.returncode == -signal.SIGINT
-    assert result.read_text() == "old"
+    assert result.read_text(encoding="utf-8") == "old"
 
 
 def test_odd_names(tmp_path: Path) -> None:
@@ -506,7 +515,7 @@ def test_odd_names(tmp_path: Path) -> None:
     with open(out["csv"], encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["Filename"] for row in rows} == {"line\nbreak", "no \\udcff text", "a|b<i>"}
-    document = json.loads(out["json"].read_text())
+    document = json.loads(out["json"].read_text(encoding="utf-8"))
     assert {os.fsencode(m["file"]) for m in document["measurements"]} == set(names)
     text = out["markdown"].read_text(encoding="utf-8")
     assert all(f"\n{name}, 189 bytes:\n" in text for name in ("line↵break", "no ⟨FF⟩ text", "a\\|b\\<i>"))

@@ -53,7 +53,7 @@ def test_errors_are_one_line(tmp_path: Path) -> None:
     check_error(run("train", "prepare", "--corpora", tmp_path, "--out", tmp_path / "s"), "LMCODEC_CORPORA")
     check_error(run("train", tmp_path / "none.toml"), "none.toml", "No such file")
     config = tmp_path / "typo.toml"
-    config.write_text('name = "x"\n[model]\ndimm = 3\n')
+    config.write_text('name = "x"\n[model]\ndimm = 3\n', encoding="utf-8")
     check_error(run("train", config), "typo.toml", "'model.dimm'", "did you mean 'model.dim'")
     check_error(run("train", "run", config, "--set", "x"), "KEY=VALUE")
     check_error(run("train", "vocab", tmp_path / "no" / "v.lmv", "--corpora", tmp_path), "missing")
@@ -103,7 +103,7 @@ def test_a_standard_output_that_is_full() -> None:
             [sys.executable, "-I", "-m", "lmcodec", "corpus", "list"],
             stdout=full,
             stderr=subprocess.PIPE,
-            text=True,
+            encoding="utf-8",
             check=False,
         )
     assert (result.returncode, result.stderr) == (1, "lmcodec: No space left on device\n")

@@ -741,7 +741,7 @@ while len(threading.enumerate()) > 1: time.sleep(0.01)
 def test_an_interrupt_gets_through_and_the_program_ends(threads: int) -> None:
     code = INTERRUPTED.replace("THREADS", str(threads))
     run = subprocess.run(
-        [sys.executable, "-I", "-c", code], capture_output=True, text=True, timeout=30, check=True
+        [sys.executable, "-I", "-c", code], capture_output=True, encoding="utf-8", timeout=30, check=True
     )
     assert (run.stdout, run.stderr) == ("interrupted\n", "")
 
@@ -774,7 +774,7 @@ def test_a_long_stream_takes_constant_memory(tmp_path: Any) -> None:
     run = subprocess.run(
         [sys.executable, "-I", "-c", CONSTANT_MEMORY, folder, str(tmp_path / "long.lmz")],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=True,
     )
     assert int(run.stdout) < 40  # MiB, of 700

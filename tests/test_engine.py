@@ -565,7 +565,7 @@ print(status("VmHWM") - before)
 
 def check_memory(number: int, streams: int, nbytes: int, n_block: int = 1) -> None:
     arguments = [sys.executable, "-I", "-c", MEASURE, *map(str, (number, streams, nbytes, n_block))]
-    run = subprocess.run(arguments, capture_output=True, text=True)
+    run = subprocess.run(arguments, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     assert int(run.stdout) <= memory_nbytes(number, nbytes, streams, n_block > 1)
 

@@ -677,7 +677,7 @@ def test_without_matplotlib(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-I", "-c", code, "explain", "a.txt", "--png", "a.png", "--level", "1"],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         cwd=tmp_path,
         check=False,
     )

@@ -17,8 +17,8 @@ from lmcodec.lm import reference, weights
 from lmcodec.lm.config import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.export import LOGIT_STEP, integer_model
-from lmcodec.train.loop import load_export
-from lmcodec.train.net import Net, WeightRounding, round_weight
+from lmcodec.train.exports import load_export
+from lmcodec.train.net import Net, WeightRounding, rounded
 
 VOCABULARY = Vocabulary(sorted([bytes([b]) for b in range(256)] + [b"%d" % i for i in range(10, 54)]))
 CONFIG = NetConfig(vocab_size=300, dim=40, n_layer=3, recurrent=32, mlp=56)
@@ -54,8 +54,8 @@ def test_weights_are_those_of_the_forward_pass(rounding: WeightRounding) -> None
     for name, linear in model.tensors().items():
         w = net.get_parameter(names[name]).detach()
         scale = rounding.scale(w, names[name])
-        rounded = round_weight(w, names[name], rounding, torch.float32).detach() / scale
-        assert torch.equal(rounded.round(), torch.from_numpy(linear.weight).float()), name
+        integers = rounded(w, names[name], rounding, torch.float32).detach() / scale
+        assert torch.equal(integers.round(), torch.from_numpy(linear.weight).float()), name
 
 
 @pytest.mark.parametrize("rounding", ROUNDINGS.values(), ids=ROUNDINGS)
@@ -136,7 +136,7 @@ def test_training_goes_on_from_an_integer_model(rounding: WeightRounding, tmp_pa
     restored, document = load_export(path, VOCABULARY)
     assert document["step"] == 7
     for name, p in net.named_parameters():
-        expected = round_weight(p.detach(), name, rounding, torch.float32) if p.dim() == 2 else p.detach()
+        expected = rounded(p.detach(), name, rounding, torch.float32) if p.dim() == 2 else p.detach()
         # Multipliers have 16 bits, less where a row's scale is smaller; a bias is a multiple of a sum's unit.
         assert torch.allclose(
             restored.get_parameter(name), expected, rtol=0.01, atol=1e-4 if p.dim() == 2 else 1e-2

@@ -23,7 +23,7 @@ from lmcodec.lm import store
 
 PATH = Path(__file__).with_name("golden") / "hashes.py"
 MAKE = runpy.run_path(str(PATH))
-EXPECTED: dict[str, dict[str, str]] = json.loads((PATH.parent / "hashes.json").read_text())
+EXPECTED: dict[str, dict[str, str]] = json.loads((PATH.parent / "hashes.json").read_text(encoding="utf-8"))
 ISAS = _kernel.network_isas()
 
 
@@ -36,7 +36,7 @@ def test_every_instruction_set(isa: str) -> None:
     for name in (store.MODEL_VARIABLE, "LMCODEC_CODER", "LMCODEC_LEVEL", "LMCODEC_THREADS"):
         environment.pop(name, None)
     command: list[str | Path] = [sys.executable, "-I", "-W", "error", PATH, "--compute"]
-    run = subprocess.run(command, capture_output=True, text=True, env=environment)
+    run = subprocess.run(command, capture_output=True, encoding="utf-8", env=environment)
     assert run.returncode == 0, run.stderr
     found = json.loads(run.stdout)
     assert found["used"]["network"] == isa
@@ -73,7 +73,7 @@ def test_fixed_hashes_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setitem(names, "HASHES", path)
     monkeypatch.setitem(names, "compute", lambda: computed)
     main(["--write"])
-    assert json.loads(path.read_text()) == computed
+    assert json.loads(path.read_text(encoding="utf-8")) == computed
     main([])
     computed["chosen"]["b"], computed["shipped"] = "4", {"d": "5"}
     with pytest.raises(SystemExit, match=r"^chosen: b\nshipped: c\nshipped: d$"):
@@ -82,9 +82,9 @@ def test_fixed_hashes_are_not_overwritten(tmp_path: Path, monkeypatch: pytest.Mo
     main([])
     for fixed in ({"a": "6"}, {"a": "1", "e": "7"}, {}):
         computed["fixed"] = fixed
-        before = path.read_text()
+        before = path.read_text(encoding="utf-8")
         with pytest.raises(SystemExit, match="only with a format version"):
             main(["--write"])
-        assert path.read_text() == before
+        assert path.read_text(encoding="utf-8") == before
     main(["--write", "--force"])
-    assert json.loads(path.read_text()) == computed
+    assert json.loads(path.read_text(encoding="utf-8")) == computed

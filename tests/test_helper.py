@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from test_kernel_builds import NATIVE
+from test_kernel_builds import NATIVE, WARNINGS
 
 BUILDS = {
     "O2": ["-O2"],
@@ -27,16 +27,16 @@ def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
     if not compiler or sys.platform == "win32" or not NATIVE.is_dir():
         pytest.skip("needs a checkout and a C++ compiler that takes the options of g++")
     binary = tmp_path_factory.mktemp("helper") / "driver"
-    flags = ["-std=c++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *BUILDS[request.param]]
+    flags = ["-std=c++17", "-pthread", *WARNINGS, f"-I{NATIVE}", *BUILDS[request.param]]
     source = Path(__file__).with_name("helper_driver.cpp")
-    built = subprocess.run([compiler, *flags, source, "-o", binary], capture_output=True, text=True)
+    built = subprocess.run([compiler, *flags, source, "-o", binary], capture_output=True, encoding="utf-8")
     if "sanitize" in " ".join(flags) and "cannot find" in built.stderr:
         pytest.skip("the compiler has no sanitizers")
     assert built.returncode == 0, built.stderr
 
     def run(*arguments: str | int) -> str:
         command = [str(binary), *map(str, arguments)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        done = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=120)
         if "unexpected memory mapping" in done.stderr:
             pytest.skip("the thread sanitizer does not know this system's memory")
         assert done.returncode == 0, done.stderr

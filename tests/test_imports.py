@@ -26,7 +26,7 @@ RANK = {
 
 
 def modules() -> list[tuple[Path, ast.Module]]:
-    return [(p, ast.parse(p.read_text())) for p in sorted(PACKAGE.rglob("*.py"))]
+    return [(p, ast.parse(p.read_text(encoding="utf-8"))) for p in sorted(PACKAGE.rglob("*.py"))]
 
 
 def imported(tree: ast.Module) -> list[str]:
@@ -73,7 +73,9 @@ def test_no_pickle_anywhere() -> None:
 
 def loaded_by(statement: str) -> set[str]:
     code = f"import sys; {statement}; print(' '.join(sys.modules))"
-    run = subprocess.run([sys.executable, "-I", "-c", code], check=True, capture_output=True, text=True)
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", code], check=True, capture_output=True, encoding="utf-8"
+    )
     return set(run.stdout.split())
 
 

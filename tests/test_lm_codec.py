@@ -794,7 +794,7 @@ print(status("VmHWM") - before, lm_memory_nbytes(model, number or None, len(data
 
 def check_memory(path: Path, number: int, streams: int, nbytes: int) -> None:
     arguments = [sys.executable, "-I", "-c", MEASURE, str(path), *map(str, (number, streams, nbytes))]
-    run = subprocess.run(arguments, capture_output=True, text=True)
+    run = subprocess.run(arguments, capture_output=True, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     used, most = map(int, run.stdout.split())
     assert used <= most

@@ -256,7 +256,9 @@ def test_environment(lmz: Front, monkeypatch: pytest.MonkeyPatch) -> None:
     assert lmz("-d", stdin=frame).check(0).out == TEXT
     monkeypatch.setenv("LMCODEC_LEVEL", "")
     monkeypatch.setenv("LMCODEC_THREADS", "two")
-    lmz("-d", stdin=frame).check(1, "LMCODEC_THREADS", "'two'")
+    lmz("-c", stdin=b"").check(1, "LMCODEC_THREADS", "'two'")
+    assert lmz("-d", stdin=frame).check(0).out == TEXT
+    assert "LMCODEC_THREADS is 'two', expected 0 to 1024; it is ignored" in lmz("-dv", stdin=frame).err
     assert lmz("-d", "-T1", stdin=frame).check(0).out == TEXT
 
 

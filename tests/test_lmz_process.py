@@ -32,7 +32,7 @@ ERASE = b"\r\x1b[K"
 def environment() -> dict[str, str]:
     """Ours, less what changes the command or how Python writes; a level without a language model."""
     ours = {k: v for k, v in os.environ.items() if not k.startswith(("LMCODEC_", "PYTHONUNBUFFERED"))}
-    return ours | {"LMCODEC_LEVEL": "2"}
+    return ours | {"LMCODEC_LEVEL": "2", "TERM": "xterm"}
 
 
 def lmz(folder: Path, *arguments: str, stdout: Any = PIPE) -> subprocess.CompletedProcess[bytes]:
@@ -178,7 +178,7 @@ def test_numbers_of_closed_streams_are_not_given_to_files(tmp_path: Path) -> Non
     )
     command = ["sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh", sys.executable, "-I", "-c", code]
     subprocess.run(command, cwd=tmp_path, env=environment(), check=True)
-    assert (tmp_path / "seen").read_text() == f"{errno.EBADF} {errno.EBADF} {errno.EBADF} 3"
+    assert (tmp_path / "seen").read_text(encoding="utf-8") == f"{errno.EBADF} {errno.EBADF} {errno.EBADF} 3"
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full")
@@ -338,12 +338,12 @@ def test_completion() -> None:
 
 
 def test_entry_points_exist() -> None:
-    project = (Path(__file__).parent.parent / "pyproject.toml").read_text()
-    import lmcodec.cli.lmz
+    project = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
+    import lmcodec.cli.entry
 
-    for script, function in [("lmz", "main"), ("unlmz", "unlmz"), ("lmzcat", "lmzcat")]:
-        assert re.search(rf'^{script} = "lmcodec\.cli\.lmz:{function}"$', project, re.MULTILINE)
-        assert callable(getattr(lmcodec.cli.lmz, function))
+    for script in ("lmcodec", "lmz", "unlmz", "lmzcat"):
+        assert re.search(rf'^{script} = "lmcodec\.cli\.entry:{script}"$', project, re.MULTILINE)
+        assert callable(getattr(lmcodec.cli.entry, script))
 
 
 def test_what_needs_no_codec_loads_none() -> None:
@@ -353,7 +353,7 @@ def test_what_needs_no_codec_loads_none() -> None:
     )
     for argument in ("-V", "-h", "--unknown"):
         run = subprocess.run(
-            [sys.executable, "-I", "-c", code, argument], capture_output=True, text=True, check=True
+            [sys.executable, "-I", "-c", code, argument], capture_output=True, encoding="utf-8", check=True
         )
         loaded = set(run.stdout.splitlines()[-1].split())
         assert "lmcodec.cli.lmz" in loaded
@@ -373,7 +373,7 @@ def traced_calls(log: Path) -> list[tuple[str, int]]:
     """Name and occurrence of every call in a log of strace."""
     seen: dict[str, int] = {}
     calls = []
-    for name in re.findall(r"^\d+ +(\w+)\(", log.read_text(), re.MULTILINE):
+    for name in re.findall(r"^\d+ +(\w+)\(", log.read_text(encoding="utf-8"), re.MULTILINE):
         seen[name] = seen.get(name, 0) + 1
         calls.append((name, seen[name]))
     return calls
@@ -455,5 +455,7 @@ main()
 """
     files = ["-t", str(golden / "network.lmz"), "--model", str(golden / "network.lmm")]
     ours = {k: v for k, v in environment().items() if k != "OPENBLAS_NUM_THREADS"}
-    run = subprocess.run([sys.executable, "-I", "-c", code, *files], capture_output=True, text=True, env=ours)
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", code, *files], capture_output=True, encoding="utf-8", env=ours
+    )
     assert (run.stdout, run.stderr, run.returncode) == ("True 1\n", "", 0)

@@ -15,7 +15,7 @@ from unittest import mock
 import numpy as np
 import pytest
 from integer_models import GOLDEN, golden_expected, golden_hashes, golden_input
-from test_kernel_builds import BUILDS, NATIVE
+from test_kernel_builds import BUILDS, NATIVE, WARNINGS
 
 from lmcodec import _kernel
 from lmcodec.errors import ConfigError, Corrupt
@@ -468,9 +468,9 @@ def test_builds_without_python(build: str, tmp_path: Path) -> None:
     if not compiler or sys.platform == "win32" or not NATIVE.is_dir():
         pytest.skip("needs a checkout and a C++ compiler that takes the options of g++")
     binary = tmp_path / "driver"
-    flags = ["-std=c++17", "-pthread", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *DRIVER_BUILDS[build]]
+    flags = ["-std=c++17", "-pthread", *WARNINGS, f"-I{NATIVE}", *DRIVER_BUILDS[build]]
     command: list[str | Path] = [compiler, *flags, *DRIVER_SOURCES, "-o", binary]
-    built = subprocess.run(command, capture_output=True, text=True)
+    built = subprocess.run(command, capture_output=True, encoding="utf-8")
     if "sanitize" in " ".join(flags) and "cannot find" in built.stderr:
         pytest.skip("the compiler has no sanitizers")
     assert built.returncode == 0, built.stderr

@@ -12,9 +12,17 @@ from lmcodec.errors import ConfigError
 from lmcodec.lm.config import NetConfig
 from lmcodec.train import net as net_module
 from lmcodec.train.loss import cross_entropy, nats_of
-from lmcodec.train.net import SCALE_RANGE, Net, WeightRounding, round_to, round_weight
+from lmcodec.train.net import SCALE_RANGE, Net, WeightRounding, round_to, rounded
 from lmcodec.train.optim import orthogonalise
-from lmcodec.train.scan import linear_scan, scan_loop, scan_loop_backward, scan_rounded, triton
+from lmcodec.train.scan import (
+    linear_scan,
+    scan_loop,
+    scan_loop_backward,
+    scan_rounded,
+    scan_triton,
+    scan_triton_backward,
+    triton,
+)
 
 SMALL = NetConfig(vocab_size=300, dim=32, n_layer=2, recurrent=24, mlp=40, shift=True)
 
@@ -61,11 +69,9 @@ def test_cuda_scan_equals_the_loop(n_position: int, n_lane: int, width: int) -> 
     a = torch.rand(n_position, n_lane, width)
     v, grad = torch.randn(2, n_position, n_lane, width)
     h0 = torch.randn(n_lane, width)
-    from lmcodec.train.scan import _backward, _forward
-
-    fast = _forward(a.cuda(), v.cuda(), h0.cuda()).cpu()
+    fast = scan_triton(a.cuda(), v.cuda(), h0.cuda()).cpu()
     torch.testing.assert_close(fast, scan_loop(a, v, h0), rtol=1e-5, atol=1e-5)
-    fast = _backward(a.cuda(), grad.cuda()).cpu()
+    fast = scan_triton_backward(a.cuda(), grad.cuda()).cpu()
     torch.testing.assert_close(fast, scan_loop_backward(a, grad), rtol=1e-5, atol=1e-5)
 
 
@@ -140,11 +146,11 @@ def test_rounding_passes_gradients_inside_its_range_only() -> None:
 def test_round_weight_levels() -> None:
     w = torch.randn(5, 40, requires_grad=True)
     for levels in (3, 7, 63):
-        r = round_weight(w, "w", WeightRounding(levels), torch.float32).detach()
+        r = rounded(w, "w", WeightRounding(levels), torch.float32).detach()
         scale = w.detach().abs().amax(dim=1, keepdim=True) / levels
         assert (r / scale).abs().max() <= levels + 1e-3
         assert ((r - w).abs() <= scale / 2 + 1e-6).all()
-    assert torch.equal(round_weight(w, "w", WeightRounding(), torch.float32), w)
+    assert torch.equal(rounded(w, "w", WeightRounding(), torch.float32), w)
 
 
 def test_round_weight_by_a_share_of_the_rows_root_mean_square() -> None:
@@ -158,7 +164,7 @@ def test_round_weight_by_a_share_of_the_rows_root_mean_square() -> None:
         assert torch.allclose(scale[[0, 3], 0], step * rms[[0, 3]])
         assert scale[1, 0] == scale.max() / SCALE_RANGE
         assert scale[2, 0] == 50.0 / 63  # the largest weight must fit
-        integers = round_weight(w, name, rounding, torch.float32) / scale
+        integers = rounded(w, name, rounding, torch.float32) / scale
         assert integers.abs().max() <= 63.001
         assert torch.allclose(integers, integers.round(), atol=1e-3)
 

@@ -66,8 +66,8 @@ def test_pictures_are_reproducible(tmp_path: Path) -> None:
     report = report_of(8, 3, (1000, 30_000, 1_000_000))
     for name in ("a.svg", "b.svg"):
         plots.draw(report, tmp_path / name)
-    first = (tmp_path / "a.svg").read_text()
-    assert first == (tmp_path / "b.svg").read_text()
+    first = (tmp_path / "a.svg").read_text(encoding="utf-8")
+    assert first == (tmp_path / "b.svg").read_text(encoding="utf-8")
     # Both speeds and the sizes; text stays text or becomes paths, titles are comments then.
     for text in ("Compression", "Decompression", "File size", "lmz -1"):
         assert text in first

@@ -27,7 +27,7 @@ table_log2 = 20
 
 def test_profile_is_made_from_a_specification(tmp_path: Path, tiny_corpora: Path) -> None:
     spec, out = tmp_path / "spec.toml", tmp_path / "out.lmp"
-    spec.write_text(SPEC)
+    spec.write_text(SPEC, encoding="utf-8")
     arguments = ["train", "profile", str(spec), str(out), "--corpora", str(tiny_corpora)]
     result = CliRunner().invoke(group, arguments, catch_exceptions=False)
     assert "SHA-256" in result.output
@@ -57,7 +57,7 @@ def test_shipped_specifications_are_those_of_the_profiles(name: str) -> None:
 
 def test_wrong_specification_is_named(tmp_path: Path, tiny_corpora: Path) -> None:
     spec = tmp_path / "spec.toml"
-    spec.write_text(SPEC.replace("order4", "order44"))
+    spec.write_text(SPEC.replace("order4", "order44"), encoding="utf-8")
     with pytest.raises(ConfigError, match=r"spec\.toml: not a profile .*order44"):
         CliRunner().invoke(
             group,

@@ -292,7 +292,7 @@ def cli(*arguments: object, **environment: str) -> subprocess.CompletedProcess[s
     return subprocess.run(
         [sys.executable, "-I", "-m", "lmcodec", "bench", "--profile", *map(str, arguments)],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         check=False,
         env=os.environ | environment,
     )
@@ -314,7 +314,7 @@ def test_the_command(folder: Path, tmp_path: Path, model_file: Path) -> None:  #
     result = cli(folder, *options, LMCODEC_MODEL=str(model_file))
     assert result.returncode == 1  # because of the empty one
     assert result.stderr == "lmcodec: empty: an empty file has nothing to compress\n"
-    document = json.loads(target.read_text())
+    document = json.loads(target.read_text(encoding="utf-8"))
     assert (document["runs"], "processor" in document["machine"]) == (1, True)
     blocks = document["blocks"]
     names = [(b["file"], b["level"], b["method"]) for b in blocks]
@@ -340,7 +340,7 @@ def test_the_command(folder: Path, tmp_path: Path, model_file: Path) -> None:  #
         assert sum(row[column] for row in parts) == pytest.approx(100, abs=0.5)
     assert "A byte takes 8.00 decisions." in table
     assert result.stdout.count("Nothing is coded: no method makes the block smaller.") == 2
-    markdown = (tmp_path / "found.md").read_text()
+    markdown = (tmp_path / "found.md").read_text(encoding="utf-8")
     assert markdown.startswith(
         f"{title}:\n\n|  | in, µs/byte | share, % | out, µs/byte | share, % |\n|---|---:|"
     )

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from conftest import WORDS, make_vocabulary
 from integer_models import random_model
-from test_kernel_builds import BUILDS, NATIVE, SOURCES, Build
+from test_kernel_builds import BUILDS, NATIVE, SOURCES, WARNINGS, Build
 from test_native_network import model_bytes
 
 from lmcodec import _kernel, coder, profile
@@ -549,12 +549,14 @@ def driver(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     if not compiler or sys.platform == "win32" or not NATIVE.is_dir():
         pytest.skip("needs a checkout and a C++ compiler that takes the options of g++")
     folder = tmp_path_factory.mktemp("build")
-    names = re.findall(r"set\(p\.(\w+),", (NATIVE / "module.cpp").read_text())
+    names = re.findall(r"set\(p\.(\w+),", (NATIVE / "module.cpp").read_text(encoding="utf-8"))
     sources = [*SOURCES[:-1], Path(__file__).with_name("token_driver.cpp")]
-    flags = ["-std=c++17", "-Wall", "-Wextra", "-Werror", f"-I{NATIVE}", *BUILDS[request.param]]
+    flags = ["-std=c++17", *WARNINGS, f"-I{NATIVE}", *BUILDS[request.param]]
     flags.append(f"-DLMCODEC_NUMBERS={' '.join(f'NUMBER({name})' for name in names)}")
     built = subprocess.run(
-        [compiler, *flags, *sources, "-pthread", "-o", folder / "driver"], capture_output=True, text=True
+        [compiler, *flags, *sources, "-pthread", "-o", folder / "driver"],
+        capture_output=True,
+        encoding="utf-8",
     )
     if "sanitize" in " ".join(flags) and "cannot find" in built.stderr:
         pytest.skip("the compiler has no sanitizers")

@@ -342,7 +342,7 @@ def load_small() -> IntegerModel:
 @pytest.mark.parametrize("n_position", [8, pytest.param(60, marks=pytest.mark.slow)])
 def test_trained_model(n_position: int) -> None:
     model = load_small()
-    text = Path(lmcodec.__file__).with_name("FORMAT.md").read_bytes()
+    text = (Path(lmcodec.__file__).parent / "docs" / "FORMAT.md").read_bytes()
     n_stream = 6
     cut = alternate_cuts(n_stream)
     tokens = model.vocabulary.segment_reference(text[:4000])[: (n_position - 1) * n_stream].astype(np.int64)

@@ -8,7 +8,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
 import pytest
 from conftest import write_corpus
@@ -19,11 +18,10 @@ import torch
 
 from lmcodec.errors import BadMagic, ConfigError, Corrupt, LmcodecError, ModelNotFound, Truncated
 from lmcodec.lm.vocab import Vocabulary
-from lmcodec.train import checkpoint, loop, shards
+from lmcodec.train import checkpoint, shards
 from lmcodec.train.average import average
 from lmcodec.train.config import load_config
-from lmcodec.train.loop import load_export
-from lmcodec.train.loss import cross_entropy
+from lmcodec.train.exports import load_export
 from lmcodec.train.start import start
 
 CONFIG = """
@@ -57,7 +55,7 @@ def project(tmp_path: Path, tiny_corpora: Path, vocabulary: Vocabulary) -> Path:
     """A folder with a vocabulary, shards and a configuration."""
     (tmp_path / "vocab.lmv").write_bytes(vocabulary.pack())
     list(shards.prepare(vocabulary, tmp_path / "shards", corpora=tiny_corpora, processes=2))
-    (tmp_path / "tiny.toml").write_text(CONFIG.format(size=len(vocabulary)))
+    (tmp_path / "tiny.toml").write_text(CONFIG.format(size=len(vocabulary)), encoding="utf-8")
     return tmp_path
 
 
@@ -79,13 +77,13 @@ def check_same_bits(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> N
 def test_a_run_learns_draws_its_curve_and_resumes_exactly(project: Path, kind: str) -> None:
     assignment = f"optimiser.kind={kind}"
     assert train(project, "whole", assignment) == "finished"
-    header, *rows = (project / "whole" / "curve.csv").read_text().splitlines()
+    header, *rows = (project / "whole" / "curve.csv").read_text(encoding="utf-8").splitlines()
     assert header.startswith("step,trained_nbytes,seconds,train,")
     assert len(rows) == 2
     assert float(rows[1].split(",")[3]) < float(rows[0].split(",")[3]) < 8
     assert (project / "whole" / "curve.png").read_bytes().startswith(b"\x89PNG")
     # Stopped after the first step, then gone on with.
-    assert "limit" in train(project, "parts", assignment, "run.minutes=1e-9")
+    assert "limit" in train(project, "parts", assignment, "run.command_minutes=1e-9")
     assert train(project, "parts", assignment) == "finished"
     check_same_bits(weights(project, "whole"), weights(project, "parts"))
 
@@ -102,7 +100,7 @@ def test_a_run_learns_draws_its_curve_and_resumes_exactly(project: Path, kind: s
 def test_every_shape_resumes(project: Path, shape: tuple[str, ...]) -> None:
     assignments = (*shape, "run.steps=4", "run.validate_every=4")
     train(project, "whole", *assignments)
-    train(project, "parts", *assignments, "run.minutes=1e-9")
+    train(project, "parts", *assignments, "run.command_minutes=1e-9")
     train(project, "parts", *assignments)
     check_same_bits(weights(project, "whole"), weights(project, "parts"))
 
@@ -111,7 +109,7 @@ def test_distillation_resumes(project: Path) -> None:
     train(project, "teacher", "run.steps=3", "run.validate_every=3")
     assignments = ('distill.teacher="teacher/export"', "run.steps=4", "run.validate_every=4")
     train(project, "whole", *assignments)
-    train(project, "parts", *assignments, "run.minutes=1e-9")
+    train(project, "parts", *assignments, "run.command_minutes=1e-9")
     with pytest.raises(ConfigError, match="another run: teacher"):
         train(project, "parts")
     train(project, "parts", *assignments)
@@ -143,9 +141,11 @@ def test_a_hostile_export_costs_no_memory(project: Path, vocabulary: Vocabulary)
 
 
 def test_the_bare_trainer_reports_errors_of_files_in_one_line(project: Path) -> None:
-    (project / "file").write_text("")
+    (project / "file").write_text("", encoding="utf-8")
     line = [sys.executable, "-I", "-m", "lmcodec.train", str(project / "tiny.toml"), "--run-dir"]
-    result = subprocess.run([*line, str(project / "file")], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [*line, str(project / "file")], capture_output=True, encoding="utf-8", check=False
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("lmcodec train: ")
     assert len(result.stderr.splitlines()) == 1
@@ -154,7 +154,7 @@ def test_the_bare_trainer_reports_errors_of_files_in_one_line(project: Path) -> 
 def test_two_processes_in_one_folder_are_refused(project: Path) -> None:
     fcntl = pytest.importorskip("fcntl")
     (project / "run").mkdir()
-    with open(project / "run" / "lock", "a") as file:
+    with open(project / "run" / "lock", "a", encoding="utf-8") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         with pytest.raises(ConfigError, match="another process trains in this folder"):
             train(project, "run")
@@ -162,24 +162,10 @@ def test_two_processes_in_one_folder_are_refused(project: Path) -> None:
 
 def test_validation_between_progress_lines(project: Path) -> None:
     """A validation that follows a resume before any progress line reports what was trained since."""
-    assert "limit" in train(project, "run", "run.minutes=1e-9")
+    assert "limit" in train(project, "run", "run.command_minutes=1e-9")
     assert train(project, "run", "run.steps=9", "run.validate_every=4", "run.log_every=100") == "finished"
-    assert len((project / "run" / "curve.csv").read_text().splitlines()) == 4
-
-
-def test_a_diverging_run_says_so_and_keeps_its_checkpoint(
-    project: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    train(project, "run", "run.minutes=1e-9")
-
-    def diverged(*arguments: Any, **options: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        loss, nats = cross_entropy(*arguments, **options)
-        return loss + (loss * torch.inf - loss * torch.inf), nats  # an undefined gradient, sound bits
-
-    monkeypatch.setattr(loop, "cross_entropy", diverged)
-    with pytest.raises(ConfigError, match=r"not finite at step 2: lower optimiser\.lr"):
-        train(project, "run")
-    assert all(torch.isfinite(t).all() for t in weights(project, "run").values())
+    lines = (project / "run" / "curve.csv").read_text(encoding="utf-8").splitlines()
+    assert len(lines) == 1 + 1 + 3  # steps 1; 4, 8, 9
 
 
 def command(project: Path, name: str) -> list[str]:
@@ -193,7 +179,7 @@ def command(project: Path, name: str) -> list[str]:
 def wait_for(path: Path, process: subprocess.Popen[str], text: str) -> None:
     until = time.monotonic() + 120
     while time.monotonic() < until:
-        if path.exists() and text in path.read_text():
+        if path.exists() and text in path.read_text(encoding="utf-8"):
             return
         assert process.poll() is None, "the run ended before it could be stopped"
         time.sleep(0.01)
@@ -202,19 +188,19 @@ def wait_for(path: Path, process: subprocess.Popen[str], text: str) -> None:
 
 def test_killed_run_ends_with_the_weights_of_an_uninterrupted_one(project: Path) -> None:
     subprocess.run(command(project, "whole"), check=True, capture_output=True)
-    process = subprocess.Popen(command(project, "killed"), text=True, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command(project, "killed"), encoding="utf-8", stdout=subprocess.DEVNULL)
     wait_for(project / "killed" / "log.txt", process, "step     10/")
     process.kill()
     assert process.wait() == -signal.SIGKILL
     subprocess.run(command(project, "killed"), check=True, capture_output=True)
-    assert "resumed at step" in (project / "killed" / "log.txt").read_text()
+    assert "resumed at step" in (project / "killed" / "log.txt").read_text(encoding="utf-8")
     check_same_bits(weights(project, "whole"), weights(project, "killed"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_stop_cleanly(project: Path, number: signal.Signals) -> None:
     process = subprocess.Popen(
-        command(project, "run"), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        command(project, "run"), encoding="utf-8", stdout=subprocess.PIPE, stderr=subprocess.STDOUT
     )
     wait_for(project / "run" / "log.txt", process, "step     10/")
     process.send_signal(number)
@@ -332,12 +318,12 @@ def test_attention_is_refused_with_rounding(project: Path) -> None:
 
 def test_broken_files_are_named(project: Path, tmp_path: Path) -> None:
     bad = tmp_path / "bad.toml"
-    bad.write_text("name = \n")
+    bad.write_text("name = \n", encoding="utf-8")
     with pytest.raises(ConfigError, match=r"bad\.toml: not a TOML file"):
         load_config(bad)
     with pytest.raises(ModelNotFound, match="cannot read"):
         load_config(tmp_path / "none.toml")
-    bad.write_text('name = "x"\n')
+    bad.write_text('name = "x"\n', encoding="utf-8")
     with pytest.raises(ConfigError, match="'model' is missing"):
         load_config(bad)
 
@@ -353,7 +339,7 @@ def test_damaged_checkpoints_are_refused(project: Path) -> None:
     train(project, "run", "run.steps=2", "run.validate_every=2")
     folder = project / "run" / "checkpoint"
     piece, manifest = folder / "piece-000", folder / "manifest.json"
-    whole, text = piece.read_bytes(), manifest.read_text()
+    whole, text = piece.read_bytes(), manifest.read_text(encoding="utf-8")
     error: type[LmcodecError]
     for content, error in (
         (whole[:1000] + bytes([whole[1000] ^ 1]) + whole[1001:], Corrupt),
@@ -372,11 +358,11 @@ def test_damaged_checkpoints_are_refused(project: Path) -> None:
         (text.replace('"position": 0', '"position": 8'), Corrupt),
     ):
         assert changed != text
-        manifest.write_text(changed)
+        manifest.write_text(changed, encoding="utf-8")
         with pytest.raises(error, match="run/checkpoint"):
             train(project, "run")
     # Well sealed, but not what a run writes.
-    manifest.write_text(text)
+    manifest.write_text(text, encoding="utf-8")
     tensors, document = checkpoint.load(folder)
     for broken_tensors, broken_document in (
         ({n: t for n, t in tensors.items() if n != "net/b_head"}, document),

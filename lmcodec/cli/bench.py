@@ -15,7 +15,7 @@ import click
 
 from lmcodec.cli.console import Console
 from lmcodec.cli.lmz import Size
-from lmcodec.cli.progress import printable
+from lmcodec.cli.progress import clipped, printable
 from lmcodec.cli.safe_file import die_by, write_file
 from lmcodec.cli.table import table
 from lmcodec.errors import ConfigError, LmcodecError, one_line
@@ -343,7 +343,7 @@ class Progress:
         return math.inf  # nothing draws it again: it is shown at once
 
     def line(self, width: int) -> str:
-        return self._line[:width]
+        return clipped(self._line, width)
 
     def step(self, text: str, done: int, total: int) -> None:
         self._line = f"{done / total:4.0%}  {printable(text)}"

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Callable
 from typing import Protocol
 
-from lmcodec.cli.progress import Progress, printable
+from lmcodec.cli.progress import Progress, clipped, encodable, printable
 from lmcodec.cli.safe_file import StdoutClosed, die_by, supervise
 
 _ERASE = "\r\x1b[K"
@@ -26,7 +26,7 @@ class Drawn(Protocol):
         """Since it began."""
 
     def line(self, width: int) -> str:
-        """At most `width` characters."""
+        """At most `width` columns of a terminal."""
 
 
 class Console:
@@ -35,13 +35,13 @@ class Console:
     Args:
       program: how the lines begin.
       verbosity: 0; less hides warnings (-1) and errors (-2), more shows what was done.
-      progress: draw progress; never where stderr is no terminal.
+      progress: draw progress; never where stderr is no terminal, or one that cannot erase a line.
     """
 
     def __init__(self, program: str, verbosity: int = 0, *, progress: bool = False) -> None:
         self.program, self.verbosity = program, verbosity
         self._encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
-        self._draws = progress and verbosity >= 0 and is_terminal(2)
+        self._draws = progress and verbosity >= 0 and is_terminal(2) and _erases()
         self._lock = threading.Lock()
         self._progress: Drawn | None = None
         self._is_drawn = False
@@ -95,7 +95,8 @@ class Console:
 
     def begin(self, name: str, total_nbytes: int | None, *, decoding: bool) -> Progress:
         """Count a file's progress, which `draw` shows until `end`."""
-        progress = Progress(name, total_nbytes, decoding=decoding, metered=self._draws)
+        shown = encodable(printable(name), self._encoding)
+        progress = Progress(shown, total_nbytes, decoding=decoding, metered=self._draws)
         self.follow(progress)
         return progress
 
@@ -114,7 +115,11 @@ class Console:
             return
         with self._lock:
             if self._progress and self._progress.seconds >= _FIRST_DRAW_S:
-                self._write(_ERASE + self._progress.line(_width() - 1))
+                width = _width() - 1  # in the last column some terminals begin another line
+                line = self._progress.line(width)
+                if encodable("…", self._encoding) != "…":
+                    line = line.replace("…", "~")
+                self._write(_ERASE + clipped(encodable(line, self._encoding), width))
                 self._is_drawn = True
 
     def erase(self) -> None:
@@ -135,8 +140,15 @@ def is_terminal(fd: int) -> bool:
         return False
 
 
+def _erases() -> bool:
+    """Whether the terminal knows escape sequences, as far as its name says."""
+    return os.environ.get("TERM", "") not in ("dumb", "unknown")
+
+
 def _width() -> int:
-    try:
-        return os.get_terminal_size(2).columns or 80
-    except OSError:
-        return 80
+    """The terminal's columns, or fewer if the environment's COLUMNS asks for that."""
+    asked = os.environ.get("COLUMNS", "")
+    widths = [int(asked) if asked.isascii() and asked.isdigit() and len(asked) < 6 else 0]
+    with contextlib.suppress(OSError):
+        widths.append(os.get_terminal_size(2).columns)
+    return min((width for width in widths if width > 0), default=80)

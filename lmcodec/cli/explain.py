@@ -15,7 +15,7 @@ import click
 from lmcodec.cli.console import Console, is_terminal
 from lmcodec.cli.lmz import BLOCK_SIZE, DEFAULT_LEVEL, METHOD, MODEL, Size, from_environment
 from lmcodec.cli.operate import check_model
-from lmcodec.cli.progress import named_line, printable, size_text, time_text
+from lmcodec.cli.progress import first_that_fits, named_line, printable, size_text, time_text
 from lmcodec.cli.safe_file import Source, Stdout, reserve_standard_descriptors, write_file
 from lmcodec.errors import ConfigError, LmcodecError
 
@@ -257,7 +257,7 @@ class _Progress:
         self._done, self._total = done, total
 
     def line(self, width: int) -> str:
-        figures = f"{size_text(self._total)}  {time_text(self.seconds)}"
+        amount, seconds = size_text(self._total), time_text(self.seconds)
         if self._done:
-            figures = f"{size_text(self._done)} of {figures}"
-        return named_line(self._name, figures, width)
+            amount = f"{size_text(self._done)} of {amount}"
+        return named_line(self._name, first_that_fits([f"{amount}  {seconds}", amount], width), width)

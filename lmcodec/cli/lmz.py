@@ -11,6 +11,7 @@ import os
 import re
 import signal
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import click
@@ -160,8 +161,16 @@ def _operate(program: str, mode: str, given: dict[str, Any]) -> int:
     level, threads = given.pop("level", None), given.pop("threads", None)
     if level is None and mode == "compress":
         level = from_environment("LMCODEC_LEVEL", 1, 9)
+    verbosity = given.pop("verbose") - given.pop("quiet")
     if threads is None and mode != "list":
-        threads = from_environment("LMCODEC_THREADS", 0, 1024)
+        try:
+            threads = from_environment("LMCODEC_THREADS", 0, 1024)
+        except ConfigError as error:
+            if mode == "compress":
+                raise
+            from lmcodec.cli.console import Console  # what was compressed decodes in any environment
+
+            Console(program, verbosity).info(None, f"{error}; it is ignored")
     if given.get("output") in ("-", "/dev/stdout"):
         given["to_stdout"] = bool(given.pop("output"))
     settings = Settings(
@@ -170,7 +179,7 @@ def _operate(program: str, mode: str, given: dict[str, Any]) -> int:
         level=level or DEFAULT_LEVEL,
         threads=core_count() if threads == 0 else threads,
         remove=given.pop("removal", None) == "remove",
-        verbosity=given.pop("verbose") - given.pop("quiet"),
+        verbosity=verbosity,
         progress=not given.pop("no_progress", None),
         **{name: value for name, value in given.items() if value is not None},
     )
@@ -198,6 +207,31 @@ def core_count() -> int:
     return available_cpus()
 
 
+def refuse_empty(command: click.Command) -> click.Command:
+    """Have the command and its subcommands refuse every option whose argument is empty.
+
+    An empty argument is mostly a variable that was not set; a path of it would mean the current folder.
+    """
+
+    def checked(option: click.Option) -> Callable[[click.Context, Any], Any]:
+        process = option.process_value
+
+        def process_value(ctx: click.Context, value: Any) -> Any:
+            if value == "" or (isinstance(value, (list, tuple)) and "" in value):
+                raise click.BadParameter("'' is empty", ctx, option)
+            return process(ctx, value)
+
+        return process_value
+
+    for parameter in command.params:
+        if isinstance(parameter, click.Option) and not parameter.is_flag:
+            parameter.process_value = checked(parameter)  # type: ignore[method-assign, assignment]
+    if isinstance(command, click.Group):
+        for subcommand in command.commands.values():
+            refuse_empty(subcommand)
+    return command
+
+
 def _command(
     name: str, mode: str, help: str, params: list[click.Parameter], **defaults: Any
 ) -> click.Command:
@@ -217,7 +251,7 @@ def front(program: str, mode: str, help: str, **defaults: Any) -> click.Command:
     groups = (_MODES, _STDOUT, _OUTPUT, _FILES, *coding, _LISTING, _MESSAGES, _PROGRESS)
     params = [*_OPERANDS, *(option for group in groups for option in group)]
     version = click.version_option(__version__, "-V", "--version", message=f"{program} %(version)s")
-    return version(_command(program, mode, help, params, **defaults))
+    return refuse_empty(version(_command(program, mode, help, params, **defaults)))
 
 
 def subcommands() -> list[click.Command]:

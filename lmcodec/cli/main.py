@@ -12,7 +12,7 @@ from lmcodec import __version__
 from lmcodec.cli.bench import bench
 from lmcodec.cli.corpus import corpus
 from lmcodec.cli.explain import explain
-from lmcodec.cli.lmz import enter, subcommands
+from lmcodec.cli.lmz import enter, refuse_empty, subcommands
 from lmcodec.cli.measure import measure
 from lmcodec.cli.model import model
 from lmcodec.cli.train import train
@@ -26,6 +26,7 @@ def group() -> None:
 
 for command in [*subcommands(), bench, corpus, explain, measure, model, train]:
     group.add_command(command)
+refuse_empty(group)
 
 
 def main(arguments: list[str] | None = None) -> NoReturn:

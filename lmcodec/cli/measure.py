@@ -28,7 +28,7 @@ from lmcodec.cli.lmz import (
     from_environment,
 )
 from lmcodec.cli.operate import ERROR, OK, WARNING, check_model
-from lmcodec.cli.progress import size_text, time_text
+from lmcodec.cli.progress import first_that_fits, size_text, time_text
 from lmcodec.cli.safe_file import Stdout, StdoutClosed, reserve_standard_descriptors
 from lmcodec.cli.table import table
 from lmcodec.errors import LmcodecError, one_line
@@ -125,16 +125,17 @@ class _Progress:
 
     def line(self, width: int) -> str:
         done, total, seconds = self._nbytes, self._total_nbytes, self.seconds
-        parts = [f"measured {size_text(done)}"]
+        short, parts = size_text(done), [f"measured {size_text(done)}"]
         if total:
-            parts[0] += f" of {size_text(total)} ({min(done / total, 1):.0%})"
+            short = f"{min(done / total, 1):.0%}"
+            parts[0] += f" of {size_text(total)} ({short})"
         if done:
             parts.append(f"{size_text(done / seconds)}/s")
         if done and total:
             parts.append(f"{time_text(max(total - done, 0) * seconds / done)} left")
         else:
             parts.append(time_text(seconds))
-        return "  ".join(parts)[:width]
+        return first_that_fits(["  ".join(parts), f"{short}  {parts[-1]}", short], width)[:width]
 
 
 @dataclass

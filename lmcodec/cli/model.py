@@ -110,9 +110,9 @@ def export(
     if mixer and mixer_from:
         raise ConfigError("--mixer and --mixer-from exclude each other")
     entries = dict(map(_entry, card))
-    profiles = b"".join(path.read_bytes() for path in mixer)
     from lmcodec.lm import weights
 
+    profiles = b"".join(_read_profile(path, weights.MAX_MIXER_NBYTES) for path in mixer)
     if mixer_from:
         profiles = weights.load(store.find(mixer_from).path).model.mixer
     if profiles:
@@ -130,6 +130,14 @@ def export(
         click.echo("It holds no profile of the context models: only --method lm compresses with it.")
 
 
+def _read_profile(path: Path, most: int) -> bytes:
+    with open(path, "rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise LmcodecError(f"{path}: a model's profiles have at most {most} bytes, this file has more")
+    return data
+
+
 def _integer_model(folder: Path, vocab: Path | None, card: dict[str, Any], mixer: bytes) -> Any:
     from dataclasses import replace
 
@@ -139,7 +147,7 @@ def _integer_model(folder: Path, vocab: Path | None, card: dict[str, Any], mixer
         raise ConfigError("export needs torch: pip install 'lmcodec[torch]'") from None
     from lmcodec.lm.vocab import Vocabulary
     from lmcodec.train.export import integer_model
-    from lmcodec.train.loop import load_export
+    from lmcodec.train.exports import load_export
 
     if (folder / "export" / "manifest.json").is_file():
         folder = folder / "export"

@@ -229,12 +229,15 @@ class _Work:
         settings, console = self.settings, self.console
         decodes = settings.mode != "compress"
         progress = console.begin(source.name, source.nbytes, decoding=decodes)
-        if decodes:
-            for piece in self._decoded(source, progress):
-                target.write(piece)
-                progress.original(piece)
-        else:
-            self._compress(source, target, progress)
+        try:
+            if decodes:
+                for piece in self._decoded(source, progress):
+                    target.write(piece)
+                    progress.original(piece)
+            else:
+                self._compress(source, target, progress)
+        finally:
+            progress.follow(None)
         if isinstance(target, Target):
             for failure in target.copy_metadata():
                 self._warn(target.name, failure)
@@ -264,6 +267,8 @@ class _Work:
             method=settings.method,
         )
 
+        progress.follow(lambda: (compressor.position, 0))
+
         def write(piece: bytes) -> None:
             target.write(piece)
             progress.compressed(piece)
@@ -281,6 +286,7 @@ class _Work:
                 target.rewind()
                 name, nbytes = f"{source.name} (check)", progress.compressed_nbytes
                 check = self.console.begin(name, nbytes, decoding=True)
+                check.follow(verifier.position)
                 while piece := target.read():
                     check.compressed(piece)
                     for decoded in verifier.written(piece):
@@ -317,6 +323,7 @@ class _Work:
             threads=settings.threads,
             model=settings.model,
         )
+        progress.follow(lambda: reader.position)
         yield from iter(lambda: reader.read(_OUTPUT_NBYTES), b"")
 
     def _list(self, operand: str) -> None:

@@ -1,12 +1,14 @@
-"""How far a file is: what blocks are done, at what rate, and how long the others will take.
+"""How far a file is: what is done, at what rate, and how long the rest will take.
 
-The codec works on several blocks of some MiB at once: bytes that it took say little, blocks that came out do.
+The codec works on several blocks of some MiB at once, for a minute or so each: bytes that it took say little.
+What its engines say of the blocks at work does, and for the ratio the blocks that came out.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from lmcodec.errors import LmcodecError
@@ -24,6 +26,36 @@ def printable(name: str) -> str:
         return c if c.isprintable() else c.encode("unicode_escape").decode()
 
     return "".join(map(escaped, name)) or "''"
+
+
+def width_of(text: str) -> int:
+    """Columns that a terminal takes for printable text; where terminals differ, the most that one takes."""
+    if text.isascii():
+        return len(text)
+    import unicodedata
+
+    def columns(c: str) -> int:
+        if c == "\ufe0f":  # makes an emoji of the sign before it, which is then wide
+            return 1
+        if unicodedata.category(c) in ("Mn", "Me"):  # drawn over the sign before it
+            return 0
+        is_flag = "\U0001f1e6" <= c <= "\U0001f1ff"  # one letter of a flag
+        return 2 if is_flag or unicodedata.east_asian_width(c) in "WF" else 1
+
+    return sum(map(columns, text))
+
+
+def clipped(text: str, width: int) -> str:
+    """As much of the text's beginning as fits."""
+    text = text[: max(width, 0)] if text.isascii() else text
+    while width_of(text) > max(width, 0):
+        text = text[:-1]
+    return text
+
+
+def encodable(text: str, encoding: str) -> str:
+    """The text as a stream of that encoding will show it: what it has no form for is escaped."""
+    return text.encode(encoding, "backslashreplace").decode(encoding)
 
 
 def size_text(nbytes: float) -> str:
@@ -48,11 +80,24 @@ def ratio_text(original_nbytes: int, compressed_nbytes: int) -> str:
 
 
 def named_line(name: str, figures: str, width: int) -> str:
-    """A line of progress; of a long name its end is left, or nothing."""
-    name, room = printable(name), width - len(figures) - 2
-    if len(name) > room:
-        name = "…" + name[len(name) - room + 1 :] if room > 8 else ""
-    return f"{name}  {figures}".lstrip()[:width]
+    """A line of progress of at most `width` columns; of a long name its end is left, or nothing."""
+    name, room = printable(name), width - width_of(figures) - 2
+    if width_of(name) > room:
+        name = "…" + _end(name, room - 1) if room > 8 else ""
+    return clipped(f"{name}  {figures}".lstrip(), width)
+
+
+def _end(text: str, width: int) -> str:
+    """As much of the text's end as fits, not beginning with a sign that is drawn over another."""
+    end = text[max(len(text) - 4 * width, 0) :]
+    while width_of(end) > width or (end and not width_of(end[0])):
+        end = end[1:]
+    return end
+
+
+def first_that_fits(texts: Sequence[str], width: int) -> str:
+    """The first of several texts, or the last one."""
+    return next((text for text in texts if width_of(text) <= width), texts[-1])
 
 
 class BlockEnds:
@@ -127,6 +172,17 @@ class Progress:
         self.started = time.monotonic()
         self._blocks = BlockEnds() if metered else None
         self._done = 0, 0, self.started  # compressed, original bytes of blocks that are done; when they were
+        self._position: Callable[[], tuple[int, int]] | None = None
+        self._most = 0
+
+    def follow(self, position: Callable[[], tuple[int, int]] | None) -> None:
+        """Ask `position` for the bytes that are done, parts of blocks included.
+
+        Args:
+            position: gives those of the original and those of the frames, which are 0 where they are not
+                known before a block is done. None when the work has ended: what it worked with is let go.
+        """
+        self._position = position
 
     def original(self, data: bytes) -> None:
         self.original_nbytes += len(data)
@@ -155,19 +211,35 @@ class Progress:
         return f"{before:,} -> {after:,} bytes, {ratio_text(*sides)}, {self.seconds:.1f} s"
 
     def line(self, width: int) -> str:
-        """Bytes, share, ratio, rate and time left, at most `width` characters."""
+        """Bytes, share, ratio, rate and time left, or what of it fits, at most `width` columns."""
         compressed, original, when = self._done
         done = compressed if self._decoding else original
-        parts = [size_text(done)]
+        position = self._position  # the thread that computes may let go of it
+        if position:
+            inside = position()
+            if all(inside):
+                original, compressed = inside
+            if inside[self._decoding] > done:
+                done, when = inside[self._decoding], time.monotonic()
+        done = self._most = max(self._most, done)
+        short = amount = size_text(done)
         if self.total_nbytes:
-            parts[0] += f" of {size_text(self.total_nbytes)} ({done / self.total_nbytes:.0%})"
-        if done and original:
+            short = f"{100 * done // self.total_nbytes}%"  # 100 when all is done, not before
+            amount += f" of {size_text(self.total_nbytes)} ({short})"
+        ratio, speed, left = [], [], time_text(self.seconds)
+        if original:
+            ratio = [ratio_text(original, compressed)]
+        if done:
             rate = done / max(when - self.started, 1e-3)
-            parts += [ratio_text(original, compressed), f"{size_text(rate)}/s"]
-        if done and original and self.total_nbytes:
-            left = (self.total_nbytes - done) / rate - (time.monotonic() - when)
-            parts.append(f"{time_text(max(left, 0))} left")
-        else:
-            parts.append(time_text(self.seconds))
-        figures = "  ".join(parts)
-        return named_line(self.name, figures, width)
+            speed = [f"{size_text(rate)}/s"]
+            if self.total_nbytes:
+                seconds = (self.total_nbytes - done) / rate - (time.monotonic() - when)
+                left = f"{time_text(max(seconds, 0))} left"
+        choices = [
+            [amount, *ratio, *speed, left],
+            [amount, *speed, left],
+            [short, *speed, left],
+            [short, left],
+            [short],
+        ]
+        return named_line(self.name, first_that_fits(["  ".join(parts) for parts in choices], width), width)

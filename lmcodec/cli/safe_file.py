@@ -8,6 +8,7 @@ the process as it would have without us.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import select
@@ -47,23 +48,34 @@ class _Unfinished:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self._path: str | None = None
+        self._fd = -1
         self._stat: os.stat_result | None = None
 
-    def set(self, path: str, status: os.stat_result) -> None:
-        self._path, self._stat = path, status
+    def set(self, path: str, fd: int, status: os.stat_result) -> None:
+        self._path, self._fd, self._stat = path, fd, status
+
+    def closed(self) -> None:
+        """Its descriptor is another's from here on."""
+        self._fd = -1
 
     def clear(self) -> None:
         self._path = self._stat = None
+        self._fd = -1
 
     def remove(self) -> None:
-        """Remove the output, unless another file lies under its name."""
+        """Remove the output, unless another file lies under its name.
+
+        It is closed first: Windows removes no file that is open.
+        """
         with self.lock:
             if self._path is not None and self._stat is not None:
-                try:
+                fd, self._fd = self._fd, -1
+                with contextlib.suppress(OSError):
+                    if fd >= 0:
+                        os.close(fd)
+                with contextlib.suppress(OSError):
                     if os.path.samestat(os.lstat(self._path), self._stat):
                         os.unlink(self._path)
-                except OSError:
-                    pass
             self.clear()
 
 
@@ -302,10 +314,10 @@ class Target:
                 self.fd = os.open(path, flags, 0o600 if self._inherits else 0o666)
                 self._path = path
                 try:
-                    _unfinished.set(path, os.fstat(self.fd))
+                    _unfinished.set(path, self.fd, os.fstat(self.fd))
                 except OSError:
-                    os.unlink(path)
                     os.close(self.fd)
+                    os.unlink(path)
                     raise
             except OSError as error:
                 error.filename = self.name
@@ -371,8 +383,7 @@ class Target:
         try:
             if remove_source and not self._is_device:
                 os.fsync(self.fd)
-            fd, self.fd = self.fd, -1
-            os.close(fd)
+            self._close()
             if self._is_device:
                 if remove_source:
                     raise LeftAlone("not removed: the output is not a file")
@@ -396,11 +407,17 @@ class Target:
         """Remove the file if it is not finished."""
         try:
             if self.fd >= 0:
-                fd, self.fd = self.fd, -1
-                os.close(fd)
+                self._close()
         finally:
             if not self._is_device:
                 _unfinished.remove()
+
+    def _close(self) -> None:
+        with _unfinished.lock:
+            fd, self.fd = self.fd, -1
+            if not self._is_device:
+                _unfinished.closed()
+            os.close(fd)
 
 
 def _is_stream(path: str) -> bool:

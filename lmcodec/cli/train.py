@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import click
@@ -28,17 +29,25 @@ def train() -> None:
 
 @train.command()
 @click.argument("config", type=click.Path(path_type=Path))
-@click.option("--shards", type=click.Path(path_type=Path), help="Folder of token shards.")
+@click.option("--shards", metavar="FOLDER", help="Of token shards; or several, joined as those of PATH.")
 @click.option("--run-dir", type=click.Path(path_type=Path), help="Folder of the run (default: runs/NAME).")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="Override a key of the file.")
 @click.option("--validate", is_flag=True, help="Only report the validation of the run's weights.")
 def run(
-    config: Path, shards: Path | None, run_dir: Path | None, assignments: tuple[str, ...], validate: bool
+    config: Path, shards: str | None, run_dir: Path | None, assignments: tuple[str, ...], validate: bool
 ) -> None:
     """Run CONFIG, a TOML file, or continue it where it stopped."""
+    started = time.monotonic()  # before torch is loaded, which takes seconds
     from lmcodec.train.start import start
 
-    start(config, shards_dir=shards, run_dir=run_dir, assignments=list(assignments), validate=validate)
+    start(
+        config,
+        shards_dir=shards,
+        run_dir=run_dir,
+        assignments=list(assignments),
+        validate=validate,
+        started=started,
+    )
 
 
 @train.command()

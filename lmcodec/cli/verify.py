@@ -18,6 +18,10 @@ class Verifier:
         self._decompressor = Decompressor(threads=threads, model=model)
         self._original, self._decoded = hashlib.sha256(), hashlib.sha256()
 
+    def position(self) -> tuple[int, int]:
+        """As `Decompressor.position`."""
+        return self._decompressor.position
+
     def read(self, data: bytes) -> None:
         self._original.update(data)
 

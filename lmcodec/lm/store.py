@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lmcodec.errors import Corrupt, LmcodecError, ModelNotFound, Unsupported
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
 
 if TYPE_CHECKING:
     from lmcodec import _kernel
@@ -134,9 +134,14 @@ def default(name_or_path: FilePath | None = None, names: tuple[str, ...] = ()) -
     Raises:
         ModelNotFound: what was asked for is not there.
     """
-    asked = name_or_path if name_or_path is not None else os.environ.get(MODEL_VARIABLE)
+    asked = os.environ.get(MODEL_VARIABLE)
+    if name_or_path is not None:
+        return find(name_or_path)
     if asked:
-        return find(asked)
+        try:
+            return find(asked)
+        except ModelNotFound as error:
+            raise ModelNotFound(f"{error} ({MODEL_VARIABLE} in the environment names it)") from None
     numbers = {shipped.name: number for number, shipped in SHIPPED.items()}
     return next((_shipped(numbers[name]) for name in names if name in numbers), None)
 
@@ -160,35 +165,44 @@ def find(name_or_path: FilePath) -> Source:
     raise ModelNotFound(f"{asked}: neither a shipped model ({names}) nor a model file")
 
 
-def for_frame(model_id: int | bytes, given: FilePath | None = None) -> Model:
+def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit: int | None = None) -> Model:
     """The model that a frame's header names.
 
     Args:
         model_id: a shipped model's number, or 8 bytes.
         given: the model to take if it is not a shipped one; by default what LMCODEC_MODEL names.
+        memory_limit: bytes; a model that takes more is not loaded.
 
     Raises:
         ModelNotFound: it is neither shipped nor given.
+        LimitExceeded: it takes more than `memory_limit`.
         LmcodecError: its file is damaged.
     """
     wanted = None if isinstance(model_id, int) else model_id.hex()
     if isinstance(model_id, int):
         if model_id in SHIPPED:
-            return load(_shipped(model_id))
+            return load(_shipped(model_id), memory_limit)
         if model_id in RETIRED:
             wanted = RETIRED[model_id].model_id
     else:
         for number, shipped in SHIPPED.items():
             if shipped.model_id == wanted:
-                return load(_shipped(number))
+                return load(_shipped(number), memory_limit)
     asked = given if given is not None else os.environ.get(MODEL_VARIABLE)
     offered = ""
     if asked:
-        source = find(asked)
-        model = load(source)
-        if model.model_id == wanted:
-            return model
-        offered = f" (the one given, {os.fspath(asked)}, is {model.model_id})"
+        try:
+            model = load(find(asked), memory_limit)
+        except LimitExceeded:
+            raise
+        except LmcodecError as error:
+            if given is not None:
+                raise
+            offered = f" (the environment's {MODEL_VARIABLE} gives none: {error})"
+        else:
+            if model.model_id == wanted:
+                return model
+            offered = f" (the one given, {os.fspath(asked)}, is {model.model_id})"
     raise ModelNotFound(f"needs {_advice(model_id)}{offered}")
 
 
@@ -221,11 +235,15 @@ _lock = threading.Lock()
 _loaded: dict[tuple[object, ...], Model] = {}
 
 
-def load(source: Source) -> Model:
+def load(source: Source, memory_limit: int | None = None) -> Model:
     """The model, from memory if it was loaded before and its file has not changed. Thread-safe.
+
+    Args:
+        memory_limit: bytes that loading it may take.
 
     Raises:
         ModelNotFound: its file cannot be read.
+        LimitExceeded: it takes more than `memory_limit`; its weights are not decoded then.
         Corrupt: it is damaged, not the one that was shipped, or no instruction set of this machine gives its
             known answer.
         LmcodecError: as `weights.parse`.
@@ -240,7 +258,7 @@ def load(source: Source) -> Model:
         if model is None:
             while len(_loaded) >= _KEPT:
                 del _loaded[next(iter(_loaded))]
-            model = _load(source)
+            model = _load(source, memory_limit)
         _loaded[key] = model  # the most recent last
         return model
 
@@ -279,7 +297,7 @@ class _Profiles:
         """The profiles.
 
         Raises:
-            Corrupt: they are not what `profile.pack` writes, or not for a language model.
+            Corrupt: as `profile.parse_all`.
         """
         self.wait()
         if self._error is not None:
@@ -288,16 +306,20 @@ class _Profiles:
                 raise error
             finally:
                 del error
-        if any(profile.spec["numbers"].get("lm") != 1 for profile in self._profiles):
-            raise Corrupt(f"{self._opened.where}: mixer: a profile is for blocks without a language model")
         return tuple(self._profiles)
 
 
-def _load(source: Source) -> Model:
+def _load(source: Source, memory_limit: int | None) -> Model:
     from lmcodec import _kernel
     from lmcodec.lm import tables, weights
 
     opened = weights.open_file(source.path)
+    need = _nbytes(opened.header.n_weight)
+    if memory_limit is not None and need > memory_limit:
+        raise LimitExceeded(
+            f"loading model {opened.header.model_id} takes at least {need} bytes of memory, the limit is "
+            f"{memory_limit}; raise memory_limit"
+        )
     profiles = _Profiles(opened)
     try:
         file = opened.decode()
@@ -315,7 +337,9 @@ def _load(source: Source) -> Model:
     strings, offsets = vocabulary.flat()
     coding = _kernel.TokenCoding(network, strings, offsets, tables.log2())
     found = profiles.result()
-    nbytes = 2 * integer.n_weight + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
+    nbytes = (
+        _nbytes(integer.n_weight) + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
+    )
     return Model(
         source.path,
         source.number,
@@ -330,15 +354,21 @@ def _load(source: Source) -> Model:
     )
 
 
+def _nbytes(n_weight: int) -> int:
+    """What weights take: as the file is decoded, and as they are laid out for the machine."""
+    return 2 * n_weight
+
+
 _NODE_NBYTES = 32  # of a vocabulary's tries, for each byte of its strings
 
 
 def _proved(model: IntegerModel, known: str) -> tuple[_kernel.Network, str]:
     """The network in the best instruction set that gives the known answer, and its name."""
     from lmcodec import _kernel
+    from lmcodec.lm import isa as environment
     from lmcodec.lm.native import NativeNetwork, chosen_isa
 
-    chosen = chosen_isa()
+    chosen = chosen_isa(None if environment.is_usable() else _kernel.network_isas()[0])
     failure: LmcodecError | None = None
     for isa in [chosen, *(other for other in _kernel.network_isas() if other != chosen)]:
         network = NativeNetwork(model, isa)

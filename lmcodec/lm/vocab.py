@@ -39,6 +39,7 @@ MAX_TOKENS = 65_536  # a token is a uint16
 MAX_TOKEN_NBYTES = 255  # a length is one byte
 MAX_STRINGS_NBYTES = 1 << 19  # of all strings together: bounds the trie that a hostile file can ask for
 _DIGEST_NBYTES = 32
+_MAX_FILE_NBYTES = len(MAGIC) + 4 + MAX_TOKENS + MAX_STRINGS_NBYTES + _DIGEST_NBYTES
 SHIPPED = "vocab.lmv"
 
 
@@ -101,9 +102,9 @@ class Vocabulary:
         """
         buffer = np.frombuffer(data, dtype=np.uint8)
         if self._segmenter is None:
-            from lmcodec._kernel import Segmenter
+            from lmcodec import _kernel
 
-            self._segmenter = Segmenter(*self.flat())
+            self._segmenter = _kernel.Segmenter(*self.flat())
         out = np.empty(len(buffer), dtype=np.uint16)
         return out[: self._segmenter.segment(buffer, out)].copy()
 
@@ -172,6 +173,8 @@ class Vocabulary:
         (count,) = struct.unpack_from("<I", data, len(MAGIC))
         if not 256 <= count <= MAX_TOKENS:
             raise Corrupt(f"vocabulary declares {count} tokens, expected 256 to {MAX_TOKENS}")
+        if len(data) > _MAX_FILE_NBYTES:
+            raise LimitExceeded(f"vocabulary of more than {_MAX_FILE_NBYTES} bytes")
         lengths = np.frombuffer(data, np.uint8, offset=head_nbytes, count=min(count, len(data) - head_nbytes))
         expected_nbytes = head_nbytes + count + int(lengths.sum(dtype=np.int64)) + _DIGEST_NBYTES
         if len(lengths) < count or len(data) < expected_nbytes:
@@ -196,7 +199,7 @@ class Vocabulary:
             return cls.parse((Path(models.__file__).parent / SHIPPED).read_bytes())
         try:
             with open(path, "rb") as file:
-                data = file.read()
+                data = file.read(_MAX_FILE_NBYTES + 1)
         except FileNotFoundError:
             raise ModelNotFound(f"{os.fspath(path)}: no such vocabulary file") from None
         except OSError as error:

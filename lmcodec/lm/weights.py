@@ -118,6 +118,11 @@ class Header:
         return list(shapes(self.config))
 
     @property
+    def n_weight(self) -> int:
+        """Of all tensors."""
+        return sum(n * k for n, k, _ in shapes(self.config).values())
+
+    @property
     def bits_per_weight(self) -> dict[str, float]:
         """Of each tensor: its states and words, without its tables."""
         return {
@@ -285,10 +290,17 @@ def read_header(path: str | os.PathLike[str]) -> Header:
 def _read(path: str | os.PathLike[str]) -> bytes:
     try:
         with open(path, "rb") as file:
-            # A file that is no model is not read to its end. (A pipe's size is 0.)
-            if not file.peek(_PREFIX.size).startswith(MAGIC):
-                return file.read(_PREFIX.size)
-            return file.read(min(os.fstat(file.fileno()).st_size or MAX_FILE_NBYTES, MAX_FILE_NBYTES + 1))
+            # A file that is no model, or larger or smaller than it says, is not read to its end.
+            prefix = file.read(_PREFIX.size)
+            if len(prefix) < _PREFIX.size or not prefix.startswith(MAGIC):
+                return prefix
+            _, _, header_nbytes, nbytes = _PREFIX.unpack(prefix)
+            if header_nbytes > MAX_HEADER_NBYTES or nbytes > MAX_FILE_NBYTES:
+                return prefix
+            found = os.fstat(file.fileno()).st_size or nbytes  # a pipe's size is 0
+            if found > nbytes:
+                raise Corrupt(f"{os.fspath(path)}: {found - nbytes} bytes after the end of the file")
+            return prefix + file.read(max(found - len(prefix), 0))
     except FileNotFoundError:
         raise ModelNotFound(f"{os.fspath(path)}: no such model file") from None
     except OSError as error:

@@ -76,11 +76,15 @@ def draw(report: Report, path: Path) -> None:
     path.write_bytes(render(report, path.suffix[1:].lower()))
 
 
-def render(report: Report, form: str) -> bytes:
-    """A report as a picture; `form` is png or svg.
+def render(report: Report, form: str, size: tuple[float, float] | None = None) -> bytes:
+    """A report as a picture.
 
     Speeds are those of the largest pieces measured (the whole files, or the largest limit); the curves over
     file size appear where there are files of different sizes.
+
+    Args:
+      form: png or svg.
+      size: width and height in inches; None for what suits the report. Letters keep their size.
 
     Raises:
       ConfigError: there is no matplotlib, or no compressor did all files.
@@ -96,7 +100,8 @@ def render(report: Report, form: str) -> bytes:
     look = styles(report)
     curves = size_curves(report)
     with matplotlib.rc_context({"svg.hashsalt": "lmcodec", "font.size": 10, "axes.titlesize": 11}):
-        figure = Figure(figsize=(13, 12 if curves else 6.4), dpi=_DPI)
+        width, height = size or (13.0, 12.0 if curves else 6.4)
+        figure = Figure(figsize=(width, height), dpi=_DPI)
         FigureCanvasAgg(figure)
         grid = figure.add_gridspec(2 if curves else 1, 2, hspace=0.24, wspace=0.08)
         left = figure.add_subplot(grid[0, 0])
@@ -105,8 +110,8 @@ def render(report: Report, form: str) -> bytes:
         _draw_speeds(right, "Decompression", totals, [m.decompress_speed for m in totals], look)
         left.set_ylabel("bits per byte (less is better)")
         right.tick_params(labelleft=False)
-        top = 0.92 if curves else 0.86
-        figure.subplots_adjust(left=0.06, right=0.985, top=top, bottom=0.06 if curves else 0.11)
+        edges = {"left": 0.78 / width, "right": 1 - 0.2 / width}
+        figure.subplots_adjust(**edges, top=1 - 0.93 / height, bottom=0.71 / height)
         figure.suptitle(_title(report, totals), fontsize=11, y=0.985, linespacing=1.5)
         for axes, speeds in (
             (left, [m.compress_speed for m in totals]),

@@ -5,6 +5,8 @@
 
 #include <immintrin.h>
 
+#include "cpu.h"
+
 #define LMCODEC_AVX2 __attribute__((target("avx2")))
 #define LMCODEC_AVX2_INLINE inline __attribute__((always_inline, target("avx2")))
 
@@ -233,8 +235,7 @@ LMCODEC_AVX2 std::uint32_t sum(const std::uint32_t* freq, int n) {
 }  // namespace
 
 int add_avx2_kernels(NetworkKernels* kernels) {
-  __builtin_cpu_init();
-  if (!__builtin_cpu_supports("avx2")) return 0;
+  if (!cpu().avx2) return 0;
   *kernels = {"avx2", kOffset, 1, product, embed, normalise, recur, weigh, sum};
   return 1;
 }

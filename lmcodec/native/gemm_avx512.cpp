@@ -3,6 +3,7 @@
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 
+#include "cpu.h"
 #include "gemm_avx512.h"
 
 namespace lmcodec {
@@ -210,10 +211,8 @@ LMCODEC_VNNI std::uint32_t sum(const std::uint32_t* freq, int n) {
 }  // namespace
 
 int add_avx512vnni_kernels(NetworkKernels* kernels) {
-  __builtin_cpu_init();
-  if (!(__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vnni")))
-    return 0;
+  const Cpu& has = cpu();
+  if (!(has.avx512f && has.avx512bw && has.avx512dq && has.avx512vl && has.avx512vnni)) return 0;
   *kernels = {"avx512vnni", kOffset, 1, avx512::product, embed, normalise, recur, weigh, sum};
   return 1;
 }

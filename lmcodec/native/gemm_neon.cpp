@@ -1,14 +1,19 @@
 // NEON with the dot product (Armv8.2): 16 outputs of up to 4 rows at a time in 16 registers. Activations are signed.
 #include "gemm_body.h"
 
-#if defined(__aarch64__) && (defined(__ARM_FEATURE_DOTPROD) || (defined(__linux__) && defined(__GNUC__)))
+#if defined(__aarch64__) && (defined(__ARM_FEATURE_DOTPROD) || ((defined(__linux__) || defined(__APPLE__)) && defined(__GNUC__)))
 
 #include <arm_neon.h>
 
 #if defined(__ARM_FEATURE_DOTPROD)
 #define LMCODEC_DOTPROD
 #else
+// The compiler may not take it for granted: whether the machine has it is asked when the program runs.
+#if defined(__APPLE__)
+#include <sys/sysctl.h>
+#else
 #include <sys/auxv.h>
+#endif
 #if defined(__clang__)
 #define LMCODEC_DOTPROD __attribute__((target("dotprod")))
 #else
@@ -71,7 +76,11 @@ void product(const std::uint8_t* u, std::size_t stride, int n_row, const PackedL
 }  // namespace
 
 int add_neon_kernels(NetworkKernels* kernels) {
-#if !defined(__ARM_FEATURE_DOTPROD)
+#if !defined(__ARM_FEATURE_DOTPROD) && defined(__APPLE__)
+  int has = 0;
+  std::size_t nbytes = sizeof has;
+  if (sysctlbyname("hw.optional.arm.FEAT_DotProd", &has, &nbytes, nullptr, 0) != 0 || !has) return 0;
+#elif !defined(__ARM_FEATURE_DOTPROD)
   constexpr unsigned long kAsimdDp = 1ul << 20;  // HWCAP_ASIMDDP
   if (!(getauxval(AT_HWCAP) & kAsimdDp)) return 0;
 #endif

@@ -22,6 +22,11 @@ class Lockstep {
   // Starts a block of nbytes >= n_stream bytes.
   void begin(std::uint32_t nbytes);
   bool done() const { return group_size_ == 0; }
+  // Bytes of the block that are done, about.
+  std::uint32_t position() const {
+    const std::uint32_t nbytes = begin_[n_stream_], n = step_ * static_cast<std::uint32_t>(n_stream_);
+    return done() || n > nbytes ? nbytes : n;
+  }
   // The decision at hand: byte `offset` of the block, bit `7 - n_bit` of it, probability of a 1 in 65536ths.
   std::uint32_t offset() const { return offset_[cursor_]; }
   int n_bit() const { return n_bit_; }

@@ -9,6 +9,7 @@
 #endif
 
 #include "counter.h"
+#include "cpu.h"
 #include "hashing.h"
 
 namespace lmcodec {
@@ -113,7 +114,11 @@ LMCODEC_MIXING(scalar, )
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define LMCODEC_AVX2 __attribute__((target("avx2")))
+#if defined(__clang__)  // which takes vectors as wide as they are written
+#define LMCODEC_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl")))
+#else
 #define LMCODEC_AVX512 __attribute__((target("avx512f,avx512bw,avx512dq,avx512vl,prefer-vector-width=512")))
+#endif
 
 LMCODEC_ROWS(avx2, LMCODEC_AVX2)
 LMCODEC_MIXING(avx2, LMCODEC_AVX2)
@@ -336,12 +341,11 @@ struct Available {
   int n = 0;
   Available() {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-    __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-        __builtin_cpu_supports("avx512vl"))
+    const Cpu& has = cpu();
+    if (has.avx512f && has.avx512bw && has.avx512dq && has.avx512vl)
       kernels[n++] = {"avx512",          mix_avx512,        learn_avx512,      find_rows_avx512,
                       mix_hashes_avx512, read_cells_avx512, train_cells_avx512};
-    if (__builtin_cpu_supports("avx2"))
+    if (has.avx2)
       kernels[n++] = {"avx2",          mix_avx2,        learn_avx2,      find_rows_avx2,
                       mix_hashes_avx2, read_cells_avx2, train_cells_avx2};
 #endif

@@ -62,7 +62,7 @@ using Probabilities = nb::ndarray<std::uint16_t, nb::ndim<1>, nb::c_contig, nb::
 
 using lmcodec::ProfileData;
 
-constexpr std::size_t kLearnedMax = std::size_t{1} << 22;  // of a profile that a model file brings along
+constexpr std::size_t kLearnedMax = std::size_t{1} << 22;  // values that a profile may begin with
 
 int checked(const std::string& name, int value, int low, int high) {
   if (value < low || value > high) throw nb::value_error((name + " is out of range").c_str());
@@ -91,7 +91,8 @@ void set_number(lmcodec::Profile& p, const std::string& name, int value) {
 std::unique_ptr<ProfileData> make_profile(const std::vector<std::vector<int>>& contexts,
                                           const std::vector<int>& selectors, const std::vector<int>& apms,
                                           const std::vector<int>& match_min, const std::vector<int>& lm_maps,
-                                          const std::vector<std::pair<std::string, int>>& numbers) {
+                                          const std::vector<std::pair<std::string, int>>& numbers,
+                                          std::size_t max_learned) {
   auto data = std::make_unique<ProfileData>();
   lmcodec::Profile& p = data->profile;
   p.n_context = checked("the number of contexts", static_cast<int>(contexts.size()), 1, lmcodec::kContextMax);
@@ -128,8 +129,9 @@ std::unique_ptr<ProfileData> make_profile(const std::vector<std::vector<int>>& c
     if (std::any_of(p.contexts, p.contexts + p.n_context, of_tokens) || p.n_end || p.n_lm_map)
       throw nb::value_error("contexts of tokens, token ends and a model's maps need a language model: lm must be 1");
   }
-  if (p.lm && p.n_learned() > kLearnedMax) throw nb::value_error("a profile of a model has too many weights");
   if (p.n_input() > 256) throw nb::value_error("a mixer has at most 256 inputs");
+  // Before anything is allocated for them.
+  if (p.n_learned() > std::min(max_learned, kLearnedMax)) throw nb::value_error("a profile has too many weights");
   data->learned = p.neutral();
   return data;
 }
@@ -211,6 +213,7 @@ class BlockCoder {
 
   // One decision at a time, for a coder outside the kernel.
   bool done() const { return !nbytes_ || lockstep_.done(); }
+  std::uint32_t position() const { return nbytes_ ? lockstep_.position() : 0; }
   std::uint32_t offset() const { return require().offset(); }
   std::uint32_t p() const { return require().p(); }
   void push(int bit) {
@@ -331,11 +334,11 @@ NB_MODULE(_kernel, m) {
       .def("__init__",
            [](ProfileData* self, const std::vector<std::vector<int>>& contexts, const std::vector<int>& selectors,
               const std::vector<int>& apms, const std::vector<int>& match_min, const std::vector<int>& lm_maps,
-              const std::vector<std::pair<std::string, int>>& numbers) {
-             new (self) ProfileData(*make_profile(contexts, selectors, apms, match_min, lm_maps, numbers));
+              const std::vector<std::pair<std::string, int>>& numbers, std::size_t max_learned) {
+             new (self) ProfileData(*make_profile(contexts, selectors, apms, match_min, lm_maps, numbers, max_learned));
            },
            nb::arg("contexts"), nb::arg("selectors"), nb::arg("apms"), nb::arg("match_min"), nb::arg("lm_maps"),
-           nb::arg("numbers"))
+           nb::arg("numbers"), nb::arg("max_learned") = kLearnedMax)
       .def_prop_ro("n_learned", [](const ProfileData& self) { return self.learned.size(); })
       .def_prop_ro("n_input", [](const ProfileData& self) { return self.profile.n_input(); })
       .def_prop_ro("weights_at", [](const ProfileData& self) { return self.profile.weights_at(); })
@@ -360,6 +363,7 @@ NB_MODULE(_kernel, m) {
       .def("push", &BlockCoder::push, nb::arg("bit"))
       .def("use_cancel", &BlockCoder::use_cancel, nb::arg("cancel").none())
       .def_prop_ro("done", &BlockCoder::done)
+      .def_prop_ro("position", &BlockCoder::position)
       .def_prop_ro("offset", &BlockCoder::offset)
       .def_prop_ro("p", &BlockCoder::p)
       .def_prop_rw("timed", &BlockCoder::timed, &BlockCoder::set_timed)

@@ -132,6 +132,7 @@ class Coder {
   }
 
   bool done() const { return coder_->done(); }
+  std::uint32_t position() const { return coder_->position(); }
   std::uint32_t p() const {
     require(!done(), "no decision is open");
     return coder_->p();
@@ -202,6 +203,7 @@ void bind_token(nb::module_& m) {
       .def("push", &Coder::push, nb::arg("bit"))
       .def("use_cancel", &Coder::use_cancel, nb::arg("cancel").none())
       .def_prop_ro("done", &Coder::done)
+      .def_prop_ro("position", &Coder::position)
       .def_prop_ro("p", &Coder::p)
       .def_prop_rw("timed", &Coder::timed, &Coder::set_timed)
       .def_prop_ro("times", &Coder::times)

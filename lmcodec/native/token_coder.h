@@ -64,6 +64,7 @@ class TokenBlockCoder {
   // Up to n decisions more; false if no encoder can have written the payload.
   bool decode(std::size_t n);
   bool done() const { return lockstep_.done(); }
+  std::uint32_t position() const { return lockstep_.position(); }  // bytes of the block that are done
   bool encoding() const { return direction_ == Direction::kEncode; }
   bool decoding() const { return direction_ == Direction::kDecode; }
   // One decision at a time, for a coder outside the kernel.

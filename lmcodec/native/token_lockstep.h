@@ -54,6 +54,15 @@ class TokenLockstep {
              const std::uint8_t* ends);
 
   bool done() const { return n_open_ == 0; }
+  // Bytes of the block that are done.
+  std::uint32_t position() const {
+    std::uint32_t n = 0, begin = 0;
+    for (const Stream& stream : streams_) {
+      n += stream.position - begin;
+      begin = stream.end;
+    }
+    return n;
+  }
   void stop() { n_open_ = 0; }
   // The decision at hand: probability of a 1 in 65536ths, and when encoding what it is.
   std::uint32_t p() const { return p_[cursor_]; }

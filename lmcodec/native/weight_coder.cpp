@@ -14,6 +14,8 @@
 #include <immintrin.h>
 #endif
 
+#include "cpu.h"
+
 namespace lmcodec {
 namespace {
 
@@ -188,8 +190,7 @@ __attribute__((target("avx512f"))) std::size_t decode_groups_avx512(
 
 DecodeGroups decode_groups(bool portable) {
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
-  __builtin_cpu_init();
-  if (!portable && __builtin_cpu_supports("avx512f")) return decode_groups_avx512;
+  if (!portable && cpu().avx512f) return decode_groups_avx512;
 #endif
   (void)portable;
   return decode_groups_scalar;

@@ -15,7 +15,7 @@ from torch import Tensor
 from lmcodec.errors import ConfigError
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train import checkpoint
-from lmcodec.train.loop import load_export
+from lmcodec.train.exports import load_export
 
 # What exports must agree in, apart from their tensors' names and shapes.
 _SAME = ("model", "vocab_id", "rounded_activations", "weight_levels", "weight_step", "table_step")

@@ -24,6 +24,7 @@ from lmcodec.errors import BadMagic, Corrupt, ModelNotFound, Truncated
 
 FORMAT = "lmcodec-checkpoint-1"
 PIECE_NBYTES = 15 << 20
+MAX_MANIFEST_NBYTES = 4 << 20
 _DTYPES = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
@@ -95,7 +96,7 @@ def _sync_folder(folder: Path) -> None:
 
 
 def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors and document of the checkpoint in `folder`.
+    """Tensors and document of the checkpoint in `folder`, or of what a crash left while replacing it.
 
     Raises:
         ModelNotFound: there is no checkpoint.
@@ -103,9 +104,16 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         Truncated: a piece is missing or short.
         Corrupt: a piece or the manifest is damaged.
     """
+    old = folder.with_name(folder.name + ".old")
+    if not folder.exists() and (old / "manifest.json").is_file():
+        folder = old
     path = folder / "manifest.json"
     try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
+        with open(path, "rb") as file:
+            text = file.read(MAX_MANIFEST_NBYTES + 1)
+        if len(text) > MAX_MANIFEST_NBYTES:
+            raise Corrupt(f"{path}: manifest of more than {MAX_MANIFEST_NBYTES} bytes")
+        manifest = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         raise ModelNotFound(f"{folder}: no checkpoint there (no manifest.json)") from None
     except (ValueError, RecursionError):
@@ -120,10 +128,14 @@ def load(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         for i, piece in enumerate(content["pieces"]):
             data += _read_piece(folder / f"piece-{i:03d}", int(piece["nbytes"]), piece["sha256"])
         tensors = {}
+        left = len(data)  # tensors do not overlap: together they have no more bytes than the pieces
         for name, entry in content["tensors"].items():
             dtype = _DTYPES[entry["dtype"]]
             shape = [int(n) for n in entry["shape"]]
             count = math.prod(shape)
+            left -= count * dtype.itemsize
+            if left < 0:
+                raise ValueError("its tensors have more bytes than its pieces")
             if count:
                 flat = torch.frombuffer(data, dtype=dtype, count=count, offset=int(entry["position"]))
                 tensors[name] = flat.clone().reshape(shape)

@@ -30,9 +30,11 @@ class DataConfig:
     Attributes:
         shards: folder of shards; `LMCODEC_SHARDS` and the command line take precedence.
         vocab: file of the vocabulary, relative to the configuration; empty for the shipped one.
-        lanes: B, texts read side by side.
+        lanes: B, texts read side by side; 0 for what a probe of some seconds finds fastest on a GPU.
         window: T, positions of a step.
         seed: of cuts and shuffles.
+        more: whether a checkpoint may be gone on with though the text is another: weights, optimiser, step
+            and time are kept, the reader starts anew.
         validation_nbytes: held-out bytes per category.
         weights: share of each category, in bytes.
     """
@@ -42,6 +44,7 @@ class DataConfig:
     lanes: int = 16
     window: int = 512
     seed: int = 1
+    more: bool = False
     validation_nbytes: int = 200_000
     weights: dict[str, float] = field(default_factory=lambda: dict(DEFAULT_WEIGHTS))
 
@@ -71,7 +74,12 @@ class OptimiserConfig:
     """Optimiser and schedule.
 
     The rate rises over `warmup` steps, stays, and falls linearly to zero over the last `decay` share of the
-    run, so that a run can be extended from any checkpoint before its decay.
+    run, so that a run can be extended from any checkpoint before its decay. How much of the run is done is
+    its steps done / `run.steps` or its time used / `run.minutes`, whichever is more.
+
+    Where `batch` is set and a step has k times as many tokens, all rates are sqrt(k) times the given ones (at
+    most 4 times: Malladi et al., "On the SDEs and Scaling Rules for Adaptive Gradient Algorithms", 2022), and
+    `ema` is taken to the power k.
 
     Attributes:
         kind: "muon" (matrices inside layers; AdamW for the rest) or "adamw".
@@ -85,6 +93,7 @@ class OptimiserConfig:
         warmup: steps.
         decay: share of the run.
         ema: decay of the averaged weights per step.
+        batch: tokens of a step that the rates are meant for; 0 for however many there are.
     """
 
     kind: str = "muon"
@@ -99,6 +108,7 @@ class OptimiserConfig:
     warmup: int = 100
     decay: float = 0.3
     ema: float = 0.998
+    batch: int = 0
 
 
 @dataclass(frozen=True)
@@ -119,16 +129,22 @@ class RunConfig:
     """How the run goes.
 
     Attributes:
-        steps: in all.
+        steps: in all, at most.
         threads: of torch on the CPU; 0 for its default.
         device: "cpu", "cuda" or "auto".
         precision: of the matrix products, "bf16" or "float32".
-        compile: fuse the element work with torch.compile where a compiler is at hand.
+        compile: fuse the element work with torch.compile where a compiler is at hand and works.
+        graph: capture the step as a CUDA graph where that works.
         seed: of the initial weights.
         checkpoint_minutes: between checkpoints.
         validate_every: steps between validations.
+        validate_minutes: between validations at most; 0 for no such limit.
         log_every: steps between progress lines.
-        minutes: wall-clock limit; 0 for none. The run stops cleanly and resumes later.
+        minutes: of the whole run, over all commands that went on with it; 0 for no limit. When they are over
+            the run is finished, its rates decayed.
+        command_minutes: from the start of this command; 0 for no limit. The run stops cleanly and resumes
+            later.
+        export_dir: folder of the best export so far; empty for `export` in the run's folder.
         init: weights-only export to begin from, relative to the configuration; empty for none. One of a
             smaller network is grown to this one's shape (train/grow.py).
     """
@@ -138,11 +154,15 @@ class RunConfig:
     device: str = "auto"
     precision: str = "bf16"
     compile: bool = True
+    graph: bool = True
     seed: int = 1
     checkpoint_minutes: float = 5.0
     validate_every: int = 500
+    validate_minutes: float = 0.0
     log_every: int = 20
     minutes: float = 0.0
+    command_minutes: float = 0.0
+    export_dir: str = ""
     init: str = ""
 
 
@@ -160,7 +180,7 @@ class TrainConfig:
 
 
 _RANGES: dict[str, tuple[float, float]] = {
-    "data.lanes": (1, 65_536),
+    "data.lanes": (0, 65_536),
     "data.window": (2, 65_536),
     "data.validation_nbytes": (1, 1 << 30),
     "data.seed": (0, 2**63),
@@ -182,12 +202,15 @@ _RANGES: dict[str, tuple[float, float]] = {
     "optimiser.momentum": (0, 1),
     "optimiser.clip": (1e-9, 1e9),
     "optimiser.warmup": (0, 1e9),
+    "optimiser.batch": (0, 1e9),
     "distill.share": (0, 1),
     "run.steps": (1, 1e9),
     "run.log_every": (1, 1e9),
     "run.validate_every": (1, 1e9),
     "run.checkpoint_minutes": (0, 1e6),
     "run.minutes": (0, 1e6),
+    "run.command_minutes": (0, 1e6),
+    "run.validate_minutes": (0, 1e6),
 }
 _CHOICES = {
     "optimiser.kind": ("muon", "adamw"),

@@ -27,8 +27,8 @@ CATEGORIES: dict[str, tuple[str, ...]] = {
     "html_pages": ("html_pages",),
 }
 
-# Shares of the training bytes, TRAINING.md's, scaled to 100 there. Other languages weigh the most next to books:
-# they are where the shipped networks win least.
+# Shares of the training bytes. Other languages weigh the most next to books: they are where the shipped
+# networks win least.
 DEFAULT_WEIGHTS = {
     "english_books": 24.0,
     "tech_docs": 15.0,

@@ -36,8 +36,9 @@ an integer times a scale, is rounded once more in bfloat16 (rms 0.03 of an integ
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
@@ -87,39 +88,84 @@ class WeightRounding:
 
     def scale(self, w: Tensor, name: str) -> Tensor:
         """Scales (N, 1) of a tensor (N, K) called `name`; above 0."""
+        scale = self.row_scale(w, name)
+        return self.bounded(scale, scale.max())
+
+    def row_scale(self, w: Tensor, name: str) -> Tensor:
+        """Scales (N, 1) that each row of a tensor (N, K) called `name` would have by itself."""
         largest = w.abs().amax(dim=1, keepdim=True)
         step = self.table_step or self.step if name in TABLES else self.step
         if step:
             rms = w.square().mean(dim=1, keepdim=True).sqrt_()
-            scale = torch.maximum(rms.mul_(step), largest.div_(WEIGHT_MAX))
-        else:
-            scale = largest.div_(self.levels)
-        # A multiplier of 16 bits serves all rows: those of far smaller weights are rounded coarser, which
-        # still errs less than the rounding of the other rows does.
-        return torch.maximum(scale, scale.max() / SCALE_RANGE).clamp_min_(1e-12)
+            return torch.maximum(rms.mul_(step), largest.div_(WEIGHT_MAX))
+        return largest.div_(self.levels)
+
+    @staticmethod
+    def bounded(scale: Tensor, largest: Tensor) -> Tensor:
+        """Scales (N, 1) with their ratio to the `largest` of the tensor bounded.
+
+        A multiplier of 16 bits serves all rows: those of far smaller weights are rounded coarser, which still
+        errs less than the rounding of the other rows does.
+        """
+        return torch.maximum(scale, largest / SCALE_RANGE).clamp_min_(1e-12)
 
 
 TABLES = ("embed", "bigram")  # looked up, never multiplied: rounding them costs no sum of many errors
 
 
-class _RoundWeight(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, w: Tensor, name: str, rounding: WeightRounding, dtype: torch.dtype) -> Tensor:
-        ctx.dtype = w.dtype
-        if not rounding.levels:
-            return w.to(dtype)
-        scale = rounding.scale(w, name)
-        return (w / scale).round_().mul_(scale).to(dtype)
+class _RoundWeights(torch.autograd.Function):
+    """Weights of several tensors, rounded in one go; gradients pass straight through."""
 
     @staticmethod
-    def backward(ctx, grad: Tensor):
-        return grad.to(ctx.dtype), None, None, None
+    def forward(ctx, names: tuple[str, ...], rounding: WeightRounding, dtype: torch.dtype, *ws: Tensor):
+        ctx.dtypes = [w.dtype for w in ws]
+        if rounding.levels and ws[0].is_cuda:
+            return tuple(rounded_together(ws, names, rounding, dtype))
+        return tuple(rounded(w, name, rounding, dtype) for w, name in zip(ws, names, strict=True))
+
+    @staticmethod
+    def backward(ctx, *grads: Tensor):
+        return None, None, None, *(g.to(t) for g, t in zip(grads, ctx.dtypes, strict=True))
 
 
-def round_weight(w: Tensor, name: str, rounding: WeightRounding, dtype: torch.dtype) -> Tensor:
-    """w (N, K), the tensor called `name`, as `rounding` says; gradients pass straight through."""
-    rounded: Tensor = _RoundWeight.apply(w, name, rounding, dtype)
-    return rounded
+def rounded(w: Tensor, name: str, rounding: WeightRounding, dtype: torch.dtype) -> Tensor:
+    """w (N, K), the tensor called `name`, as `rounding` says."""
+    if not rounding.levels:
+        return w.to(dtype)
+    scale = rounding.scale(w, name)
+    return (w / scale).round_().mul_(scale).to(dtype)
+
+
+def rounded_together(
+    ws: Sequence[Tensor], names: Sequence[str], rounding: WeightRounding, dtype: torch.dtype
+) -> list[Tensor]:
+    """What `rounded` gives for each tensor, in a dozen operations for all that have rows of one length.
+
+    A GPU starts an operation in the time that it takes to round a small matrix.
+    """
+    groups: dict[tuple[int, bool], list[int]] = {}
+    for i, (w, name) in enumerate(zip(ws, names, strict=True)):
+        groups.setdefault((w.shape[1], name in TABLES), []).append(i)
+    result: list[Tensor] = [ws[0]] * len(ws)
+    for members in groups.values():
+        sizes = tuple(ws[i].shape[0] for i in members)
+        rows = torch.cat([ws[i] for i in members])
+        scale = rounding.row_scale(rows, names[members[0]])
+        number = _tensor_of_row(sizes, str(rows.device))
+        largest = torch.zeros(len(sizes), device=rows.device).scatter_reduce_(
+            0, number, scale.squeeze(1), "amax"
+        )
+        scale = rounding.bounded(scale, largest[number].unsqueeze(1))
+        parts = (rows / scale).round_().mul_(scale).to(dtype).split(sizes)
+        for i, part in zip(members, parts, strict=True):
+            result[i] = part
+    return result
+
+
+@cache
+def _tensor_of_row(sizes: tuple[int, ...], device: str) -> Tensor:
+    """(sum of sizes,) int64: for each row of tensors laid one below the other, the tensor's number."""
+    return torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes)).to(device)
 
 
 def _quantised(x: Tensor, step: float, low: int, high: int, quantise: bool) -> Tensor:
@@ -193,6 +239,7 @@ class Elementwise:
     """
 
     def __init__(self, compiled: bool) -> None:
+        self.compiled = compiled
         wrap: Callable[[Any], Any] = torch.compile(dynamic=False) if compiled else (lambda f: f)
         self.add_norm = wrap(add_norm)
         self.add_norm_backward = wrap(add_norm_backward)
@@ -336,6 +383,7 @@ def _normal(n: int, k: int, std: float, generator: torch.Generator | None) -> nn
 
 
 State = dict[str, Tensor]
+Weights = dict[str, Tensor]
 
 
 class Net(nn.Module):
@@ -395,16 +443,24 @@ class Net(nn.Module):
             state["piece"] = torch.full((config.attention, n_lane), -1, dtype=torch.int32, device=device)
         return state
 
-    def _weight(self, w: Tensor, name: str = "matrix") -> Tensor:
-        return round_weight(w, name, self.rounding, self.dtype)
+    def weights(self) -> Weights:
+        """The weights that enter products or are looked up, by name, rounded if weights are."""
+        names = tuple(
+            n for n, p in self.named_parameters() if p.dim() == 2 and not n.startswith("attention.")
+        )
+        ws = [self.get_parameter(name) for name in names]
+        return dict(zip(names, _RoundWeights.apply(names, self.rounding, self.dtype, *ws), strict=True))
 
-    def forward(self, inputs: Tensor, begins: Tensor, state: State) -> tuple[Tensor, State]:
+    def forward(
+        self, inputs: Tensor, begins: Tensor, state: State, weights: Weights | None = None
+    ) -> tuple[Tensor, State]:
         """Hidden states for T positions of B lanes.
 
         Args:
             inputs: (T, B) int32 tokens, `config.bos` or `config.mid` where a piece begins.
             begins: (T, B) bool, where a piece begins.
             state: from `start` or the window before.
+            weights: from `weights`, to round them once for several calls.
 
         Returns:
             (T, B, D) normalised output of the stack, which `logits` takes; the state after the last position.
@@ -412,27 +468,28 @@ class Net(nn.Module):
         config, ops, quantise, dtype = self.config, self.ops, self.quantise_activations, self.dtype
         keep = (~begins).unsqueeze(-1).float()  # (T, B, 1)
         after: State = {"last": inputs[-1].detach()}
-        y = F.embedding(inputs.long(), self._weight(self.embed, "embed"))
+        w = self.weights() if weights is None else weights
+        y = F.embedding(inputs.long(), w["embed"])
         x = torch.zeros(y.shape, device=y.device)
         if config.bigram:
             before = torch.cat((state["last"].unsqueeze(0), inputs[:-1])).long()
             row = ((before * 0x9E3779B1 + inputs.long() * 0x85EBCA77) & 0xFFFFFFFF) >> 7
             row = torch.where(begins, inputs.long(), row) % config.bigram
-            x = F.embedding(row, self._weight(self.bigram, "bigram")).float()
+            x = F.embedding(row, w["bigram"]).float()
         for i, module in enumerate(self.layers):
             assert isinstance(module, Layer)
             mix = module.mix_in.clamp(0, 1) if config.shift else None
             x, u, last = ops.normalise(x, y, mix, state.get(f"in{i}"), keep, quantise, dtype)
             if config.shift:
                 after[f"in{i}"] = last
-            p = F.linear(u, self._weight(module.w_in), module.b_in.to(dtype))
+            p = F.linear(u, w[f"layers.{i}.w_in"], module.b_in.to(dtype))
             a, v, g = ops.gates(p, keep, quantise)
             if self.round_state:
                 h = scan_rounded(a, v, state[f"h{i}"], STATE_STEP)
             else:
                 h = linear_scan(a, v, state[f"h{i}"])
             after[f"h{i}"] = h[-1].detach()
-            y = F.linear(ops.gated(h.float(), g, quantise, dtype), self._weight(module.w_out))
+            y = F.linear(ops.gated(h.float(), g, quantise, dtype), w[f"layers.{i}.w_out"])
             if config.attention and i == config.n_layer // 2:
                 x, u, _ = ops.normalise(x, y, None, None, keep, quantise, dtype)
                 number = state["piece"][-1] + begins.int().cumsum(0)
@@ -444,14 +501,15 @@ class Net(nn.Module):
                 x, u, last = ops.normalise(x, y, mix, state.get(f"up{i}"), keep, quantise, dtype)
                 if config.shift:
                     after[f"up{i}"] = last
-                m = F.linear(u, self._weight(module.w_up), module.b_up.to(dtype))
-                y = F.linear(ops.relu2(m, quantise, dtype), self._weight(module.w_down))
+                m = F.linear(u, w[f"layers.{i}.w_up"], module.b_up.to(dtype))
+                y = F.linear(ops.relu2(m, quantise, dtype), w[f"layers.{i}.w_down"])
         _, u, _ = ops.normalise(x, y, None, None, keep, quantise, dtype)
         return u, after
 
-    def head(self) -> tuple[Tensor, Tensor]:
+    def head(self, weights: Weights | None = None) -> tuple[Tensor, Tensor]:
         """Weight (V, D) and bias (V,) of the output, rounded if weights are."""
-        return self._weight(self.w_head), self.b_head
+        w = self.weights() if weights is None else weights
+        return w["w_head"], self.b_head
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(..., V) float logits in nats of (..., D) outputs of `forward`."""

@@ -1,6 +1,7 @@
 """Token shards: the corpora segmented once, so that a machine that trains never segments text.
 
-`prepare` writes them, `load` reads them into memory, `Reader` samples windows from them.
+`prepare` writes them, `load` reads them into memory, `Reader` samples windows from them. `deal` and `write`
+cut them into parts for a machine to which little can be brought at a time.
 
 A shard is an xz stream of: magic ``LMSHARD1`` · header length (uint32, little-endian) · header (JSON:
 category, vocab_id, vocab_size, n_document, n_token, n_byte) · document lengths in tokens (n_document uint32)
@@ -16,9 +17,10 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +34,9 @@ MAGIC = b"LMSHARD1"
 SUFFIX = ".lms.xz"
 MAX_SHARD_TOKENS = 24_000_000
 MAX_SHARD_NBYTES = 55_000_000  # unpacked; a document of more than that many bytes has no place in a corpus
+_MAX_FILE_NBYTES = MAX_SHARD_NBYTES + (1 << 20)  # xz adds little to what it cannot pack
+_MAX_HEADER_NBYTES = 1 << 16
+_XZ_NBYTES = 68 << 20  # what unpacking takes at most; the largest preset asks for 65 MiB
 
 
 @dataclass
@@ -170,6 +175,8 @@ def parse_shard(path: Path, vocabulary: Vocabulary) -> tuple[str, Documents]:
         raise BadMagic(f"{path}: not a token shard: begins with {data[:8]!r}, expected {MAGIC!r}")
     try:
         (n_head,) = struct.unpack_from("<I", data, len(MAGIC))
+        if n_head > _MAX_HEADER_NBYTES:
+            raise ValueError(f"{n_head} bytes, at most {_MAX_HEADER_NBYTES}")
         offset = len(MAGIC) + 4 + n_head
         header = json.loads(data[len(MAGIC) + 4 : offset])
         n_document, n_token, n_byte = (_count(header[k]) for k in ("n_document", "n_token", "n_byte"))
@@ -199,9 +206,13 @@ def parse_shard(path: Path, vocabulary: Vocabulary) -> tuple[str, Documents]:
 
 def _decompress(path: Path) -> bytes:
     """The bytes of the one xz stream in `path`, at most what a shard may have."""
-    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ)
+    decompressor = lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_NBYTES)
+    with open(path, "rb") as file:
+        packed = file.read(_MAX_FILE_NBYTES + 1)
+    if len(packed) > _MAX_FILE_NBYTES:
+        raise LimitExceeded(f"{path}: a shard has at most {_MAX_FILE_NBYTES} bytes, this file has more")
     try:
-        data = decompressor.decompress(path.read_bytes(), MAX_SHARD_NBYTES + 1)
+        data = decompressor.decompress(packed, MAX_SHARD_NBYTES + 1)
     except lzma.LZMAError as error:
         raise Corrupt(f"{path}: damaged shard: {error}; run 'lmcodec train prepare' again") from None
     if len(data) > MAX_SHARD_NBYTES:
@@ -220,35 +231,130 @@ def _count(value: object) -> int:
     return value
 
 
-def load(folder: Path, vocabulary: Vocabulary, categories: Mapping[str, float]) -> dict[str, Documents]:
-    """All shards of the named categories in `folder`.
+def load(
+    folders: Path | Sequence[Path], vocabulary: Vocabulary, categories: Mapping[str, float]
+) -> dict[str, Documents]:
+    """All shards of the named categories.
+
+    Args:
+        folders: one, or several that hold parts of the text; their documents follow in this order.
+        vocabulary: that the shards were segmented with.
+        categories: that are wanted. One folder may lack a category, not all of them.
 
     Raises:
         ModelNotFound: if a category has no shard there, or one of another vocabulary.
+        ConfigError: if no folder is named, or one twice.
     """
-    result = {}
+    folders = [folders] if isinstance(folders, Path) else list(folders)
+    where = ", ".join(map(str, folders))
+    if not folders:
+        raise ConfigError("no folder of token shards is named")
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise ConfigError(f"{where}: a folder of token shards is named twice")
+    paths: dict[str, list[Path]] = {}
     for category in categories:
-        paths = sorted(folder.glob(f"{category}-*{SUFFIX}"))
-        if not paths:
+        paths[category] = [p for f in folders for p in sorted(f.glob(f"{category}-*{SUFFIX}"))]
+        if not paths[category]:
             raise ModelNotFound(
-                f"{folder}: no shards of category '{category}'; run 'lmcodec train prepare --out {folder}'"
+                f"{where}: no shards of category '{category}'; run 'lmcodec train prepare --out {folders[0]}'"
             )
-        pieces = []
-        for path in paths:
-            found, piece = parse_shard(path, vocabulary)
-            if found != category:
-                raise Corrupt(f"{path}: shard holds category '{found}', its name says '{category}'")
-            pieces.append(piece)
-        starts = [np.zeros(1, dtype=np.int64)]
-        for piece in pieces:
-            starts.append(piece.start[1:] + starts[-1][-1])
-        result[category] = Documents(
-            np.concatenate([p.tokens for p in pieces]),
-            np.concatenate(starts),
-            np.concatenate([p.validation for p in pieces]),
-            sum(p.n_byte for p in pieces),
-        )
+    result = {}
+    # Most of the time goes into xz, which lets other threads run.
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        jobs = {c: [pool.submit(parse_shard, path, vocabulary) for path in paths[c]] for c in categories}
+        try:
+            for category in categories:
+                pieces = []
+                for path, job in zip(paths[category], jobs[category], strict=True):
+                    found, piece = job.result()
+                    if found != category:
+                        raise Corrupt(f"{path}: shard holds category '{found}', its name says '{category}'")
+                    pieces.append(piece)
+                del jobs[category]
+                result[category] = _join(pieces)
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
     return result
+
+
+def _join(pieces: Sequence[Documents]) -> Documents:
+    starts = [np.zeros(1, dtype=np.int64)]
+    for piece in pieces:
+        starts.append(piece.start[1:] + starts[-1][-1])
+    return Documents(
+        np.concatenate([p.tokens for p in pieces]),
+        np.concatenate(starts),
+        np.concatenate([p.validation for p in pieces]),
+        sum(p.n_byte for p in pieces),
+    )
+
+
+def deal(documents: Documents, shares: Sequence[float]) -> list[np.ndarray]:
+    """Deal the documents that are not held out into parts at random.
+
+    Their order is that of a hash of their content, so a part does not depend on where a document lies.
+
+    Args:
+        documents: of one category.
+        shares: of the tokens, for each part. They may add up to less than 1: the rest goes nowhere.
+
+    Returns:
+        for each part the numbers of its documents, ascending.
+    """
+    numbers = np.flatnonzero(~documents.validation)
+    bounds = documents.start[numbers], documents.start[numbers + 1]
+    hashes = [zlib.crc32(documents.tokens[a:b].tobytes()) for a, b in zip(*bounds, strict=True)]
+    order = np.argsort(np.array(hashes, dtype=np.int64), kind="stable")
+    numbers, lengths = numbers[order], (bounds[1] - bounds[0])[order]
+    ends = np.cumsum(shares)
+    if len(ends) and ends[-1] > 1 - 1e-9:
+        ends[-1] = np.inf
+    # A document belongs to the part in which its middle lies.
+    middle = (np.cumsum(lengths) - lengths / 2) / max(int(lengths.sum()), 1)
+    part = np.searchsorted(ends, middle, side="right")
+    return [np.sort(numbers[part == k]) for k in range(len(ends))]
+
+
+def select(documents: Documents, numbers: np.ndarray, vocabulary: Vocabulary) -> Documents:
+    """The documents of these numbers, in this order."""
+    pieces = [documents.tokens[documents.start[i] : documents.start[i + 1]] for i in numbers]
+    start = np.zeros(len(pieces) + 1, dtype=np.int64)
+    np.cumsum([len(p) for p in pieces], out=start[1:])
+    tokens = np.concatenate(pieces) if pieces else documents.tokens[:0]
+    n_byte = int(vocabulary.nbytes[tokens].sum(dtype=np.int64))
+    return Documents(tokens, start, documents.validation[numbers], n_byte)
+
+
+def write(
+    folder: Path, category: str, documents: Documents, vocabulary: Vocabulary, preset: int = 6
+) -> list[Path]:
+    """Write the documents of a category to `folder`, which must be there, as shards; none if there are none.
+
+    Returns:
+        the files, whose names are numbered from 00.
+    """
+    paths: list[Path] = []
+    first = 0
+    while first < len(documents.validation):
+        # As many documents as a shard may have tokens, one at least.
+        most = int(documents.start[first]) + MAX_SHARD_TOKENS
+        end = max(first + 1, int(np.searchsorted(documents.start, most, side="right")) - 1)
+        bounds = documents.start[first : end + 1].tolist()
+        parts = [documents.tokens[a:b] for a, b in pairwise(bounds)]
+        header = {
+            "category": category,
+            "vocab_id": vocabulary.vocab_id,
+            "vocab_size": len(vocabulary),
+            "n_document": len(parts),
+            "n_token": bounds[-1] - bounds[0],
+            "n_byte": int(vocabulary.nbytes[documents.tokens[bounds[0] : bounds[-1]]].sum(dtype=np.int64)),
+        }
+        body = pack_shard(header, parts, documents.validation[first:end].tolist())
+        paths.append(folder / f"{category}-{len(paths):02d}{SUFFIX}")
+        paths[-1].write_bytes(lzma.compress(body, preset=preset))
+        first = end
+    return paths
 
 
 @dataclass

@@ -238,7 +238,7 @@ def main(arguments: list[str] | None = None) -> None:
     if options.compute:
         print(json.dumps({"used": used(), "hashes": found}))
         return
-    expected = json.loads(HASHES.read_text()) if HASHES.exists() else {}
+    expected = json.loads(HASHES.read_text(encoding="utf-8")) if HASHES.exists() else {}
     different = differences(found, expected)
     fixed = [name for name in different if name.startswith(FIXED) and FIXED in expected]
     print(f"{sum(map(len, found.values()))} hashes, {len(different)} differ")
@@ -246,7 +246,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit("\n".join(different))
     if fixed and not options.force:
         sys.exit("\n".join([*fixed, "these change only with a format version, by --force"]))
-    HASHES.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n")
+    HASHES.write_text(json.dumps(found, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":
