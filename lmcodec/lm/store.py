@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported, clear_frames
 
 if TYPE_CHECKING:
     from lmcodec import _kernel
@@ -258,7 +258,11 @@ def load(source: Source, memory_limit: int | None = None) -> Model:
         if model is None:
             while len(_loaded) >= _KEPT:
                 del _loaded[next(iter(_loaded))]
-            model = _load(source, memory_limit)
+            try:
+                model = _load(source, memory_limit)
+            except BaseException as error:
+                clear_frames(error)  # which would keep the file's content
+                raise
         _loaded[key] = model  # the most recent last
         return model
 
