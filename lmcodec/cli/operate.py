@@ -141,8 +141,8 @@ class _Work:
             message = error.strerror or str(error)
         except LimitExceeded as error:
             message = str(error)
-            for name, option in _LIMITS.items():
-                message = message.replace(f"raise {name}", f"raise {option}")
+            for limit, option in _LIMITS.items():
+                message = message.replace(f"raise {limit}", f"raise {option}")
         except ModelNotFound as error:
             message = str(error).replace("model=", "--model")
         except LmcodecError as error:
