@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         LimitExceeded,
         LmcodecError,
         ModelNotFound,
+        TrailingData,
         Truncated,
         Unsupported,
     )
@@ -37,6 +38,7 @@ __all__ = [
     "LmcodecError",
     "Measurement",
     "ModelNotFound",
+    "TrailingData",
     "Truncated",
     "Unsupported",
     "__version__",

@@ -20,7 +20,14 @@ from operator import index as as_int
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
 
 from lmcodec import ending, frame
-from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Truncated
+from lmcodec.errors import (
+    Corrupt,
+    LimitExceeded,
+    LmcodecError,
+    ModelNotFound,
+    TrailingData,
+    Truncated,
+)
 from lmcodec.frame import Block, Flag, FrameHeader, FrameWalk, Method
 from lmcodec.lm import store
 from lmcodec.lm.store import FilePath, Model
@@ -97,6 +104,16 @@ LM_CLEAR_LARGE = 1.35
 LARGE_NBYTES = 1 << 20
 CM_CLEAR = 1.03
 REPETITIVE_BPB = 1.6
+
+# A flush ends a block. Where that is small, the blocks after it continue it, so that nothing of what was
+# learned is lost. Such a chain has the tables of a block of CHAIN_NBYTES. It ends before it holds more than
+# that, or more than a block may: what lies in it is decoded from its start. In a chain a block of up to
+# CHAIN_GROWS_NBYTES is coded even where that makes it a little larger: to store it would end the chain.
+CHAIN_NBYTES = 1 << 20
+CHAIN_GROWS_NBYTES = 1 << 10
+
+# A block of a chain that is as small is coded at once: a thread would take longer to start.
+SMALL_NBYTES = 1 << 10
 
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
 ENCODE_BUDGET_NBYTES = 1 << 30
@@ -184,7 +201,14 @@ class _Coder(NamedTuple):
         streams = max(self.streams // 4, 1)
         return self._replace(streams=streams, groups=min(self.groups, lm_groups(streams)))
 
-    def block(self, original_nbytes: int, payload_nbytes: int, last: bool, continues: bool) -> Block:
+    def block(
+        self,
+        original_nbytes: int,
+        payload_nbytes: int,
+        last: bool,
+        continues: bool,
+        chain: _Chain | None = None,
+    ) -> Block:
         """The header of a block that is coded so."""
         return Block(
             self.method,
@@ -196,15 +220,21 @@ class _Coder(NamedTuple):
             last=last,
             continues=continues,
             enlarge=self.enlarge,
+            chained=chain is not None,
+            tables_log2=chain.tables_log2 if chain is not None and not continues else 0,
         )
 
-    def memory_nbytes(self, block_nbytes: int, chained: bool, encoding: bool = False) -> int:
+    def memory_nbytes(
+        self, block_nbytes: int, chained: bool, encoding: bool = False, tables_nbytes: int = 0
+    ) -> int:
         from lmcodec import engine
 
+        nbytes, streams = block_nbytes, self.streams
         if self.model is None:
-            return engine.memory_nbytes(self.profile, block_nbytes, self.streams, chained, self.enlarge)
+            return engine.memory_nbytes(self.profile, nbytes, streams, chained, self.enlarge, tables_nbytes)
+        profile = self.profile or None
         return engine.lm_memory_nbytes(
-            self.model, self.profile or None, block_nbytes, self.streams, chained, encoding, self.enlarge
+            self.model, profile, nbytes, streams, chained, encoding, self.enlarge, tables_nbytes
         )
 
     def engine(self) -> Engine | LmEngine:
@@ -219,6 +249,12 @@ class _Coder(NamedTuple):
 
 
 _Key = tuple[_Coder, ...]
+
+
+class _Chain(NamedTuple):
+    """Blocks that a flush ended, of which each continues the one before."""
+
+    tables_log2: int
 
 
 _Encoded = tuple[Block, bytes]  # and what its header and its payload are, packed
@@ -283,14 +319,18 @@ class _Seat:
         self.encoded: tuple[tuple[object, ...], _Encoded] | None = None
         self._decoded: tuple[tuple[object, ...], bytes] | None = None
 
-    def engine(self, coder: _Coder, continues: bool, alone: bool = False) -> Engine | LmEngine:
+    def engine(
+        self, coder: _Coder, continues: bool, alone: bool = False, tables_nbytes: int = 0
+    ) -> Engine | LmEngine:
         engine = self._engines.get(coder)
         if engine is None:
             for other in [c for c in list(self._engines) if c.method == coder.method]:
                 del self._engines[other]  # of other streams: its tables are not counted twice
             engine = self._engines[coder] = coder.engine()
+            if tables_nbytes and not continues:
+                engine.reset(tables_nbytes)
         elif not continues:
-            engine.reset()
+            engine.reset(tables_nbytes)
         engine.helped = alone
         engine.cancel = self.cancel
         self.meter.follow(coder, engine)
@@ -299,9 +339,8 @@ class _Seat:
     def decode(
         self,
         coder: _Coder,
-        continues: bool,
+        block: Block,
         payload: bytes,
-        nbytes: int,
         alone: bool,
         allowance: Allowance | None = None,
     ) -> bytes | bytearray:
@@ -311,13 +350,14 @@ class _Seat:
             Corrupt
             LimitExceeded: it took more processor time than the allowance had left.
         """
-        source = coder, nbytes, payload
+        nbytes, continues = block.original_nbytes, block.continues
+        source = coder, nbytes, block.tables_log2, payload
         if not continues and self._decoded is not None and self._decoded[0] == source:
             return self._decoded[1]
         self._decoded = None
         spend = None if allowance is None else allowance.meter()
         self.meter.expect((coder,), nbytes)
-        engine = self.engine(coder, continues, alone)
+        engine = self.engine(coder, continues, alone, block.tables_nbytes)
         engine.between_calls = spend
         original = engine.decode(payload, nbytes)
         if spend is not None:
@@ -402,6 +442,7 @@ class _Job:
 
     Args:
         cancel: the flag of the job that this one is a part of.
+        threaded: whether a thread of its own is worth its while.
     """
 
     _at_work: ClassVar[dict[threading.Thread, Any]] = {}  # and their flags; some have ended
@@ -409,7 +450,12 @@ class _Job:
     _closed: ClassVar[bool] = False  # the interpreter ends: no more threads
 
     def __init__(
-        self, work: Callable[..., Any], nbytes: int, seat: _Seat | None, cancel: _kernel.Cancel | None = None
+        self,
+        work: Callable[..., Any],
+        nbytes: int,
+        seat: _Seat | None,
+        cancel: _kernel.Cancel | None = None,
+        threaded: bool = True,
     ) -> None:
         self.nbytes, self.seat = nbytes, seat
         self._work: Callable[..., Any] | None = work
@@ -425,7 +471,7 @@ class _Job:
             from lmcodec import _kernel
 
             seat.cancel = self._cancel = _kernel.Cancel()
-        if seat is None or not self._start():
+        if seat is None or not threaded or not self._start():
             self._run()
 
     def _start(self) -> bool:
@@ -466,6 +512,9 @@ class _Job:
         """Let the work end soon, with an error, if it has not ended."""
         if self._cancel is not None:
             self._cancel.set()
+
+    def wait_for(self, seconds: float) -> None:
+        self._ended.wait(seconds)
 
     def wait(self) -> None:
         while not self.done:
@@ -549,6 +598,10 @@ class _Pipeline:
         self._jobs[0].wait()
         return self._jobs[0].failed
 
+    def wait(self, seconds: float) -> None:
+        """Wait until the oldest block is done, but no longer than that."""
+        self._jobs[0].wait_for(seconds)
+
     def _limit(self, nbytes: int) -> int:
         """How many blocks may be at work if one of them needs `nbytes`."""
         if self._budget is None:
@@ -581,11 +634,13 @@ class _Pipeline:
         continues: bool = False,
         original_nbytes: int = 0,
         coded_nbytes: int = 0,
+        threaded: bool = True,
     ) -> None:
-        """Call `work` with a seat for `key`, or at once and without one if that is None.
+        """Call `work` with a seat for `key`, or without one if that is None, and then at once.
 
         Args:
             original_nbytes, coded_nbytes: of the block, for `position`.
+            threaded: in a thread of its own; otherwise at once as well.
         """
         if key is not None and not continues:
             self._latest = self._free_seat(key, nbytes)
@@ -593,7 +648,7 @@ class _Pipeline:
             raise LmcodecError("a block continues one whose engine was dropped after an error; start anew")
         if key is not None and self._latest is not None:
             self._latest.meter = _Meter()
-        job = _Job(work, nbytes, self._latest if key is not None else None)
+        job = _Job(work, nbytes, self._latest if key is not None else None, threaded=threaded)
         job.original_nbytes, job.coded_nbytes = original_nbytes, coded_nbytes
         with self._position_lock:
             self._jobs.append(job)
@@ -656,16 +711,22 @@ def _unless_repeated(encode: Callable[..., _Encoded]) -> Callable[..., _Encoded]
 
     @wraps(encode)
     def encode_or_repeat(
-        data: bytes, key: _Key, model_nbytes: int, last: bool, continues: bool, *more: Any
+        data: bytes,
+        key: _Key,
+        model_nbytes: int,
+        last: bool,
+        continues: bool,
+        chain: _Chain | None,
+        *more: Any,
     ) -> _Encoded:
         seat: _Seat = more[-1]
-        source = data, key, model_nbytes
+        source = data, key, model_nbytes, chain
         if not continues and seat.encoded is not None and seat.encoded[0] == source:
             block, packed = seat.encoded[1]
             block = replace(block, last=last)
             return block, block.pack(data, packed[len(packed) - block.payload_nbytes :])
         seat.encoded = None
-        block, packed = encode(data, key, model_nbytes, last, continues, *more)
+        block, packed = encode(data, key, model_nbytes, last, continues, chain, *more)
         if not continues and block.payload_nbytes * REPEAT_SHARE <= len(data):
             seat.encoded = source, (block, packed)
         return block, packed
@@ -680,6 +741,7 @@ def _encode(
     model_nbytes: int,
     last: bool,
     continues: bool,
+    chain: _Chain | None,
     alone: bool,
     seat: _Seat,
 ) -> tuple[Block, bytes]:
@@ -687,6 +749,7 @@ def _encode(
 
     Args:
         model_nbytes: what naming the model would cost the frame.
+        chain: that the block begins or, if it continues another, is in.
         alone: no other block was at work when this one began: further threads may help. Changes no byte.
     """
     if len(key) > 1 and len(data) > SAMPLED_NBYTES:
@@ -694,18 +757,24 @@ def _encode(
         key = _candidates(data, key, alone, seat)
     seat.meter.expect(key, len(data))
     block, payload, best = Block(Method.STORED, len(data), len(data), last=last), data, len(data)
-    for coder, coded in zip(key, _payloads(data, key, continues, alone, seat), strict=True):
+    if chain is not None and len(data) <= CHAIN_GROWS_NBYTES:
+        best += frame.CHAIN_SPARE_NBYTES
+    tables_nbytes = 1 << chain.tables_log2 if chain else 0
+    payloads = _payloads(data, key, continues, alone, seat, tables_nbytes)
+    for coder, coded in zip(key, payloads, strict=True):
         cost = len(coded) + (model_nbytes if coder.model else 0)
-        if len(coded) < len(data) and cost < best:
-            block, payload, best = coder.block(len(data), len(coded), last, continues), coded, cost
+        if cost < best:
+            block, payload, best = coder.block(len(data), len(coded), last, continues, chain), coded, cost
     return block, block.pack(data, payload)
 
 
-def _payloads(data: bytes, key: _Key, continues: bool, alone: bool, seat: _Seat) -> list[bytes]:
+def _payloads(
+    data: bytes, key: _Key, continues: bool, alone: bool, seat: _Seat, tables_nbytes: int = 0
+) -> list[bytes]:
     """What each coder makes of `data`."""
 
     def payload(coder: _Coder, seat: _Seat) -> bytes:
-        return seat.engine(coder, continues, alone).encode(data)
+        return seat.engine(coder, continues, alone, tables_nbytes).encode(data)
 
     if not alone:
         return [payload(coder, seat) for coder in key]
@@ -755,7 +824,7 @@ def _decode(
         original = payload
     else:
         try:
-            original = seat.decode(coder, block.continues, payload, block.original_nbytes, alone, allowance)
+            original = seat.decode(coder, block, payload, alone, allowance)
         except (Corrupt, LimitExceeded) as error:
             raise type(error)(f"{where}: {error}") from None
     check = block.compute_check(original, payload)
@@ -898,7 +967,8 @@ class Compressor(_Reusable):
         self._taken_nbytes = 0
         self._pending = bytearray()
         self._walk: FrameWalk | None = None  # once the header is written
-        self._chain_nbytes = 0  # of the block that the last one's chain began with
+        self._chain: _Chain | None = None  # that the last block is in, if a flush began it
+        self._chain_nbytes = 0  # of the block that the last one's chain began with; of all of `_chain`
         self._chain_key: _Key = ()  # what it had the choice of
         self._out: list[bytes] = []
 
@@ -934,7 +1004,8 @@ class Compressor(_Reusable):
     def flush(self, mode: int = FLUSH_FRAME) -> bytes:
         """End the frame, or (FLUSH_BLOCK) the block so that all data so far decodes; return what is left.
 
-        A flushed block costs compression: the next one starts from nothing unless `solid`.
+        A block that a flush ended costs some ten bytes more than its data would have taken; the next one
+        goes on from what was learned, until they hold 1 MiB or `block_size` together.
 
         Raises:
             ValueError: if the frame ends with less data than `content_size` said.
@@ -942,6 +1013,10 @@ class Compressor(_Reusable):
         if mode not in (self.FLUSH_BLOCK, self.FLUSH_FRAME):
             raise ValueError(f"mode must be FLUSH_BLOCK or FLUSH_FRAME, not {mode!r}")
         return self.compress(b"", mode)
+
+    def end_chain(self) -> None:
+        """Let the next block be independent of the flushed ones before it."""
+        self._chain = None
 
     def _compress(self, view: memoryview, mode: int) -> bytes:
         self._taken_nbytes += len(view)
@@ -957,7 +1032,7 @@ class Compressor(_Reusable):
             self._cut(last=False)
         self._pending += view[at:]
         if mode == self.FLUSH_BLOCK and self._pending:
-            self._cut(last=False)
+            self._cut(last=False, flushed=True)
         if mode == self.FLUSH_FRAME:
             self._end()
         elif mode == self.FLUSH_BLOCK:
@@ -1008,28 +1083,56 @@ class Compressor(_Reusable):
             key += (_Coder(method, profile, streams, min(groups, streams), model, enlarge, may_thin),)
         return key
 
-    def _cut(self, last: bool) -> None:
+    def _cut(self, last: bool, flushed: bool = False) -> None:
         """Set the pending bytes to work as one block."""
         data = bytes(self._pending)
         self._pending.clear()
         key = self._key(len(data))
         if not last:
             self._header(several=True, needs_model=True)
-        nbytes = sum(coder.memory_nbytes(len(data), self._solid, encoding=True) for coder in key)
+        chained = self._solid or self._chain is not None
+        tables_nbytes = self._tables_nbytes(len(data)) if flushed else 0
+        nbytes = sum(c.memory_nbytes(len(data), chained, True, tables_nbytes) for c in key)
         while not self._pipeline.room(nbytes, has_model=any(coder.model for coder in key)):
             self._take()
-        previous = self._previous_coder() if self._solid else None
-        # A chain's tables are as large as its first block asks for.
-        continues = previous is not None and previous.streams <= len(data) <= 4 * self._chain_nbytes
-        if not continues:
-            self._chain_nbytes = len(data)
-            self._chain_key = key
-        elif previous is not None:
+        previous = self._continued(len(data), key)
+        if previous is not None:
             key = (previous,)
+            self._chain_nbytes += len(data) if self._chain and not self._solid else 0
+        else:
+            self._chain = _Chain(tables_nbytes.bit_length() - 1) if tables_nbytes else None
+            self._chain_nbytes = tables_nbytes if self._solid and tables_nbytes else len(data)
+            self._chain_key = key
+        continues, chain = previous is not None, self._chain
         model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
-        alone = self._pipeline.idle
-        work = partial(_encode, data, key, model_nbytes, last, continues, alone)
-        self._pipeline.start(work, nbytes, key, continues, original_nbytes=len(data))
+        small = chain is not None and len(data) <= SMALL_NBYTES
+        alone = self._pipeline.idle and not small
+        work = partial(_encode, data, key, model_nbytes, last, continues, chain, alone)
+        self._pipeline.start(work, nbytes, key, continues, original_nbytes=len(data), threaded=not small)
+        if not flushed and not self._solid:
+            self._chain = None  # a block that no flush ended may still be at work when the next one begins
+
+    def _tables_nbytes(self, nbytes: int) -> int:
+        """What the tables of a chain are sized for that a flush begins with so many bytes; 0 for no chain."""
+        if self._method in (Method.STORED, Method.LM):
+            return 0  # they have no tables
+        most = self._block_nbytes if self._solid else min(self._block_nbytes, CHAIN_NBYTES)
+        return 1 << (most - 1).bit_length() if 2 * nbytes <= most else 0
+
+    def _continued(self, nbytes: int, key: _Key) -> _Coder | None:
+        """What coded the block before, if one of so many bytes, which by itself had `key`, continues it."""
+        if not self._solid and self._chain is None:
+            return None
+        previous = self._previous_coder()
+        if previous is None or previous.streams > nbytes:
+            return None
+        if self._solid:
+            # A chain's tables are as large as its first block asks for.
+            return previous if nbytes <= 4 * self._chain_nbytes else None
+        if self._chain_nbytes + nbytes > min(self._block_nbytes, CHAIN_NBYTES):
+            return None
+        fits = [other.streams for c in key for other in (c, c.thinned()) if c.method == previous.method]
+        return previous if previous.streams in fits else None
 
     def _previous_coder(self) -> _Coder | None:
         """What the block before was coded by, if another one may continue it."""
@@ -1307,7 +1410,8 @@ class Decompressor(_Reusable):
         elif self._block is None:
             head = bytes(self._input[: frame.MAX_BLOCK_HEADER_NBYTES])
             has_model = self._walk.header.model_id is not None
-            block = frame.parse_block(head, self._where(), has_model=has_model)
+            previous = self._walk.previous
+            block = frame.parse_block(head, self._where(), has_model=has_model, previous=previous)
             if block is not None:
                 self._admit(block)
                 return True
@@ -1375,7 +1479,7 @@ class Decompressor(_Reusable):
         coder = self._coder(block)
         if coder is None:
             return block.original_nbytes
-        return coder.memory_nbytes(block.original_nbytes, block.continues)
+        return coder.memory_nbytes(block.original_nbytes, block.continues, tables_nbytes=block.tables_nbytes)
 
     def _start(self) -> bool:
         """Set the block that is all there to work, if there is room."""
@@ -1397,10 +1501,11 @@ class Decompressor(_Reusable):
             _decode(block, payload, where)
             self._pipeline.pass_over(block.nbytes)
         else:
-            alone = self._pipeline.idle
+            small = block.chained and block.original_nbytes <= SMALL_NBYTES
+            alone = self._pipeline.idle and not small
             work = partial(_decode, block, payload, where, coder, alone, self._pipeline.allowance)
             sizes = {"original_nbytes": block.original_nbytes, "coded_nbytes": block.nbytes}
-            self._pipeline.start(work, need, key, block.continues, **sizes)
+            self._pipeline.start(work, need, key, block.continues, threaded=not small, **sizes)
         return True
 
     def _consume(self, nbytes: int, is_block: bool = False) -> None:
@@ -1429,7 +1534,9 @@ class FrameReader:
     """Pulls frames from a source, one after another, and decodes them: what decompress and LMFile share.
 
     Args:
-        read: called with a number of bytes, returns that many or fewer, b"" at the end.
+        read: called with a number of bytes, returns that many or fewer (any buffer), b"" at the end.
+        ready: whether `read` returns without waiting for somebody to write. Where it does not, every block
+            that is all there is given out before; where it does, blocks are read ahead. None: it always does.
         max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model: as for `Decompressor`, but for
             all frames together.
     """
@@ -1438,6 +1545,7 @@ class FrameReader:
         self,
         read: Callable[[int], Any],
         *,
+        ready: Callable[[], bool] | None = None,
         max_output: int | None = None,
         memory_limit: int | None = None,
         max_ratio: float | None = None,
@@ -1445,7 +1553,7 @@ class FrameReader:
         threads: int | None = None,
         model: FilePath | None = None,
     ) -> None:
-        self._read = read
+        self._read, self._ready = read, ready
         self._limits: dict[str, Any] = {
             "max_output": max_output,
             "memory_limit": memory_limit,
@@ -1495,11 +1603,39 @@ class FrameReader:
         """As `Decompressor.position`, of all frames."""
         return self._frame.position
 
+    def _feed(self, data: bytes | memoryview, size: int) -> bytes:
+        """Give data to the frame, without what is padding before it."""
+        if self._fresh and not self._first:
+            n_zero = len(data) - len(bytes(data).lstrip(b"\0"))
+            self._frame._offset += n_zero
+            data = data[n_zero:]
+        if not len(data):
+            return b""
+        self._fresh = False
+        return self._frame.decompress(data, size)
+
+    def _must_wait(self) -> bool:
+        """Whether a block at work must be given out before more is read, which could take for ever.
+
+        Waits for the block then.
+        """
+        pipeline = self._frame._pipeline
+        if self._ready is None:
+            return False
+        while pipeline.n_at_work and not pipeline.oldest_done:
+            if self._ready():
+                return False
+            pipeline.wait(0.01)
+        return pipeline.n_at_work > 0
+
     def read(self, size: int = -1) -> bytes:
         """Up to `size` bytes, all that are left if negative; b"" only at the end.
 
+        Zero bytes after a frame are padding.
+
         Raises:
             Truncated: if the source ends where no frame does.
+            TrailingData: if something else than a frame follows one, once all before it has been read.
             LmcodecError: as `Decompressor.decompress`.
         """
         if size < 0:
@@ -1519,29 +1655,27 @@ class FrameReader:
         while size and not out:
             decompressor = self._frame
             if decompressor.eof:
+                rest = decompressor.unused_data
                 self._frame = self._open(
                     decompressor._offset, self.original_offset, pipeline=decompressor._pipeline
                 )
                 self._first, self._fresh = False, True
-                rest = decompressor.unused_data
-                if rest:
-                    self._fresh = False
-                    out = self._frame.decompress(rest, size)
-            elif decompressor.needs_input:
+                out = self._feed(rest, size)
+            elif not decompressor.needs_input or self._must_wait():
+                out = decompressor.decompress(b"", size)
+            else:
                 data = self._read(READ_NBYTES)
                 if data is None:
                     raise BlockingIOError("the file has no data now: LMFile needs one that waits for it")
-                if len(data):
-                    self._fresh = False
-                    out = decompressor.decompress(data, size)
-                elif self._fresh and not self._first:
+                with byte_view(data) as view:
+                    out, ended = self._feed(view, size), not len(view)
+                if not ended:
+                    continue
+                if self._fresh and not self._first:
                     break
-                elif decompressor._pipeline.n_at_work:
-                    decompressor._lazy = False
-                else:
+                if not decompressor._pipeline.n_at_work:
                     raise decompressor._truncated()
-            else:
-                out = decompressor.decompress(b"", size)
+                decompressor._lazy = False
         self.original_offset += len(out)
         return out
 
@@ -1561,7 +1695,8 @@ def decompress(
     Args: see `Decompressor`; all frames together are limited.
 
     Raises:
-        BadMagic: if something else than a frame is there, at the start or after a frame.
+        BadMagic: if something else than a frame is there at the start.
+        TrailingData: if something else than a frame or zero bytes follow a frame; it is a BadMagic, too.
         Truncated, Corrupt, Unsupported, LimitExceeded, ModelNotFound: as `Decompressor.decompress`.
     """
     with byte_view(data) as view:
@@ -1636,9 +1771,8 @@ def _survey(read_at: Callable[[int, int], bytes], start: int, end: int) -> Frame
     info = FrameInfo(start, frame.VERSION, header.flags, header.model_id, header.content_size, header.nbytes)
     while not walk.ended:
         where = f"block {walk.n_block + 1} at offset {at}"
-        block = frame.parse_block(
-            read_at(at, frame.MAX_BLOCK_HEADER_NBYTES), where, has_model=header.model_id is not None
-        )
+        head, has_model = read_at(at, frame.MAX_BLOCK_HEADER_NBYTES), header.model_id is not None
+        block = frame.parse_block(head, where, has_model=has_model, previous=walk.previous)
         if block is None:
             return info
         walk.admit(block, where)
@@ -1671,24 +1805,49 @@ def scan(fileobj: BinaryIO) -> list[FrameInfo]:
     Raises:
         BadMagic, Truncated, Corrupt, Unsupported: if the frames do not follow one another to the end.
     """
+    frames, trailing = scan_to_trailing(fileobj)
+    if trailing is not None:
+        raise trailing
+    return frames
+
+
+def scan_to_trailing(fileobj: BinaryIO) -> tuple[list[FrameInfo], TrailingData | None]:
+    """As `scan`, but where something else than a frame follows the frames, that error is returned as well."""
     base = fileobj.tell()
     end = fileobj.seek(0, os.SEEK_END) - base
 
     def read_at(at: int, nbytes: int) -> bytes:
         fileobj.seek(base + at)
-        return fileobj.read(nbytes)
+        return read_fully(fileobj.read, nbytes)
 
     try:
         frames: list[FrameInfo] = []
         at = 0
         while at < end or not frames:
-            info = _survey(read_at, at, end)
+            try:
+                info = _survey(read_at, at, end)
+            except TrailingData as error:
+                return frames, error
             if info.nbytes is None:
                 raise Truncated(
                     f"the data ends at offset {end}, inside the frame at {at}; the rest is missing"
                 )
             frames.append(info)
             at += info.nbytes
-        return frames
+            while at < end:
+                piece = read_at(at, READ_NBYTES)
+                n_zero = len(piece) - len(piece.lstrip(b"\0"))
+                at += n_zero
+                if not piece or n_zero < len(piece):
+                    break
+        return frames, None
     finally:
         fileobj.seek(base)
+
+
+def read_fully(read: Callable[[int], Any], nbytes: int) -> bytes:
+    """`nbytes` bytes of what may give fewer at a time; fewer only where it ends."""
+    data = bytes(read(nbytes))
+    while len(data) < nbytes and (more := read(nbytes - len(data))):
+        data += more
+    return data

@@ -109,9 +109,15 @@ class Engine(_Watched):
         self.position = 0
         self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(isa), enlarge)
 
-    def reset(self) -> None:
-        """Forget everything: the next block is independent."""
+    def reset(self, tables_nbytes: int = 0) -> None:
+        """Forget everything: the next block is independent.
+
+        Args:
+          tables_nbytes: make the tables as large as a block of so many bytes asks for, which the next one may
+            not exceed; 0: as that block itself does.
+        """
         self._coder.reset()
+        self._coder.size_tables(tables_nbytes)
 
     def encode(self, data: bytes | memoryview) -> bytes:
         """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
@@ -204,9 +210,10 @@ class LmEngine(_Watched):
         self.position = 0
         self._coder = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(isa), enlarge)
 
-    def reset(self) -> None:
-        """Forget everything: the next block is independent."""
+    def reset(self, tables_nbytes: int = 0) -> None:
+        """As `Engine.reset`."""
         self._coder.reset()
+        self._coder.size_tables(tables_nbytes)
 
     def encode(self, data: bytes | memoryview) -> bytes:
         """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
@@ -287,16 +294,22 @@ def _mixing_isa(isa: str | None) -> str:
 
 
 def memory_nbytes(
-    profile: int, block_nbytes: int, streams: int = 1, chained: bool = False, enlarge: int = 0
+    profile: int,
+    block_nbytes: int,
+    streams: int = 1,
+    chained: bool = False,
+    enlarge: int = 0,
+    tables_nbytes: int = 0,
 ) -> int:
     """What coding a block of `block_nbytes` bytes takes at most: tables, history, the block and its payload.
 
     Args:
       chained: the engine keeps what blocks before left (`continues`).
       enlarge: as for `Engine`.
+      tables_nbytes: as for `Engine.reset`.
     """
     extra = (_STREAM_NBYTES * streams if streams > 1 else 0) + (_CHAIN_NBYTES if chained else 0)
-    tables = _table_nbytes(load(profile), block_nbytes, chained, enlarge)
+    tables = _table_nbytes(load(profile), tables_nbytes or block_nbytes, chained, enlarge)
     return tables + _FIXED_NBYTES + extra + 4 * block_nbytes
 
 
@@ -341,6 +354,7 @@ def lm_memory_nbytes(
     chained: bool = False,
     encoding: bool = False,
     enlarge: int = 0,
+    tables_nbytes: int = 0,
 ) -> int:
     """What coding a block with a language model takes at most, the model included.
 
@@ -349,6 +363,7 @@ def lm_memory_nbytes(
       chained: the engine keeps what blocks before left (`continues`).
       encoding: the block's tokens are kept.
       enlarge: as for `LmEngine`.
+      tables_nbytes: as for `Engine.reset`.
 
     Raises:
       Unsupported: the model has no such profile.
@@ -364,8 +379,9 @@ def lm_memory_nbytes(
         log2 = min((nbytes - 1).bit_length(), chosen.spec["numbers"].get("match_log2", 18))
         return len(chosen.spec["matches"]) * (4 << max(log2, 10))
 
-    tables = _table_nbytes(chosen, block_nbytes, chained, enlarge) + match_nbytes(block_nbytes)
-    tables += _end_table_nbytes(chosen, block_nbytes, chained)
+    sized_for = tables_nbytes or block_nbytes
+    tables = _table_nbytes(chosen, sized_for, chained, enlarge) + match_nbytes(sized_for)
+    tables += _end_table_nbytes(chosen, sized_for, chained)
     maps = [*chosen.spec["maps"], *chosen.spec.get("lm_maps", [])]
     tables += sum(_in_pages(_MAP_ROW_NBYTES * _MAP_ROWS.get(name, _MAP_ROWS_ELSE)) for name in maps)
     n_learned = chosen.kernel.n_learned
@@ -373,6 +389,6 @@ def lm_memory_nbytes(
         4 * n_learned
     )  # what coding begins with, how it is read; what becomes of it
     if streams > 1:
-        tables += streams * match_nbytes(-(-block_nbytes // streams))
+        tables += streams * match_nbytes(-(-sized_for // streams))
     extra = _LM_FIXED_NBYTES + _LM_STREAM_NBYTES * streams + (_CHAIN_NBYTES if chained else 0)
     return network + tables + extra

@@ -17,6 +17,10 @@ class BadMagic(LmcodecError):
     """The data is not of the kind that was asked for: its first bytes say otherwise."""
 
 
+class TrailingData(BadMagic):
+    """Whole frames, and then something that is neither a frame nor padding of zero bytes."""
+
+
 class Unsupported(LmcodecError):
     """The data is of a version, method or flag that this version does not know."""
 

@@ -6,19 +6,36 @@ indexes; what the bytes of a frame mean is in `frame`.
 
 from __future__ import annotations
 
+import atexit
 import builtins
+import codecs
+import gc
 import io
 import os
+import select
+import stat
 import sys
+import threading
+import weakref
 from array import array
 from bisect import bisect_right
 from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO, Literal, cast, overload
+from typing import Any, BinaryIO, ClassVar, Literal, cast, overload
 
 from lmcodec import frame
-from lmcodec.codec import AUTO, DEFAULT_LEVEL, READ_NBYTES, Compressor, FrameReader, byte_view
-from lmcodec.errors import LimitExceeded, LmcodecError, Truncated
+from lmcodec.codec import (
+    AUTO,
+    DEFAULT_LEVEL,
+    READ_NBYTES,
+    Compressor,
+    FrameReader,
+    byte_view,
+    read_fully,
+    scan,
+)
+from lmcodec.errors import LimitExceeded, LmcodecError, TrailingData, Truncated
 
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -26,6 +43,7 @@ _SKIP_NBYTES = 1 << 20
 _BLOCK_NBYTES = 16  # that a block takes in a map
 _FRAME_NBYTES = 512  # that a frame takes beside its blocks
 _MAX_MAP_NBYTES = 64 << 20  # some two million blocks; a file of more is read from the start
+_EMPTY_NBYTES = 1 << 12  # a file of more holds more than frames that hold nothing
 
 
 class TruncatedFile(Truncated, EOFError):
@@ -93,6 +111,7 @@ class _FileMap:
         n_most = sys.maxsize if max_output is None else 2 * max_output + 1
         try:
             while end > 0:
+                end = _without_padding(read_at, end)
                 footer_at = end - frame.FOOTER_NBYTES
                 if footer_at < 0:
                     return None
@@ -147,11 +166,7 @@ class _FileMap:
         return cls(nbytes, found[::-1]) if found else None
 
     def find(self, original_offset: int, read_at: Any) -> tuple[_IndexedFrame, int]:
-        """The frame and its block from which to decode up to `original_offset`, which lies before the end.
-
-        Raises:
-            LmcodecError: if what lies there is not the header of a block.
-        """
+        """The frame and its block from which to decode up to `original_offset`, which lies before the end."""
         indexed = self._frames[bisect_right(self._starts, original_offset) - 1]
         block = bisect_right(indexed.original_offsets, original_offset) - 1
         while block and self._continues(indexed, block, read_at):
@@ -159,24 +174,86 @@ class _FileMap:
         return indexed, block
 
     def _continues(self, indexed: _IndexedFrame, block: int, read_at: Any) -> bool:
-        offset = indexed.block_offsets[block]
-        head = read_at(offset, frame.MAX_BLOCK_HEADER_NBYTES)
-        has_model = indexed.header.model_id is not None
-        parsed = frame.parse_block(head, f"block {block + 1} at offset {offset}", has_model=has_model)
-        return parsed is not None and parsed.continues
+        return frame.continues(read_at(indexed.block_offsets[block], 1))
+
+
+def _without_padding(read_at: Any, end: int) -> int:
+    """Where the zero bytes begin that end at `end`."""
+    while end > 0:
+        n = min(end, READ_NBYTES)
+        piece = read_at(end - n, n).rstrip(b"\0")
+        end -= n - len(piece)
+        if piece:
+            break
+    return end
+
+
+class _Input:
+    """The file that frames are read from, of which only `read` is needed."""
+
+    def __init__(self, fp: Any) -> None:
+        self._fp = fp
+        self._read = fp.read
+        # A buffered file's read waits until it has as much as it was asked for; read1 takes what is there.
+        self._read1 = getattr(fp, "read1", None)
+        self.seekable = self._can_seek()
+        self._poll = self._poller()
+
+    def _can_seek(self) -> bool:
+        try:
+            return bool(self._fp.seekable()) and self._fp.tell() >= 0
+        except (AttributeError, OSError, TypeError):
+            return False
+
+    def _poller(self) -> Any:
+        """What asks whether there is something to read; None for a file on disk, or for what cannot tell."""
+        try:
+            fd = self._fp.fileno()
+            if stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            if hasattr(select, "poll"):
+                poll = select.poll()
+                poll.register(fd, select.POLLIN)
+                return lambda: poll.poll(0)
+            select.select([fd], [], [], 0)  # of Windows: sockets only
+            return lambda: select.select([fd], [], [], 0)[0]
+        except (AttributeError, OSError, TypeError, ValueError):
+            return None
+
+    def read(self, nbytes: int) -> Any:
+        if self._read1 is not None:
+            try:
+                return self._read1(nbytes)
+            except (io.UnsupportedOperation, NotImplementedError):
+                self._read1 = None
+        return self._read(nbytes)
+
+    def ready(self) -> bool:
+        """Whether `read` returns at once."""
+        try:
+            return self.seekable if self._poll is None else bool(self._poll())
+        except (OSError, ValueError):
+            return False
 
 
 class _Decoded(io.RawIOBase):
-    """The original of a file of frames, as a raw stream; io.BufferedReader does the rest."""
+    """The original of a file of frames, as a raw stream; io.BufferedReader does the rest.
+
+    Attributes:
+        trailing: what follows the frames is not one: this was met, and counts as the end. Who reads past it
+            is to be told.
+    """
 
     def __init__(self, fp: BinaryIO, limits: dict[str, Any]) -> None:
         self._fp = fp
-        self._frames = FrameReader(fp.read, **limits)
+        self._input = _Input(fp)
+        self._frames = FrameReader(self._input.read, ready=self._input.ready, **limits)
         self._map_limits = limits["max_output"], limits["memory_limit"]
-        self._base = fp.tell() if self.seekable() else 0  # where the first frame starts
+        self._base = fp.tell() if self._input.seekable else 0  # where the first frame starts
         self._map: _FileMap | None = None
         self._mapped = False
         self._original_nbytes: int | None = None  # known once the end was met
+        self.trailing: TrailingData | None = None
 
     def close(self) -> None:
         if not self.closed and hasattr(self, "_frames"):
@@ -187,7 +264,7 @@ class _Decoded(io.RawIOBase):
         return True
 
     def seekable(self) -> bool:
-        return hasattr(self._fp, "seekable") and self._fp.seekable()
+        return self._input.seekable
 
     def readinto(self, buffer: Any) -> int:
         with memoryview(buffer) as view, view.cast("B") as out:
@@ -199,10 +276,14 @@ class _Decoded(io.RawIOBase):
         return b"".join(iter(lambda: self._read(_SKIP_NBYTES), b""))
 
     def _read(self, size: int) -> bytes:
+        if self.trailing is not None:
+            return b""
         try:
             data = self._frames.read(size)
         except Truncated as error:
             raise TruncatedFile(str(error)) from None
+        except TrailingData as error:
+            self.trailing, data = TrailingData(str(error)), b""
         if size and not data:
             self._original_nbytes = self._frames.original_offset
         return data
@@ -235,7 +316,9 @@ class _Decoded(io.RawIOBase):
             if offset < self.tell():
                 self._fp.seek(self._base)
                 self._frames.jump(0, 0)
+                self.trailing = None
             return
+        self.trailing = None
         if offset >= file_map.original_nbytes:
             self._fp.seek(self._base + file_map.nbytes)
             self._frames.jump(file_map.nbytes, file_map.original_nbytes)
@@ -269,16 +352,147 @@ class _Decoded(io.RawIOBase):
     def _read_at(self, at: int, nbytes: int) -> bytes:
         here = self._fp.tell()
         self._fp.seek(self._base + at)
-        data = self._fp.read(nbytes)
+        data = read_fully(self._fp.read, nbytes)
         self._fp.seek(here)
         return data
+
+
+class _Output:
+    """The frames that go into a file. It lives until it is closed, whatever becomes of the LMFile.
+
+    Where nobody closes that, its finalizer does, or else the end of the interpreter. The file that is written
+    to must not be finalized before: this object keeps it from being part of what the collector takes.
+
+    A process that is forked off inherits the object, and what its parent has not written yet. It ends no
+    frame of its parent's: to a file that it does not write to itself it adds nothing.
+
+    Args:
+        file: whose data it is, for as long as it lives.
+        owns_fp: close `fp`, too.
+    """
+
+    _open: ClassVar[dict[int, _Output]] = {}
+    _ending: ClassVar[bool] = False  # the interpreter ends: nothing will end a frame but the next write
+
+    def __init__(self, file: LMFile, fp: Any, owns_fp: bool, compressor: Compressor) -> None:
+        self._file, self._owns_fp = weakref.ref(file), owns_fp
+        self.fp = fp
+        self._compressor = compressor
+        self._has_frame = False
+        self._pid, self._lock = os.getpid(), threading.RLock()
+        self._open[id(self)] = self
+
+    @property
+    def inherited(self) -> bool:
+        """Whether another process opened this, and this one has not written to it."""
+        return self._pid != os.getpid()
+
+    def write(self, data: memoryview) -> None:
+        if self.inherited:
+            if self._ending:
+                return  # what a wrapper held when this process was forked off, and holds in its parent
+            self._pid, self._lock = os.getpid(), threading.RLock()
+        with self._lock:
+            ends = self._ending
+            mode = Compressor.FLUSH_FRAME if ends else Compressor.CONTINUE
+            self._put(self._compressor.compress(data, mode))
+            if ends:
+                self._flush_fp()
+
+    def flush(self, mode: int) -> None:
+        if self.inherited:
+            return
+        with self._lock:
+            if self._compressor.last_mode not in (mode, Compressor.FLUSH_FRAME):
+                self._put(self._compressor.flush(mode))
+            self._flush_fp()
+
+    def close(self) -> None:
+        """End the frame."""
+        try:
+            if not self.inherited:
+                with self._lock:
+                    self._end()
+        finally:
+            self._open.pop(id(self), None)
+            if self._owns_fp:
+                self.fp.close()
+
+    def _end(self) -> None:
+        # A file that nothing was written to holds an empty frame.
+        is_open = not self._has_frame or self._compressor.last_mode != Compressor.FLUSH_FRAME
+        if is_open and self._compressor.usable:
+            self._put(self._compressor.flush())
+
+    def _flush_fp(self) -> None:
+        if hasattr(self.fp, "flush"):
+            self.fp.flush()
+
+    def _put(self, data: bytes) -> None:
+        self._has_frame |= bool(data)
+        with self._compressor.unusable_if_this_fails():  # a frame with a hole must not go on
+            raw = isinstance(self.fp, io.RawIOBase)  # takes nothing, where it would have to wait
+            while data:
+                n = self.fp.write(data)
+                if not isinstance(n, int) or isinstance(self.fp, io.BufferedIOBase):
+                    if raw:
+                        raise BlockingIOError("the file takes no data now: LMFile needs one that waits")
+                    return
+                if n <= 0:
+                    raise OSError(f"the file took {n} of {len(data)} bytes")
+                data = data[n:]
+
+    @classmethod
+    def end_all(cls) -> None:
+        """End all frames, at the interpreter's end. What is written later is a frame for each write."""
+        cls._ending = True
+        for output in list(cls._open.values()):
+            try:
+                output._end_with_interpreter()
+            except BaseException as error:
+                if sys.stderr is not None:
+                    name = getattr(output.fp, "name", output.fp)
+                    print(
+                        f"lmcodec: {name}: nobody closed it, and at the interpreter's end it could not be "
+                        f"completed: {type(error).__name__}: {error}",
+                        file=sys.stderr,
+                    )
+
+    def _end_with_interpreter(self) -> None:
+        if self.inherited:
+            return
+        file = self._file()
+        if file is not None:
+            with file.passing_flushes():
+                _flush_wrappers(file)
+        # Another thread may be writing, and may do so for ever.
+        if not self._lock.acquire(timeout=10):
+            raise TimeoutError("another thread is writing to the file")
+        try:
+            self._end()
+            self._flush_fp()
+        finally:
+            self._lock.release()
+
+
+def _flush_wrappers(file: Any) -> None:
+    """Let the files that stand before `file`, such as an io.TextIOWrapper, pass on what they hold."""
+    for outer in gc.get_referrers(file):
+        if isinstance(outer, io.IOBase) and not outer.closed and outer.writable():
+            _flush_wrappers(outer)
+            outer.flush()
+
+
+# Others, logging among them, may write when this was called: they are kept, too, as frames of their own.
+atexit.register(_Output.end_all)
 
 
 class LMFile(io.BufferedIOBase):
     """A compressed file that reads or writes as its original.
 
     Concatenated frames read as one. Leaving a `with` block closes the file, and closing ends the frame,
-    whatever happened inside: what was written before can be read. Not for several threads at once.
+    whatever happened inside: what was written before can be read. A file that nobody closes is closed when it
+    is dropped, and at the latest when the interpreter ends. Not for several threads at once.
 
     Args:
         file: a path, or a binary file object, which is left open when this one is closed.
@@ -295,6 +509,17 @@ class LMFile(io.BufferedIOBase):
 
     FLUSH_BLOCK = Compressor.FLUSH_BLOCK
     FLUSH_FRAME = Compressor.FLUSH_FRAME
+
+    # What an object has that was never opened.
+    _fp: BinaryIO | None = None
+    _owns_fp = False
+    _output: _Output | None = None
+    _decoded: _Decoded | None = None
+    _reader: io.BufferedReader | None = None
+    _position = 0
+    _told: int | None = None  # what tell says while a text file is made
+    _appends = False  # something stands before what is written
+    _passes_flushes = False  # what a wrapper flushes is written on, without ending a block
 
     def __init__(
         self,
@@ -315,18 +540,12 @@ class LMFile(io.BufferedIOBase):
         model: str | os.PathLike[str] | None = None,
         method: str = AUTO,
     ) -> None:
-        self._fp: BinaryIO | None = None
-        self._owns_fp = False
-        self._reader: io.BufferedReader | None = None
-        self._compressor: Compressor | None = None
-        self._position = 0
-        self._has_frame = False
-        self._closing = False
         if mode not in ("r", "rb", "w", "wb", "x", "xb", "a", "ab"):
             raise ValueError(f"mode must be r, w, x or a, with or without b, not {mode!r}")
         self._mode = "rb" if mode[0] == "r" else "wb"
+        compressor = None
         if mode[0] != "r":
-            self._compressor = Compressor(
+            compressor = Compressor(
                 level,
                 block_size=block_size,
                 threads=threads,
@@ -338,13 +557,18 @@ class LMFile(io.BufferedIOBase):
                 method=method,
             )
         if isinstance(file, (str, bytes, os.PathLike)):
-            self._fp = cast(BinaryIO, builtins.open(file, mode[0] + "b"))  # noqa: SIM115
+            # Without a buffer where it is written: what is in one would be written again by a forked process.
+            buffering = -1 if compressor is None else 0
+            self._fp = cast(BinaryIO, builtins.open(file, mode[0] + "b", buffering))  # noqa: SIM115
             self._owns_fp = True
         elif hasattr(file, "read" if mode[0] == "r" else "write"):
             self._fp = file
         else:
             raise TypeError(f"file must be a path or a binary file object, not {type(file).__name__}")
-        if mode[0] == "r":
+        if compressor is not None:
+            self._output = _Output(self, self._fp, self._owns_fp, compressor)
+            self._appends = mode[0] == "a" and self._holds_something(file)
+        else:
             limits = {
                 "max_output": max_output,
                 "memory_limit": memory_limit,
@@ -354,10 +578,23 @@ class LMFile(io.BufferedIOBase):
                 "model": model,
             }
             try:
-                self._reader = io.BufferedReader(_Decoded(self._fp, limits), READ_NBYTES)
+                self._decoded = _Decoded(self._fp, limits)
+                self._reader = io.BufferedReader(self._decoded, READ_NBYTES)
             except BaseException:
                 self.close()
                 raise
+
+    def _holds_something(self, file: FilePath | BinaryIO) -> bool:
+        """Whether there is a text before what is appended: more than frames that hold nothing."""
+        try:
+            fp = cast(BinaryIO, self._fp)
+            nbytes = fp.seek(0, io.SEEK_END) if self._owns_fp else fp.tell()
+            if not self._owns_fp or not 0 < nbytes <= _EMPTY_NBYTES:
+                return nbytes > 0
+            with builtins.open(cast(FilePath, file), "rb") as written:
+                return any(info.original_nbytes for info in scan(written))
+        except (AttributeError, OSError, LmcodecError):
+            return True
 
     # Both directions
 
@@ -380,15 +617,21 @@ class LMFile(io.BufferedIOBase):
         fp, self._fp = self._fp, None
         if fp is None:
             return
+        output, reader = self._output, self._reader
+        self._output = self._reader = self._decoded = None
+        if output is not None:
+            output.close()
+            return
         try:
-            if self._reader is not None:
-                self._reader.close()
-            elif self._compressor is not None and self._compressor.usable and self._frame_is_open():
-                self._write_out(fp, self._compressor, self._compressor.flush())
+            if reader is not None:
+                reader.close()
         finally:
-            self._reader = self._compressor = None
             if self._owns_fp:
                 fp.close()
+
+    def __del__(self) -> None:
+        # That of io.IOBase would say nothing of data that could not be written.
+        self.close()
 
     def fileno(self) -> int:
         return self._file().fileno()
@@ -403,12 +646,27 @@ class LMFile(io.BufferedIOBase):
 
     def seekable(self) -> bool:
         self._file()
-        return self._reader is not None and self._reader.seekable()
+        return self._told is not None or (self._reader is not None and self._reader.seekable())
 
     def tell(self) -> int:
         """Where reading or writing is in the original."""
         self._file()
+        if self._told is not None:
+            return self._told
         return self._reader.tell() if self._reader is not None else self._position
+
+    @contextmanager
+    def telling_start(self) -> Iterator[None]:
+        """Meanwhile a file that is written says that it can seek, and whether it stands at its start.
+
+        An io.TextIOWrapper asks that when it is made, and begins a text with a byte order mark only there.
+        """
+        if self._output is not None:
+            self._told = int(self._appends)
+        try:
+            yield
+        finally:
+            self._told = None
 
     def _file(self) -> BinaryIO:
         if self._fp is None:
@@ -423,34 +681,63 @@ class LMFile(io.BufferedIOBase):
             raise io.UnsupportedOperation("the file was opened for writing")
         return self._reader
 
+    def _require_end(self, wanted: bool = True) -> None:
+        """Where nothing is left of the original, but something was `wanted`, refuse what follows frames."""
+        if wanted and self._decoded is not None and self._decoded.trailing is not None:
+            raise TrailingData(str(self._decoded.trailing))
+
     def read(self, size: int | None = -1) -> bytes:
         """Up to `size` bytes of the original, all that are left if negative or None; b"" at the end.
 
         Raises:
             EOFError: if the file ends inside a frame (the error is a `Truncated` as well).
+            TrailingData: if something else than zero bytes follows the frames, and what they hold was read
+                before, or all was asked for.
             LmcodecError: if it is damaged, of another version, or beyond a limit.
         """
-        return self._source().read(-1 if size is None else size)
+        size = -1 if size is None else size
+        data = self._source().read(size)
+        if not data or size < 0:
+            self._require_end(size != 0)
+        return data
 
     def read1(self, size: int = -1) -> bytes:
-        """Up to `size` bytes with at most one block decoded to get them; a buffer's worth if negative."""
-        return self._source().read1(READ_NBYTES if size < 0 else size)
+        """Up to `size` bytes with at most one block decoded to get them; a buffer's worth if negative.
+
+        A block is given out as soon as it is all there: of a file that is being written, what was flushed.
+        """
+        data = self._source().read1(READ_NBYTES if size < 0 else size)
+        if not data:
+            self._require_end(size != 0)
+        return data
 
     def readinto(self, buffer: Any) -> int:
-        return self._source().readinto(buffer)
+        n = self._source().readinto(buffer)
+        if not n:
+            self._require_end(memoryview(buffer).nbytes > 0)
+        return n
 
     def readinto1(self, buffer: Any) -> int:
-        return self._source().readinto1(buffer)
+        n = self._source().readinto1(buffer)
+        if not n:
+            self._require_end(memoryview(buffer).nbytes > 0)
+        return n
 
     def readline(self, size: int | None = -1) -> bytes:
-        return self._source().readline(-1 if size is None else size)
+        line = self._source().readline(-1 if size is None else size)
+        if not line:
+            self._require_end(size != 0)
+        return line
 
     def peek(self, size: int = -1) -> bytes:
         """At least one byte, unless at the end, without moving on."""
-        return self._source().peek(size)
+        data = self._source().peek(size)
+        if not data:
+            self._require_end()
+        return data
 
     def __next__(self) -> bytes:
-        line = self._source().readline()
+        line = self.readline()
         if not line:
             raise StopIteration
         return line
@@ -469,51 +756,81 @@ class LMFile(io.BufferedIOBase):
 
     def write(self, data: Any) -> int:
         """Compress `data` (any buffer); returns its number of bytes."""
-        fp = self._file()
-        if self._compressor is None:
+        self._file()
+        if self._output is None:
             raise io.UnsupportedOperation("the file was opened for reading")
         with byte_view(data) as view:
             if len(view):
-                self._write_out(fp, self._compressor, self._compressor.compress(view))
+                self._output.write(view)
                 self._position += len(view)
             return len(view)
 
     def flush(self, mode: int = FLUSH_BLOCK) -> None:
         """End the block, so that all that was written can be read, or (FLUSH_FRAME) the frame.
 
-        An ended block costs compression. Nothing happens where nothing was written since, or when reading.
+        An ended block costs some ten bytes; the next one goes on from what was learned, see
+        `Compressor.flush`. Nothing happens where nothing was written since, or when reading.
         """
-        fp = self._file()
-        if self._compressor is None or self._closing:
-            return
-        if self._compressor.last_mode not in (mode, self.FLUSH_FRAME):
-            self._write_out(fp, self._compressor, self._compressor.flush(mode))
-        if hasattr(fp, "flush"):
-            fp.flush()
+        self._file()
+        if self._output is not None and not self._passes_flushes:
+            self._output.flush(mode)
 
-    def _frame_is_open(self) -> bool:
-        """Whether a frame must be ended; a file that nothing was written to holds an empty one."""
-        assert self._compressor is not None
-        return not self._has_frame or self._compressor.last_mode != self.FLUSH_FRAME
+    @property
+    def inherited(self) -> bool:
+        """Whether another process opened this for writing, and this one has not written to it."""
+        return self._output is not None and self._output.inherited
 
-    def _write_out(self, fp: BinaryIO, compressor: Compressor, data: bytes) -> None:
-        self._has_frame |= bool(data)
-        with compressor.unusable_if_this_fails():  # a frame with a hole must not go on
-            raw = isinstance(fp, io.RawIOBase)  # takes less than it is given, or nothing, as it likes
-            while data:
-                n_written = fp.write(data)
-                if raw and n_written is None:
-                    raise BlockingIOError("the file takes no data now: LMFile needs one that waits")
-                data = data[n_written:] if raw else b""
+    @contextmanager
+    def passing_flushes(self) -> Iterator[None]:
+        """Meanwhile a wrapper's flush passes on its data and ends no block."""
+        self._passes_flushes = True
+        try:
+            yield
+        finally:
+            self._passes_flushes = False
 
 
 class _TextFile(io.TextIOWrapper):
-    """Text over an LMFile. Closing it ends the frame without ending a block first, as a flush would."""
+    """Text over an LMFile, to which every write is passed on at once: nothing is left here to be lost.
+
+    Closing it ends the frame without ending a block first, as a flush would.
+    """
+
+    def __init__(self, binary: LMFile, encoding: str | None, errors: str | None, newline: str | None) -> None:
+        self._encoder: codecs.IncrementalEncoder | None = None
+        with binary.telling_start():
+            super().__init__(cast(Any, binary), encoding, errors, newline, write_through=True)
+        # These encodings leave ASCII by a sequence of bytes and have to come back to it at the end, which a
+        # TextIOWrapper does not see to: what is appended would be read as something else.
+        if binary.writable() and codecs.lookup(self.encoding).name.startswith(("iso2022", "hz")):
+            self._encoder = codecs.getincrementalencoder(self.encoding)(self.errors or "strict")
+
+    def write(self, text: str) -> int:
+        n = super().write(text)
+        if self._encoder is not None:
+            self._encoder.encode(text)
+        return n
 
     def close(self) -> None:
-        if not self.closed:
-            self.buffer._closing = True  # type: ignore[attr-defined]
-        super().close()
+        if self.closed:
+            return
+        encoder, self._encoder = self._encoder, None
+        with cast(LMFile, self.buffer).passing_flushes():
+            try:
+                if encoder is not None and not cast(LMFile, self.buffer).inherited:
+                    self.flush()
+                    self.buffer.write(encoder.encode("", True))
+            finally:
+                super().close()
+
+    def __del__(self) -> None:
+        # That of io.IOBase would say nothing of data that could not be written.
+        try:
+            closed = self.closed
+        except ValueError:  # it never was a file
+            return
+        if not closed:
+            self.close()
 
 
 @overload
@@ -561,9 +878,11 @@ def open(
         return LMFile(filename, mode, **options)
     if "b" in mode:
         raise ValueError(f"mode must have b or t, not both: {mode!r}")
+    # A warning of encoding=None names our caller's line.
+    encoding = io.text_encoding(encoding)  # type: ignore[attr-defined]
     binary = LMFile(filename, mode.replace("t", "", 1), **options)
     try:
-        return _TextFile(cast(Any, binary), encoding, errors, newline)
+        return _TextFile(binary, encoding, errors, newline)
     except BaseException:
         binary.close()
         raise

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
-from lmcodec.errors import BadMagic, Corrupt, Unsupported
+from lmcodec.errors import BadMagic, Corrupt, TrailingData, Unsupported
 
 MAGIC = b"\xb5LMZ"
 FOOTER_MAGIC = b"ZML\xb5"
@@ -22,8 +22,10 @@ PROFILES = {1: "fast-1", 2: "strong", 3: "fast"}  # FORMAT.md section 5
 
 MAX_BLOCK_NBYTES = 1 << 24  # of the original
 MAX_ENLARGE = 3
+MIN_TABLES_LOG2, MAX_TABLES_LOG2 = 10, 24  # of the block that a chain's tables are sized for
+CHAIN_SPARE_NBYTES = 16  # a block of such a chain may have a payload larger than itself by so much
 MAX_FRAME_HEADER_NBYTES = 4 + 1 + 9 + 9 + 1
-MAX_BLOCK_HEADER_NBYTES = 1 + 1 + 1 + 4 + 4 + 4
+MAX_BLOCK_HEADER_NBYTES = 1 + 1 + 1 + 1 + 4 + 4 + 4
 MIN_BLOCK_NBYTES = 1 + 4  # an end block
 FOOTER_NBYTES = 4 + 4 + 4
 INDEX_HEAD_NBYTES = 9 + 9
@@ -151,13 +153,14 @@ def parse_header(data: bytes, offset: int = 0) -> FrameHeader | None:
         offset: where `data` lies, for messages.
 
     Raises:
-        BadMagic, Unsupported, Corrupt: looked for in FORMAT.md's order.
+        BadMagic, Unsupported, Corrupt: looked for in FORMAT.md's order. The first is a TrailingData if
+            `offset` is not 0.
     """
     magic = bytes(data[:4])
     if magic != MAGIC[: len(magic)]:
         found, expected = magic.hex(" ").upper(), MAGIC.hex(" ").upper()
         if offset:
-            raise BadMagic(
+            raise TrailingData(
                 f"offset {offset}: expected another frame ({expected}) or the end, found {found}; "
                 f"the {offset} bytes before it are whole frames"
             )
@@ -211,6 +214,10 @@ class Block:
         continues: coded with what the block before it left; not a point to start decoding from.
         check: crc32 of original, header before the check, payload.
         enlarge: the slot table is of up to 2^enlarge times the profile's size, 0 to MAX_ENLARGE.
+        chained: one of a chain of blocks that may be small. The first says how large the tables are; the
+            others, which continue it, leave out what they have in common with the block before.
+        tables_log2: the tables are as large as a block of 2^tables_log2 bytes would ask for; 0 if they are
+            sized for this block, or made already.
     """
 
     method: Method
@@ -223,6 +230,13 @@ class Block:
     continues: bool = False
     check: int = 0
     enlarge: int = 0
+    chained: bool = False
+    tables_log2: int = 0
+
+    @property
+    def tables_nbytes(self) -> int:
+        """The bytes that the tables are sized for; 0 if that is for this block, or one before, to say."""
+        return 1 << self.tables_log2 if self.tables_log2 else 0
 
     @property
     def coder(self) -> tuple[Method, int, int, int, int]:
@@ -240,9 +254,11 @@ class Block:
 
     def head(self) -> bytes:
         """The header before the check."""
-        out = bytes([self.method | self.last << 3 | self.continues << 4])
-        if self.method >= Method.CM:
+        out = bytes([self.method | self.last << 3 | self.continues << 4 | self.chained << 5])
+        if self.method >= Method.CM and not (self.chained and self.continues):
             out += bytes([self.profile | self.enlarge << 5, self.streams - 1 | self.groups - 1 << 7])
+            if self.chained:
+                out += bytes([self.tables_log2])
         if self.method != Method.END:
             out += pack_varint(self.original_nbytes - 1)
         if self.method >= Method.CM:
@@ -262,13 +278,21 @@ _METHODS = frozenset(Method)
 _KNOWN_PROFILES = {Method.CM: range(1, len(PROFILES) + 1), Method.LM_CM: range(1, 32), Method.LM: range(1)}
 
 
-def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | None:
+def continues(data: bytes) -> bool:
+    """Whether the block header that `data` starts with is that of a block that continues another."""
+    return bool(data and data[0] & 0x10)
+
+
+def parse_block(
+    data: bytes, where: str, *, has_model: bool = False, previous: Block | None = None
+) -> Block | None:
     """The block header that `data` starts with, or None if it is cut.
 
     Args:
         data: `MAX_BLOCK_HEADER_NBYTES` of them are enough.
         where: names the block in messages.
         has_model: whether the frame header names a model.
+        previous: the block before.
 
     Raises:
         Unsupported, Corrupt: if a field, alone or with the others of this header, is not one to read.
@@ -276,18 +300,25 @@ def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | 
     if not data:
         return None
     first = data[0]
-    last, continues = bool(first & 0x08), bool(first & 0x10)
-    if first & 0xE0 or first & 7 not in _METHODS:
+    last, continues, chained = bool(first & 0x08), bool(first & 0x10), bool(first & 0x20)
+    if first & 0xC0 or first & 7 not in _METHODS:
         raise Unsupported(f"{where}: method and flags {first:02X} are unknown to this lmcodec; {_NEWER}")
     method = Method(first & 7)
     if method >= Method.LM_CM and not has_model:
         raise Corrupt(f"{where}: needs a model, but the frame names none; {_DAMAGED}")
     if continues and method <= Method.STORED:
         raise Corrupt(f"{where}: a block of method {method.name.lower()} continues another; {_DAMAGED}")
+    if chained and method not in (Method.CM, Method.LM_CM):
+        raise Corrupt(f"{where}: a block of method {method.label} in a chain with tables; {_DAMAGED}")
     at, profile, enlarge, streams, groups, original_nbytes, payload_nbytes = 1, 0, 0, 0, 0, 0, 0
+    tables_log2 = 0
     if method == Method.END and not last:
         raise Corrupt(f"{where}: an end block that is not the last one; {_DAMAGED}")
-    if method >= Method.CM:
+    if chained and continues:
+        if previous is None or not previous.chained or previous.method != method:
+            raise Corrupt(f"{where}: continues a chain that is not there; {_DAMAGED}")
+        _, profile, streams, groups, enlarge = previous.coder
+    elif method >= Method.CM:
         if len(data) <= at:
             return None
         profile, enlarge = data[at] & 0x1F, data[at] >> 5
@@ -306,6 +337,14 @@ def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | 
         if groups > streams or (method == Method.CM and streams > 4):
             raise Corrupt(f"{where}: {streams} streams in {groups} groups; {_DAMAGED}")
         at += 2
+        if chained:
+            if len(data) <= at:
+                return None
+            tables_log2 = data[at]
+            if not MIN_TABLES_LOG2 <= tables_log2 <= MAX_TABLES_LOG2:
+                bounds = f"2^{MIN_TABLES_LOG2} to 2^{MAX_TABLES_LOG2}"
+                raise Corrupt(f"{where}: tables for 2^{tables_log2} bytes, expected {bounds}; {_DAMAGED}")
+            at += 1
     if method != Method.END:
         parsed = parse_varint(data, at, where, 4)
         if parsed is None:
@@ -315,12 +354,15 @@ def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | 
         if not max(1, streams) <= original_nbytes <= MAX_BLOCK_NBYTES:
             bounds = f"{max(1, streams)} to {MAX_BLOCK_NBYTES}"
             raise Corrupt(f"{where}: original size {original_nbytes}, expected {bounds} bytes; {_DAMAGED}")
+        if tables_log2 and original_nbytes > 1 << tables_log2:
+            sizes = f"2^{tables_log2} bytes, original size {original_nbytes}"
+            raise Corrupt(f"{where}: tables for {sizes}, expected a smaller block; {_DAMAGED}")
     if method >= Method.CM:
         parsed = parse_varint(data, at, where, 4)
         if parsed is None:
             return None
         payload_nbytes, at = parsed
-        if payload_nbytes >= original_nbytes:
+        if payload_nbytes >= original_nbytes + (CHAIN_SPARE_NBYTES if chained else 0):
             sizes = f"payload size {payload_nbytes}, original size {original_nbytes}"
             raise Corrupt(f"{where}: {sizes}, expected a smaller payload; {_DAMAGED}")
     if len(data) < at + 4:
@@ -337,6 +379,8 @@ def parse_block(data: bytes, where: str, *, has_model: bool = False) -> Block | 
         continues,
         check=check,
         enlarge=enlarge,
+        chained=chained,
+        tables_log2=tables_log2,
     )
 
 
@@ -455,7 +499,8 @@ class FrameWalk:
         Raises:
             Corrupt: if it may not follow the others, or the sizes do not add up to the frame's content size.
         """
-        if block.continues and (self.previous is None or self.previous.coder != block.coder):
+        previous = self.previous
+        if block.continues and (previous is None or previous.coder != block.coder):
             raise Corrupt(f"{where}: continues a block that is not there or coded otherwise; {_DAMAGED}")
         self._count(block.nbytes, block.original_nbytes)
         self.previous = block

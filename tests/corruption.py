@@ -23,7 +23,7 @@ class DeflateEngine:
         self._history = b""
         self._lock = threading.Lock()
 
-    def reset(self) -> None:
+    def reset(self, tables_nbytes: int = 0) -> None:
         self._history = b""
 
     def encode(self, data: bytes | memoryview) -> bytes:
@@ -53,7 +53,12 @@ class DeflateEngine:
 
 
 def deflate_memory_nbytes(
-    profile: int, block_nbytes: int, streams: int = 1, chained: bool = False, enlarge: int = 0
+    profile: int,
+    block_nbytes: int,
+    streams: int = 1,
+    chained: bool = False,
+    enlarge: int = 0,
+    tables_nbytes: int = 0,
 ) -> int:
     return (1 << 20) + 3 * block_nbytes
 

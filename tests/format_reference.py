@@ -1533,28 +1533,37 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
     out = b""
     mixer: ContextMixer | None = None
     before: tuple[int, ...] = ()
+    chain_before = False
     while True:
         start = reader.at
         first = reader.byte()
-        method, last, continues = first & 7, first & 8, first & 16
-        require(not first & 0xE0, "unsupported: reserved bits of a block")
+        method, last, continues, chain = first & 7, first & 8, first & 16, first & 32
+        require(not first & 0xC0, "unsupported: reserved bits of a block")
+        require(not chain or method in (CM, LM_CM), "corrupt: method of a chain")
         require(method in (END, STORED, CM, LM_CM, LM), f"unsupported method {method}")
         require(method not in (LM_CM, LM) or bool(flags & MODEL), "corrupt: no model")
-        number = enlarge = n_stream = n_group = nbytes = payload_nbytes = 0
-        if method in (CM, LM_CM, LM):
+        number = enlarge = n_stream = n_group = nbytes = payload_nbytes = tables_nbytes = 0
+        if chain and continues:
+            require(chain_before and method == before[0], "corrupt: continues no chain")
+            _, number, enlarge, n_stream, n_group = before
+        elif method in (CM, LM_CM, LM):
             tables, shape = reader.byte(), reader.byte()
             number, enlarge = tables & 31, tables >> 5
             require(enlarge <= 3 and (method != LM or not tables), "unsupported profile or table")
             n_stream, n_group = (shape & 127) + 1, (shape >> 7) + 1
             require(n_group <= n_stream <= (4 if method == CM else 128), "corrupt: streams")
+            if chain:
+                k = reader.byte()
+                require(10 <= k <= 24, "corrupt: tables of a chain")
+                tables_nbytes = 2**k
         if method != END:
             nbytes = payload_nbytes = reader.varint() + 1
-            require(n_stream <= nbytes <= 2**24, "corrupt: size")
+            require(n_stream <= nbytes <= (tables_nbytes or 2**24), "corrupt: size")
         else:
             require(bool(last) and not continues, "corrupt: end block")
         if method in (CM, LM_CM, LM):
             payload_nbytes = reader.varint()
-            require(payload_nbytes < nbytes, "corrupt: payload size")
+            require(payload_nbytes < nbytes + (16 if chain else 0), "corrupt: payload size")
         block_header = reader.data[start : reader.at]
         check = reader.u32()
         payload = reader.take(payload_nbytes)
@@ -1564,7 +1573,7 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
         original = payload
         if method in (CM, LM_CM, LM):
             if not continues and method == CM:
-                mixer = ContextMixer(profile(number), nbytes, n_stream, enlarge)
+                mixer = ContextMixer(profile(number), tables_nbytes or nbytes, n_stream, enlarge)
             elif not continues:
                 require(model_id in models, f"model {model}:{model_id.hex()} is missing")
             if not continues and method == LM:
@@ -1572,11 +1581,13 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
             elif not continues and method == LM_CM:
                 profiles = read_profiles(models[model_id].mixer)
                 require(1 <= number <= len(profiles), f"unsupported: profile {number} of the model")
-                mixer = TokenMixer(models[model_id], profiles[number - 1], nbytes, n_stream, enlarge)
+                mixer = TokenMixer(
+                    models[model_id], profiles[number - 1], tables_nbytes or nbytes, n_stream, enlarge
+                )
             assert mixer is not None
             original = mixer.decode(RangeDecoder(payload), nbytes, n_group)
         require(check == zlib.crc32(original + block_header + payload), "corrupt: check of a block")
-        before = shape_now
+        before, chain_before = shape_now, bool(chain)
         out += original
         sizes += [reader.at - start, nbytes]
         if last:
@@ -1602,7 +1613,10 @@ def decode(data: bytes, model_files: list[bytes] | None = None) -> bytes:
     reader = Reader(data)
     out = decode_frame(reader, models)
     while reader.at < len(data):
-        out += decode_frame(reader, models)
+        if data[reader.at]:
+            out += decode_frame(reader, models)
+        else:
+            reader.at += 1  # padding
     return out
 
 

@@ -595,7 +595,7 @@ def test_damage_of_larger_frames_is_never_silent(data: bytes, draw: st.DataObjec
         assert "\n" not in text
 
 
-@pytest.mark.parametrize("tail", [b"\0", b"garbage", b"\xb5LMx"])
+@pytest.mark.parametrize("tail", [b"\1", b"garbage", b"\xb5LMx"])
 def test_what_follows_the_last_frame(tail: bytes) -> None:
     packed = compress(TEXT)
     with pytest.raises(BadMagic, match=f"offset {len(packed)}: "):

@@ -421,6 +421,47 @@ def test_lm_frames(
         reference.decode(frame)
 
 
+def flushed(original: bytes, level: int, step: int, **options: Any) -> bytes:
+    """A frame that is flushed every so many bytes; its tables are larger than its first block asks for."""
+    compressor = lmcodec.Compressor(level, **options)
+    packed = b""
+    for at in range(0, len(original), step):
+        packed += compressor.compress(original[at : at + step], compressor.FLUSH_BLOCK)
+    packed += compressor.flush()
+    info = lmcodec.frame_info(packed)
+    assert info.blocks is not None
+    coded = [block for block in info.blocks if block.original_nbytes]
+    assert all(block.chained for block in coded)
+    assert any(block.tables_nbytes > block.original_nbytes for block in coded)
+    assert any(block.continues for block in coded)
+    return packed
+
+
+@pytest.mark.parametrize(
+    ("name", "level", "step", "options"),
+    [
+        ("html", "fast", 70, {}),
+        ("html", "strong", 200, {}),
+        ("fields", "fast", 100, {"streams": 3, "groups": 2, "block_size": 2048}),
+        ("utf8", "fast", 1, {"block_size": 1024}),
+        ("html", "fast", 150, {"solid": True, "streams": 2}),
+    ],
+)
+def test_flushed_chains(name: str, level: str, step: int, options: dict[str, Any]) -> None:
+    original = INPUTS[name].encode()[: 400 if level == "fast" else 500]
+    check_reference_decodes(flushed(original, LEVELS[level], step, **options), original)
+
+
+@pytest.mark.parametrize("options", [{}, {"streams": 3, "groups": 2}])
+def test_flushed_chains_with_a_model(
+    options: dict[str, Any], lm_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "Engine", NeverSmaller)
+    original = LM_INPUTS["words"][:300]
+    frame = flushed(original, 6, 60, model=lm_path, **options)
+    assert reference.decode(frame, [lm_file()]) == original
+
+
 def test_what_runs_every_time_is_there() -> None:
     assert set(QUICK_GOLDEN) <= set(GOLDEN)
     assert set(OWN) >= QUICK

@@ -180,7 +180,7 @@ def test_block_header_roundtrip(block: Block, after: bytes) -> None:
     [
         ("05", Unsupported, "05"),  # methods 5-7
         ("07", Unsupported, "07"),
-        ("21", Unsupported, "21"),  # reserved bits
+        ("41", Unsupported, "41"),  # reserved bits
         ("82", Unsupported, "82"),
         ("03", Corrupt, "model"),  # a frame without the MODEL field
         ("04", Corrupt, "model"),

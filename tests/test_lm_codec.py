@@ -396,7 +396,7 @@ class Fixed:
     def __call__(self, *_: Any) -> Fixed:
         return self
 
-    def reset(self) -> None: ...
+    def reset(self, tables_nbytes: int = 0) -> None: ...
 
     def encode(self, data: bytes) -> bytes:
         self.seen.append(data)

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lmcodec.cli.table import table
-from lmcodec.codec import FrameInfo, scan
-from lmcodec.errors import LmcodecError
+from lmcodec.codec import FrameInfo, scan_to_trailing
+from lmcodec.errors import LmcodecError, TrailingData
 from lmcodec.frame import PROFILES, Block, Method
 from lmcodec.lm import store
 
@@ -27,6 +27,7 @@ class Listed:
     name: str
     nbytes: int
     frames: list[FrameInfo]
+    trailing: TrailingData | None = None  # what follows them, if that is neither a frame nor padding
 
     @property
     def original_nbytes(self) -> int:
@@ -52,8 +53,8 @@ def list_file(name: str) -> Listed:
             raise LmcodecError(
                 "cannot be listed: it is a pipe or a device that cannot seek; write it to a file"
             )
-        frames = scan(file)
-        return Listed(name, file.seek(0, io.SEEK_END), frames)
+        frames, trailing = scan_to_trailing(file)
+        return Listed(name, file.seek(0, io.SEEK_END), frames, trailing)
 
 
 def as_table(files: Sequence[Listed], verbose: bool = False) -> str:

@@ -22,7 +22,14 @@ from lmcodec.cli.safe_file import (
     Target,
     reserve_standard_descriptors,
 )
-from lmcodec.errors import ConfigError, LimitExceeded, LmcodecError, ModelNotFound, one_line
+from lmcodec.errors import (
+    ConfigError,
+    LimitExceeded,
+    LmcodecError,
+    ModelNotFound,
+    TrailingData,
+    one_line,
+)
 
 if TYPE_CHECKING:
     from lmcodec.cli.listing import Listed
@@ -36,6 +43,7 @@ _LIMITS = {
     "max_ratio": "--max-ratio",
     "max_cpu_seconds": "--max-cpu-seconds",
 }
+_IGNORED = "what follows the frames is ignored"
 
 
 @dataclass(frozen=True)
@@ -228,6 +236,7 @@ class _Work:
         """Compress or decompress a file and, if all went well, finish the target."""
         settings, console = self.settings, self.console
         decodes = settings.mode != "compress"
+        trailing: TrailingData | None = None
         progress = console.begin(source.name, source.nbytes, decoding=decodes)
         try:
             if decodes:
@@ -236,12 +245,19 @@ class _Work:
                     progress.original(piece)
             else:
                 self._compress(source, target, progress)
+        except TrailingData as error:
+            if not decodes:
+                raise
+            trailing = error
         finally:
             progress.follow(None)
         if isinstance(target, Target):
             for failure in target.copy_metadata():
                 self._warn(target.name, failure)
-            target.finish(remove_source=settings.remove)
+            target.finish(remove_source=settings.remove and trailing is None)
+        if trailing is not None:
+            kept = "; the file is kept" if settings.remove and isinstance(target, Target) else ""
+            self._warn(source.name, f"{_IGNORED}: {trailing}{kept}")
         if source.changed():
             self._warn(source.name, "changed while it was read")
         arrow = "" if isinstance(target, Nowhere) else f" -> {target.name}"
@@ -316,6 +332,7 @@ class _Work:
 
         reader = FrameReader(
             read,
+            ready=lambda: bool(head) or source.ready(),
             max_output=settings.max_output,
             memory_limit=settings.memory_limit,
             max_ratio=settings.max_ratio,
@@ -331,7 +348,10 @@ class _Work:
 
         if operand == "-":
             raise LmcodecError("standard input cannot be listed: name a file")
-        self.listed.append(list_file(operand))
+        listed = list_file(operand)
+        self.listed.append(listed)
+        if listed.trailing is not None:
+            self._warn(operand, f"{_IGNORED}: {listed.trailing}")
 
     def _print_list(self) -> None:
         from lmcodec.cli.listing import as_json, as_table

@@ -201,6 +201,16 @@ class Source:
             error.filename = self.name
             raise
 
+    def ready(self) -> bool:
+        """Whether `read` returns at once."""
+        if self.is_regular:
+            return True
+        if not hasattr(select, "poll"):
+            return False
+        poll = select.poll()
+        poll.register(self.fd, select.POLLIN)
+        return bool(poll.poll(0))
+
     def changed(self) -> bool:
         """Whether a regular file holds something else than when it was opened."""
         return self.is_regular and self.fd >= 0 and not _same_content(os.fstat(self.fd), self.status)

@@ -91,6 +91,10 @@ class FrameWatch:
             self._originals.append(memoryview(data))
         return self._parse(self._compressor.compress(data, mode))
 
+    def end_chain(self) -> None:
+        """Let the next block be independent of one that a flush ended."""
+        self._compressor.end_chain()
+
     def finish(self) -> Iterator[CodedBlock]:
         """End the frame; the blocks that are left."""
         return self.feed(b"", Compressor.FLUSH_FRAME)
@@ -106,7 +110,8 @@ class FrameWatch:
             at = header.nbytes
         while at < len(packed) and self._walk is not None and not self._walk.ended:
             head = packed[at : at + frame.MAX_BLOCK_HEADER_NBYTES]
-            block = frame.parse_block(head, "block", has_model=self._walk.header.model_id is not None)
+            has_model = self._walk.header.model_id is not None
+            block = frame.parse_block(head, "block", has_model=has_model, previous=self._walk.previous)
             assert block is not None
             self._walk.admit(block, "block")
             at += block.nbytes
@@ -153,8 +158,8 @@ class Replay:
                 assert self._model is not None
                 profile = header.profile or None  # none of method lm
                 self._engine = LmEngine(self._model, profile, header.streams, header.groups, header.enlarge)
-        elif not header.continues:
-            self._engine.reset()
+        if self._engine is not None and not header.continues:
+            self._engine.reset(header.tables_nbytes)
         return self._engine
 
 

@@ -215,6 +215,7 @@ def _part(
     # a block of its own, makes this one of them.
     if begin:
         yield from (b for b in watch.feed(view[:1], Compressor.FLUSH_BLOCK) if b.offset >= begin)
+        watch.end_chain()
     for at in range(begin, end, piece_nbytes):
         yield from watch.feed(view[at : min(at + piece_nbytes, end)])
     if not begin:

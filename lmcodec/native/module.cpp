@@ -154,7 +154,7 @@ class BlockCoder {
       throw nb::value_error("a block has one byte a stream to 16 MiB");
     const lmcodec::GilReleased released;
     nbytes_ = 0;  // an allocation that fails leaves no block under way
-    if (forget_) mixer_.reset(nbytes, n_stream_);
+    if (forget_) mixer_.reset(tables_nbytes_ ? tables_nbytes_ : nbytes, n_stream_);
     forget_ = false;
     lockstep_.begin(nbytes);
     nbytes_ = nbytes;
@@ -164,6 +164,12 @@ class BlockCoder {
     forget_ = true;
     nbytes_ = 0;
     payload_ = Bytes();
+  }
+
+  // Chains that begin from now on have tables as large as a first block of so many bytes asks for; 0: of its own.
+  void size_tables(std::uint32_t nbytes) {
+    if (nbytes > 1u << 24) throw nb::value_error("tables are sized for 16 MiB at most");
+    tables_nbytes_ = nbytes;
   }
 
   // Codes decisions of data, the block's bytes, until out is full or the block ends; returns how many.
@@ -291,6 +297,7 @@ class BlockCoder {
   Bytes payload_;
   lmcodec::RangeDecoder decoder_{nullptr, 0};
   std::uint32_t nbytes_ = 0;
+  std::uint32_t tables_nbytes_ = 0;
   bool forget_ = true;
 };
 
@@ -356,6 +363,7 @@ NB_MODULE(_kernel, m) {
            nb::arg("groups") = 1, nb::arg("isa") = "", nb::arg("enlarge") = 0, nb::keep_alive<1, 2>())
       .def("begin", &BlockCoder::begin, nb::arg("nbytes"))
       .def("reset", &BlockCoder::reset)
+      .def("size_tables", &BlockCoder::size_tables, nb::arg("nbytes"))
       .def("encode", &BlockCoder::encode, nb::arg("data"), nb::arg("bits"), nb::arg("p16"))
       .def("trace", &BlockCoder::trace, nb::arg("data"), nb::arg("bits"), nb::arg("p16"), nb::arg("offset"))
       .def("load", &BlockCoder::load, nb::arg("payload"))

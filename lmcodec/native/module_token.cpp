@@ -85,6 +85,12 @@ class Coder {
     payload_ = Bytes();
   }
 
+  // Chains that begin from now on have tables as large as a first block of so many bytes asks for; 0: of its own.
+  void size_tables(std::uint32_t nbytes) {
+    require(nbytes <= 1u << 24, "tables are sized for 16 MiB at most");
+    coder_->size_tables(nbytes);
+  }
+
   void begin_encode(Bytes data, Tokens tokens, bool helped) {
     const std::uint32_t nbytes = checked(data.size());
     const GilReleased released;
@@ -195,6 +201,7 @@ void bind_token(nb::module_& m) {
            nb::arg("profile").none(), nb::arg("streams") = 1, nb::arg("groups") = 1, nb::arg("isa") = "",
            nb::arg("enlarge") = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
       .def("reset", &Coder::reset)
+      .def("size_tables", &Coder::size_tables, nb::arg("nbytes"))
       .def("begin_encode", &Coder::begin_encode, nb::arg("data"), nb::arg("tokens"), nb::arg("helped") = false)
       .def("encode", &Coder::encode, nb::arg("bits"), nb::arg("p16"))
       .def("trace", &Coder::trace, nb::arg("bits"), nb::arg("p16"), nb::arg("offset"), nb::arg("network_p16"))

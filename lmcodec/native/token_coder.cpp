@@ -234,7 +234,7 @@ void TokenBlockCoder::begin_block(std::uint32_t nbytes) {
   const bool continues = !forget_;
   reset();  // until the block is under way: an allocation may fail
   continues_ = continues;
-  if (!continues && mixer_) mixer_->reset(nbytes, n_stream_);
+  if (!continues && mixer_) mixer_->reset(tables_nbytes_ ? tables_nbytes_ : nbytes, n_stream_);
 }
 
 void TokenBlockCoder::begin_lockstep(std::unique_ptr<Predictor> model, std::uint8_t* bytes, std::uint32_t nbytes,

@@ -42,6 +42,8 @@ class TokenBlockCoder {
   // Once the flag is set, what begins or codes a block throws Cancelled. It counts for the blocks that begin from now on.
   void use_cancel(CancelRef cancel) { cancel_ = std::move(cancel); }
 
+  // Chains that begin from now on have tables as large as a first block of so many bytes asks for; 0: of its own.
+  void size_tables(std::uint32_t nbytes) { tables_nbytes_ = nbytes; }
   // Ends the block at hand; the next one is independent of those before.
   void reset();
   // Whether a block may begin: the one before has ended, or was forgotten.
@@ -99,6 +101,7 @@ class TokenBlockCoder {
   std::unique_ptr<Predictor> model_;  // behind what its thread reads, which ends before that goes
   RangeDecoder decoder_{nullptr, 0};
   Direction direction_ = Direction::kNone;
+  std::uint32_t tables_nbytes_ = 0;
   bool forget_ = true;
   bool continues_ = false;  // the block at hand goes on where another ended
 };

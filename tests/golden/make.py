@@ -112,11 +112,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Case:
-    """A frame: what is in it, and the arguments of `lmcodec.compress`."""
+    """A frame: what is in it, and the arguments of `lmcodec.compress` or, with flushes, of `Compressor`."""
 
     original: Callable[[], bytes]
     options: dict[str, Any] = field(default_factory=dict)
     former: int = 0  # the profile in place of the level's
+    flush_nbytes: int = 0  # a flush ends a block after so many bytes each; 0: none does
 
 
 def _original(seed: int, **parts: int) -> Callable[[], bytes]:
@@ -170,7 +171,16 @@ for _name, _level in LEVELS.items():
         # A stored block breaks the chain.
         f"solid-stored-{_name}": Case(_original(32, xml=1024, noise=1024, xml_=300), _chain, _former),
     }
-
+    # Blocks that flushes end; chains whose tables are larger than the first block asks for.
+    if not _former:
+        CASES |= {
+            f"flushed-{_name}": Case(_original(34, json=600, noise=200), {"level": _level}, flush_nbytes=100),
+            f"flushed-4-2-{_name}": Case(
+                _original(35, text=1500),
+                {"level": _level, "block_size": 1024, "streams": 4, "groups": 2},
+                flush_nbytes=150,
+            ),
+        }
 
 # The language model alone: one of random weights (network.lmm) whose vocabulary has WORDS.
 _network = {"method": "lm", "model": str(HERE / "network.lmm")}
@@ -186,6 +196,7 @@ CASES |= {
 _mixed = {"method": "lm+cm", "model": str(HERE / "lm.lmm")}
 CASES |= {
     "mixed": Case(_original(50, text=700), {**_mixed, "level": 3}),
+    "mixed-flushed": Case(_original(53, text=500), {**_mixed, "level": 3}, flush_nbytes=70),
     "mixed-2-1": Case(_original(51, json=900), {**_mixed, "streams": 2}),
     "mixed-solid-3-2": Case(
         _original(52, json=1000, text=900),
@@ -201,7 +212,14 @@ def frame_of(case: Case) -> bytes:
     level = case.options.get("level", codec.DEFAULT_LEVEL)
     plan = codec.LEVELS[level]
     with mock.patch.dict(codec.LEVELS, {level: plan._replace(profile=case.former or plan.profile)}):
-        return lmcodec.compress(case.original(), **case.options)
+        if not case.flush_nbytes:
+            return lmcodec.compress(case.original(), **case.options)
+        compressor, original = lmcodec.Compressor(**case.options), case.original()
+        pieces = [
+            compressor.compress(original[at : at + case.flush_nbytes], compressor.FLUSH_BLOCK)
+            for at in range(0, len(original), case.flush_nbytes)
+        ]
+        return b"".join([*pieces, compressor.flush()])
 
 
 def main(arguments: list[str] | None = None) -> None:
