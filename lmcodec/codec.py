@@ -7,21 +7,19 @@ compression.zstd in Python 3.14.
 
 from __future__ import annotations
 
-import atexit
 import math
 import os
 import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from operator import index as as_int
 from typing import TYPE_CHECKING, Any, BinaryIO, ClassVar, NamedTuple
 
-from lmcodec import frame
+from lmcodec import ending, frame
 from lmcodec.errors import (
     Corrupt,
     LimitExceeded,
@@ -35,6 +33,9 @@ from lmcodec.lm import store
 from lmcodec.lm.store import FilePath, Model
 
 if TYPE_CHECKING:
+    from types import TracebackType
+
+    from lmcodec import _kernel
     from lmcodec.engine import Engine, LmEngine
 
 
@@ -139,6 +140,19 @@ def _number(name: str, value: Any, low: int, high: int | None = None) -> int:
 
 def _optional(name: str, value: Any, low: int, high: int | None = None) -> int | None:
     return None if value is None else _number(name, value, low, high)
+
+
+def _positive(name: str, value: Any) -> float:
+    """`value` if it is a number above 0.
+
+    Raises:
+        TypeError, ValueError
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} must be a number, not {type(value).__name__}")
+    if not value > 0:
+        raise ValueError(f"{name} must be above 0, not {value}")
+    return float(value)
 
 
 def byte_view(data: Any) -> memoryview:
@@ -292,12 +306,14 @@ class _Seat:
     itself, the engines are in the state that coding it leaves already, for one that continues it.
 
     Attributes:
+        cancel: the flag of the job that uses the engines, which stops them; None outside of a job.
         encoded: what the last block was encoded from, and the result; None if it is not kept.
         meter: of the block at work.
     """
 
-    def __init__(self, key: _Key, meter: _Meter | None = None) -> None:
+    def __init__(self, key: _Key, cancel: _kernel.Cancel | None = None, meter: _Meter | None = None) -> None:
         self.key = key
+        self.cancel = cancel
         self.meter = meter or _Meter()
         self._engines: dict[_Coder, Engine | LmEngine] = {}
         self.encoded: tuple[tuple[object, ...], _Encoded] | None = None
@@ -316,99 +332,186 @@ class _Seat:
         elif not continues:
             engine.reset(tables_nbytes)
         engine.helped = alone
+        engine.cancel = self.cancel
         self.meter.follow(coder, engine)
         return engine
 
-    def decode(self, coder: _Coder, block: Block, payload: bytes, alone: bool) -> bytes | bytearray:
+    def decode(
+        self,
+        coder: _Coder,
+        block: Block,
+        payload: bytes,
+        alone: bool,
+        allowance: Allowance | None = None,
+    ) -> bytes | bytearray:
         """The original of a payload.
 
         Raises:
             Corrupt
+            LimitExceeded: it took more processor time than the allowance had left.
         """
         nbytes, continues = block.original_nbytes, block.continues
         source = coder, nbytes, block.tables_log2, payload
         if not continues and self._decoded is not None and self._decoded[0] == source:
             return self._decoded[1]
         self._decoded = None
+        spend = None if allowance is None else allowance.meter()
         self.meter.expect((coder,), nbytes)
-        original = self.engine(coder, continues, alone, block.tables_nbytes).decode(payload, nbytes)
+        engine = self.engine(coder, continues, alone, block.tables_nbytes)
+        engine.between_calls = spend
+        original = engine.decode(payload, nbytes)
+        if spend is not None:
+            spend()
         if not continues and len(payload) * REPEAT_SHARE <= nbytes:
             self._decoded = source, bytes(original)
         return original
 
 
-class _Job:
-    """One block at work, in a thread of its own if it has a seat.
+class Allowance:
+    """Processor time that decoding may take, of all threads that decode blocks together.
 
-    The thread is a daemon, so that an interrupted program need not wait for a block's tens of seconds; the
-    threads of concurrent.futures are joined at exit.
+    Args:
+        seconds: of processor time.
     """
 
-    _at_work: ClassVar[set[_Job]] = set()
-    _lock = threading.Lock()  # no thread ends while another one stops it
+    def __init__(self, seconds: float) -> None:
+        self._seconds, self._left = seconds, seconds
+        self._lock = threading.Lock()
+
+    def meter(self) -> Callable[[], None]:
+        """For one thread, which calls the result now and then: it takes what has been spent since.
+
+        The result raises LimitExceeded once nothing is left.
+        """
+        last = time.thread_time()
+
+        def spend() -> None:
+            nonlocal last
+            now = time.thread_time()
+            with self._lock:
+                self._left -= now - last
+                exceeded = self._left < 0
+            last = now
+            if exceeded:
+                raise LimitExceeded(
+                    f"decoding took more than the limit of {self._seconds:g} seconds of processor time; "
+                    "raise max_cpu_seconds if you trust the data"
+                )
+
+        return spend
+
+
+class BlockError(Exception):
+    """Where an error in a block's thread came from: its cause, as text, for whoever looks for our bug."""
+
+    def __str__(self) -> str:
+        return f"\n{self.args[0]}"
+
+
+def _without_frames(error: BaseException) -> BaseException:
+    """`error`, no longer tied to the calls it came through.
+
+    An error's traceback keeps alive all that these calls worked with, engines of many megabytes among them,
+    for as long as the error is kept. Errors that input causes say where they are; of others, which are bugs,
+    a text is kept.
+    """
+    if not isinstance(error, (LmcodecError, MemoryError, KeyboardInterrupt)):
+        import traceback
+
+        lines = traceback.format_exception(type(error), error, error.__traceback__)
+        error.__cause__ = BlockError("".join(lines).rstrip())
+    else:
+        error.__cause__ = None
+    error.__context__ = None
+    return error.with_traceback(None)
+
+
+def _outcome(work: Callable[..., Any], seat: _Seat | None) -> tuple[Any, BaseException | None]:
+    """What `work` returns, or what it raises."""
+    try:
+        return (work() if seat is None else work(seat)), None
+    except BaseException as error:
+        return None, _without_frames(error)
+
+
+class _Job:
+    """One block at work, in a thread of its own if it has a seat and there can be a thread.
+
+    The thread is a daemon, so that the interpreter does not wait for a block's tens of seconds when it ends:
+    it waits for the short time that the thread takes to see that it is cancelled (`end_all`).
+
+    Args:
+        cancel: the flag of the job that this one is a part of.
+        threaded: whether a thread of its own is worth its while.
+    """
+
+    _at_work: ClassVar[dict[threading.Thread, Any]] = {}  # and their flags; some have ended
+    _lock: ClassVar[threading.Lock] = threading.Lock()
+    _closed: ClassVar[bool] = False  # the interpreter ends: no more threads
 
     def __init__(
-        self, work: Callable[..., Any], nbytes: int, seat: _Seat | None, threaded: bool = True
+        self,
+        work: Callable[..., Any],
+        nbytes: int,
+        seat: _Seat | None,
+        cancel: _kernel.Cancel | None = None,
+        threaded: bool = True,
     ) -> None:
         self.nbytes, self.seat = nbytes, seat
-        self.meter = None if seat is None else seat.meter
+        self._work: Callable[..., Any] | None = work
+        self.meter: _Meter | None = None if seat is None else seat.meter
         self.original_nbytes = self.coded_nbytes = 0  # of the block, for how far it is
-        self._work = work
         self._value: Any = None
         self._error: BaseException | None = None
+        self.failed = False
         self._ended = threading.Event()  # joining a thread is not safe against KeyboardInterrupt
         self._thread: threading.Thread | None = None
+        self._cancel: _kernel.Cancel | None = cancel
+        if seat is not None and cancel is None:
+            from lmcodec import _kernel
+
+            seat.cancel = self._cancel = _kernel.Cancel()
         if seat is None or not threaded or not self._start():
             self._run()
 
     def _start(self) -> bool:
-        """Start the thread; False if there can be none, as when the interpreter ends."""
+        """Start the thread; False if there can be none.
+
+        Raises:
+            RuntimeError: if the interpreter ends, and this is not its main thread.
+        """
         thread = threading.Thread(target=self._run, name="lmcodec block", daemon=True)
-        try:
-            thread.start()
-        except RuntimeError:
-            return False
+        with self._lock:
+            if self._closed:
+                if threading.current_thread() is threading.main_thread():
+                    return False
+                raise RuntimeError("lmcodec cannot code a block while the interpreter ends")
+            for ended in [other for other in self._at_work if not other.is_alive()]:
+                del self._at_work[ended]
+            try:
+                thread.start()
+            except RuntimeError:
+                return False
+            self._at_work[thread] = self._cancel
         self._thread = thread
         return True
 
     def _run(self) -> None:
-        self._at_work.add(self)
-        try:
-            self._value = self._work(self.seat) if self.seat else self._work()
-        except BaseException as error:
-            self._error = error
-        with self._lock:
-            self._ended.set()
-            self._at_work.discard(self)
+        assert self._work is not None
+        self._value, self._error = _outcome(self._work, self.seat)
+        self.failed = self._error is not None
+        self._work = None
+        self._ended.set()
 
     @property
     def done(self) -> bool:
-        # A thread that is stopped as it ends may not get to saying so.
+        # In the child of a fork there is no thread that could say so.
         return self._ended.is_set() or (self._thread is not None and not self._thread.is_alive())
 
-    @property
-    def failed(self) -> bool:
-        return self._error is not None
-
-    def stop(self) -> None:
-        """Let the thread end when it comes back from the kernel, as it does many times while it encodes."""
-        with self._lock:
-            if self._thread is not None and not self.done:
-                import ctypes
-
-                thread_id, error = ctypes.c_ulong(self._thread.ident or 0), ctypes.py_object(SystemExit)
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(thread_id, error)
-
-    @classmethod
-    def stop_all(cls, seconds: float) -> None:
-        """Stop all threads and wait for them, but no longer than `seconds`."""
-        deadline = time.monotonic() + seconds
-        jobs = list(cls._at_work)
-        for job in jobs:
-            job.stop()
-        for job in jobs:
-            while not job.done and time.monotonic() < deadline:
-                job._ended.wait(0.05)
+    def cancel(self) -> None:
+        """Let the work end soon, with an error, if it has not ended."""
+        if self._cancel is not None:
+            self._cancel.set()
 
     def wait_for(self, seconds: float) -> None:
         self._ended.wait(seconds)
@@ -418,14 +521,44 @@ class _Job:
             self._ended.wait(1.0)  # Windows lets Ctrl-C through only between timed waits
 
     def result(self) -> Any:
+        """What the work returned, or its error raised; to be asked for once."""
         self.wait()
-        if self._error is not None:
-            raise self._error
-        return self._value
+        self.seat = self.meter = None
+        if not self._ended.is_set():
+            raise RuntimeError(
+                "the block was at work when the process was forked: it goes on in the parent only"
+            )
+        error, self._error = self._error, None
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error
+        value, self._value = self._value, None
+        return value
+
+    @classmethod
+    def end_all(cls) -> None:
+        """Cancel all threads and wait for their end, before the interpreter's.
+
+        A thread that came back from the kernel later would end the process in the midst of its own end.
+        """
+        with cls._lock:
+            cls._closed = True
+            at_work = dict(cls._at_work)
+        for cancel in at_work.values():
+            cancel.set()
+        for thread in at_work:
+            thread.join()
+
+    @classmethod
+    def after_fork(cls) -> None:
+        """In the child of a fork, where no other thread is."""
+        cls._lock = threading.Lock()
+        cls._at_work = {}
 
 
-# A thread that came back from the kernel while the interpreter ends would abort the process.
-atexit.register(_Job.stop_all, seconds=1.0)
+ending.register(_Job.end_all, _Job.after_fork, first=True)
 
 
 class _Pipeline:
@@ -443,8 +576,13 @@ class _Pipeline:
         self._seats: list[_Seat] = []
         self._latest: _Seat | None = None
         self._ahead = self.threads  # blocks at work at once for the moment
+        self.allowance: Allowance | None = None  # of all frames that are decoded with these engines
         self._position_lock = threading.Lock()
         self._begun_original = self._begun_coded = 0  # bytes of all blocks that were started
+
+    def __del__(self) -> None:
+        for job in self._jobs:  # nobody wants them any more
+            job.cancel()
 
     @property
     def n_at_work(self) -> int:
@@ -453,6 +591,12 @@ class _Pipeline:
     @property
     def oldest_done(self) -> bool:
         return self._jobs[0].done
+
+    @property
+    def oldest_failed(self) -> bool:
+        """Waits for the oldest block's end."""
+        self._jobs[0].wait()
+        return self._jobs[0].failed
 
     def wait(self, seconds: float) -> None:
         """Wait until the oldest block is done, but no longer than that."""
@@ -500,9 +644,11 @@ class _Pipeline:
         """
         if key is not None and not continues:
             self._latest = self._free_seat(key, nbytes)
+        elif key is not None and self._latest is None:
+            raise LmcodecError("a block continues one whose engine was dropped after an error; start anew")
         if key is not None and self._latest is not None:
             self._latest.meter = _Meter()
-        job = _Job(work, nbytes, self._latest if key is not None else None, threaded)
+        job = _Job(work, nbytes, self._latest if key is not None else None, threaded=threaded)
         job.original_nbytes, job.coded_nbytes = original_nbytes, coded_nbytes
         with self._position_lock:
             self._jobs.append(job)
@@ -520,7 +666,8 @@ class _Pipeline:
         with self._position_lock:
             original, coded = float(self._begun_original), float(self._begun_coded)
             for job in self._jobs.copy():
-                rest = 0.0 if job.done or job.meter is None else 1.0 - job.meter.share
+                meter = job.meter
+                rest = 0.0 if job.done or meter is None else 1.0 - meter.share
                 original -= rest * job.original_nbytes
                 coded -= rest * job.coded_nbytes
         return math.floor(original), math.floor(coded)
@@ -533,26 +680,30 @@ class _Pipeline:
         return free[0]
 
     def take(self) -> Any:
-        """The oldest block's result. If its work failed, raises that error, and the block stays oldest."""
-        result = self._jobs[0].result()
-        self._jobs.popleft()
+        """The oldest block's result. If its work failed, raises that error."""
+        self._jobs[0].wait()
+        result = self._jobs.popleft().result()
         self._ahead = min(self.threads, 2 * self._ahead)
         return result
 
-    def stop(self) -> None:
-        """Give up all blocks at work."""
-        for job in self._jobs:
-            job.stop()
-
     def clear(self) -> None:
         """Drop all blocks, and look less far ahead until some have been wanted: the caller jumps about."""
-        self.stop()
         for job in self._jobs:
+            job.cancel()
+        while self._jobs:
+            job = self._jobs[0]
             job.wait()
             if job.failed and job.seat in self._seats:
                 self._seats.remove(job.seat)  # its engine was stopped anywhere
-        self._jobs.clear()
+            job.seat = job.meter = None
+            self._jobs.popleft()
         self._ahead = 1
+
+    def abandon(self) -> None:
+        """Drop all blocks and all engines: what they hold is free, and no thread is at work, on return."""
+        self._latest = None
+        self._seats.clear()
+        self.clear()
 
 
 def _unless_repeated(encode: Callable[..., _Encoded]) -> Callable[..., _Encoded]:
@@ -603,7 +754,7 @@ def _encode(
     """
     if len(key) > 1 and len(data) > SAMPLED_NBYTES:
         seat.meter.expect(key, len(data) + _sample_pieces(len(data)) * SAMPLE_NBYTES)
-        key = _candidates(data, key, alone, seat.meter)
+        key = _candidates(data, key, alone, seat)
     seat.meter.expect(key, len(data))
     block, payload, best = Block(Method.STORED, len(data), len(data), last=last), data, len(data)
     if chain is not None and len(data) <= CHAIN_GROWS_NBYTES:
@@ -627,12 +778,14 @@ def _payloads(
 
     if not alone:
         return [payload(coder, seat) for coder in key]
-    others = [_Job(partial(payload, coder), 0, seat) for coder in key[1:]]
+    others = [_Job(partial(payload, coder), 0, seat, seat.cancel) for coder in key[1:]]
     try:
         return [payload(key[0], seat), *(job.result() for job in others)] if key else []
     except BaseException:
         for job in others:
-            job.stop()
+            job.cancel()
+        for job in others:
+            job.wait()
         raise
 
 
@@ -640,14 +793,14 @@ def _sample_pieces(nbytes: int) -> int:
     return min(max(nbytes // SAMPLE_SHARE // SAMPLE_NBYTES, 2), SAMPLES)
 
 
-def _candidates(data: bytes, key: _Key, alone: bool, meter: _Meter) -> _Key:
+def _candidates(data: bytes, key: _Key, alone: bool, parent: _Seat) -> _Key:
     """Of two coders, the second with a model, those that may be the better one for a large block."""
     n_piece = _sample_pieces(len(data))
     last = len(data) - SAMPLE_NBYTES
     starts = [i * last // (n_piece - 1) for i in range(n_piece)]
     sample = b"".join(data[at : at + SAMPLE_NBYTES] for at in starts)
     key_of_sample = tuple(coder._replace(streams=1, groups=1, enlarge=0) for coder in key)
-    seat = _Seat(key_of_sample, meter)
+    seat = _Seat(key_of_sample, parent.cancel, parent.meter)
     without, beside = map(len, _payloads(sample, key_of_sample, False, alone, seat))
     if without <= CM_CLEAR * beside:
         return key[:1]
@@ -662,6 +815,7 @@ def _decode(
     where: str,
     coder: _Coder | None = None,
     alone: bool = False,
+    allowance: Allowance | None = None,
     seat: _Seat | None = None,
 ) -> bytes | bytearray:
     """The original of a block, checked."""
@@ -670,9 +824,9 @@ def _decode(
         original = payload
     else:
         try:
-            original = seat.decode(coder, block, payload, alone)
-        except Corrupt as error:
-            raise Corrupt(f"{where}: {error}") from error
+            original = seat.decode(coder, block, payload, alone, allowance)
+        except (Corrupt, LimitExceeded) as error:
+            raise type(error)(f"{where}: {error}") from None
     check = block.compute_check(original, payload)
     if check != block.check or len(original) != block.original_nbytes:
         raise Corrupt(
@@ -697,14 +851,34 @@ class _Reusable:
         """False after an exception."""
         return self._failure is None
 
-    @contextmanager
-    def unusable_if_this_fails(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException as error:
-            self._failure = f"{type(error).__name__}: {error}".rstrip(": ")
-            self._pipeline.stop()
-            raise
+    def unusable_if_this_fails(self) -> _UnusableAfterError:
+        return _UnusableAfterError(self)
+
+    def fail(self, error: BaseException) -> None:
+        """Refuse to go on after `error`, and keep nothing: whoever keeps the error keeps this object."""
+        self._failure = f"{type(error).__name__}: {error}".rstrip(": ")
+        self._release()
+        self._pipeline.abandon()
+
+    def _release(self) -> None:
+        """Drop the data that is held."""
+        raise NotImplementedError
+
+
+class _UnusableAfterError:
+    """A context whose exceptions make an object unusable."""
+
+    def __init__(self, owner: _Reusable) -> None:
+        self._owner = owner
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self._owner.fail(error)
 
 
 # Compressing
@@ -797,6 +971,10 @@ class Compressor(_Reusable):
         self._chain_nbytes = 0  # of the block that the last one's chain began with; of all of `_chain`
         self._chain_key: _Key = ()  # what it had the choice of
         self._out: list[bytes] = []
+
+    def _release(self) -> None:
+        self._pending = bytearray()
+        self._out = []
 
     @property
     def position(self) -> int:
@@ -1062,6 +1240,10 @@ class Decompressor(_Reusable):
     Args:
         max_output: refuse a frame that holds more bytes.
         memory_limit: refuse a block that takes more bytes of memory to decode; use fewer threads to keep it.
+        max_ratio: refuse a block by whose end the data would have grown to more than so many times the bytes
+            that were read. Text seldom exceeds 10, logs and tables 100; 53 bytes can hold 4 MiB of zeros.
+        max_cpu_seconds: give up when decoding has taken more processor time, that of all threads together. A
+            helper thread's share of a block counts by the time that the block's thread works beside it.
         threads: blocks decoded at once; None for one a CPU, fewer where their memory would exceed 100 MiB.
             Two share a block with a language model.
         model: a model file, or a shipped model's name, for a frame whose model is not a shipped one; by
@@ -1076,6 +1258,8 @@ class Decompressor(_Reusable):
         *,
         max_output: int | None = None,
         memory_limit: int | None = None,
+        max_ratio: float | None = None,
+        max_cpu_seconds: float | None = None,
         threads: int | None = None,
         model: FilePath | None = None,
     ) -> None:
@@ -1088,6 +1272,9 @@ class Decompressor(_Reusable):
         if budget is None and threads is None:
             budget = DECODE_BUDGET_NBYTES
         self._pipeline = _Pipeline(threads, budget)
+        if max_cpu_seconds is not None:
+            self._pipeline.allowance = Allowance(_positive("max_cpu_seconds", max_cpu_seconds))
+        self._max_ratio = None if max_ratio is None else _positive("max_ratio", max_ratio)
         self._lazy = False  # give out what is ready and wait for no block while there is room for another
         self._offset = 0  # of the next unread byte, in the data as the caller sees it
         self._before_nbytes = 0  # of output, in frames before this one
@@ -1101,6 +1288,11 @@ class Decompressor(_Reusable):
         self._ready_nbytes = 0
         self._eof = False
         self._unused = b""
+
+    def _release(self) -> None:
+        self._input = bytearray()
+        self._ready.clear()
+        self._ready_nbytes = 0
 
     @property
     def position(self) -> tuple[int, int]:
@@ -1178,12 +1370,9 @@ class Decompressor(_Reusable):
         """
         if not self._pipeline.n_at_work or (self._lazy and self._starved and not self._pipeline.oldest_done):
             return False
-        try:
-            original = self._pipeline.take()
-        except LmcodecError:
-            if called_again and self._ready_nbytes:
-                return False
-            raise
+        if called_again and self._ready_nbytes and self._pipeline.oldest_failed:
+            return False
+        original = self._pipeline.take()
         self._ready.append(memoryview(original))
         self._ready_nbytes += len(original)
         return True
@@ -1196,7 +1385,7 @@ class Decompressor(_Reusable):
             return self._parse(start)
         except LmcodecError as error:
             # It is raised when the blocks before it have been given out.
-            self._pipeline.start(partial(_raise, error))
+            self._pipeline.start(partial(_raise, _without_frames(error)))
             self._done = True
             return True
 
@@ -1243,10 +1432,21 @@ class Decompressor(_Reusable):
                 f"{self._max_output}; raise max_output if you trust it"
             )
 
+    def _require_ratio(self, block: Block) -> None:
+        assert self._walk is not None
+        output = self._before_nbytes + self._walk.original_nbytes + block.original_nbytes
+        taken = self._offset + block.nbytes
+        if self._max_ratio is not None and output > self._max_ratio * taken:
+            raise LimitExceeded(
+                f"{self._where()}: the data up to its end holds {output} bytes in {taken}, the limit is "
+                f"{self._max_ratio:g} times as many; raise max_ratio if you trust it"
+            )
+
     def _admit(self, block: Block) -> None:
         assert self._walk is not None
         where = self._where()
         self._require_output(self._walk.original_nbytes + block.original_nbytes)
+        self._require_ratio(block)
         try:
             need = self._need(block)
         except LmcodecError as error:
@@ -1303,7 +1503,7 @@ class Decompressor(_Reusable):
         else:
             small = block.chained and block.original_nbytes <= SMALL_NBYTES
             alone = self._pipeline.idle and not small
-            work = partial(_decode, block, payload, where, coder, alone)
+            work = partial(_decode, block, payload, where, coder, alone, self._pipeline.allowance)
             sizes = {"original_nbytes": block.original_nbytes, "coded_nbytes": block.nbytes}
             self._pipeline.start(work, need, key, block.continues, threaded=not small, **sizes)
         return True
@@ -1337,8 +1537,8 @@ class FrameReader:
         read: called with a number of bytes, returns that many or fewer (any buffer), b"" at the end.
         ready: whether `read` returns without waiting for somebody to write. Where it does not, every block
             that is all there is given out before; where it does, blocks are read ahead. None: it always does.
-        max_output, memory_limit, threads, model: as for `Decompressor`; `max_output` is for all frames
-            together.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model: as for `Decompressor`, but for
+            all frames together.
     """
 
     def __init__(
@@ -1348,6 +1548,8 @@ class FrameReader:
         ready: Callable[[], bool] | None = None,
         max_output: int | None = None,
         memory_limit: int | None = None,
+        max_ratio: float | None = None,
+        max_cpu_seconds: float | None = None,
         threads: int | None = None,
         model: FilePath | None = None,
     ) -> None:
@@ -1355,6 +1557,8 @@ class FrameReader:
         self._limits: dict[str, Any] = {
             "max_output": max_output,
             "memory_limit": memory_limit,
+            "max_ratio": max_ratio,
+            "max_cpu_seconds": max_cpu_seconds,
             "threads": threads,
             "model": model,
         }
@@ -1436,6 +1640,17 @@ class FrameReader:
         """
         if size < 0:
             return b"".join(iter(lambda: self.read(sys.maxsize), b""))
+        try:
+            return self._read_some(size)
+        except Truncated:
+            self.close()  # whoever keeps the error keeps this object
+            raise
+
+    def close(self) -> None:
+        """Drop the engines and all blocks at work."""
+        self._frame._pipeline.abandon()
+
+    def _read_some(self, size: int) -> bytes:
         out = b""
         while size and not out:
             decompressor = self._frame
@@ -1471,11 +1686,13 @@ def decompress(
     max_output: int | None = None,
     threads: int | None = None,
     memory_limit: int | None = None,
+    max_ratio: float | None = None,
+    max_cpu_seconds: float | None = None,
     model: FilePath | None = None,
 ) -> bytes:
     """Decompress `data` (any buffer): one frame, or several one after another.
 
-    Args: see `Decompressor`; `max_output` is for all frames together.
+    Args: see `Decompressor`; all frames together are limited.
 
     Raises:
         BadMagic: if something else than a frame is there at the start.
@@ -1491,9 +1708,19 @@ def decompress(
             return view[at - nbytes : at]
 
         reader = FrameReader(
-            read, max_output=max_output, memory_limit=memory_limit, threads=threads, model=model
+            read,
+            max_output=max_output,
+            memory_limit=memory_limit,
+            max_ratio=max_ratio,
+            max_cpu_seconds=max_cpu_seconds,
+            threads=threads,
+            model=model,
         )
-        return reader.read()
+        try:
+            return reader.read()
+        except BaseException:
+            reader.close()  # whoever keeps the error keeps the reader
+            raise
 
 
 # What frames hold, without decoding them

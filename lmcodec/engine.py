@@ -43,7 +43,37 @@ class Decisions(NamedTuple):
     network_p16: np.ndarray | None
 
 
-class Engine:
+class _Watched:
+    """What engines share: being watched, and stopped, by the thread that wants their work.
+
+    Attributes:
+      between_calls: called between the calls of the kernel, some milliseconds of work each, while a block is
+        decoded; what it raises ends the work. None: nothing is.
+    """
+
+    between_calls: Callable[[], object] | None = None
+    _coder: _kernel.BlockCoder | _kernel.TokenCoder
+    _cancel: _kernel.Cancel | None = None
+
+    @property
+    def cancel(self) -> _kernel.Cancel | None:
+        """The flag that ends the work once it is set: `_kernel.Cancelled` is raised within milliseconds."""
+        return self._cancel
+
+    @cancel.setter
+    def cancel(self, flag: _kernel.Cancel | None) -> None:
+        self._cancel = flag
+        self._coder.use_cancel(flag)
+
+    def _look_up(self) -> None:
+        """To be called between calls of the kernel."""
+        if self.between_calls is not None:
+            self.between_calls()
+        if self._cancel is not None and self._cancel.is_set:
+            raise _kernel.Cancelled("the work was cancelled")
+
+
+class Engine(_Watched):
     """Codes blocks; its tables and history carry over from one call to the next until `reset`.
 
     One thread at a time may use it. After an exception it must be reset.
@@ -74,6 +104,7 @@ class Engine:
         isa: str | None = None,
     ) -> None:
         loaded = load(profile) if isinstance(profile, int) else profile
+        self._coder: _kernel.BlockCoder
         self.helped = False
         self.position = 0
         self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(isa), enlarge)
@@ -119,6 +150,7 @@ class Engine:
         self._coder.load(np.frombuffer(payload, np.uint8))
         block = np.frombuffer(out, np.uint8)
         while not self._coder.done:
+            self._look_up()
             if not self._coder.decode(block, _DECISIONS_PER_CALL):
                 raise Corrupt(coder.NO_WORDS)
             self._advance()
@@ -127,13 +159,14 @@ class Engine:
     def _decode_outside(self, payload: bytes | memoryview, out: bytearray) -> None:
         decoder = coder.Decoder(payload)
         while not self._coder.done:
+            self._look_up()
             at = self._coder.offset
             bit = decoder.decode(self._coder.p)
             out[at] = (out[at] << 1 | bit) & 255
             self._coder.push(bit)
 
 
-class LmEngine:
+class LmEngine(_Watched):
     """Codes blocks with a language model, which context models stand beside or not.
 
     Tables and history carry over as in `Engine`; the network begins anew with each block.
@@ -171,6 +204,7 @@ class LmEngine:
     ) -> None:
         chosen = model.profile(profile) if isinstance(profile, int) else profile
         kernel = None if chosen is None else chosen.kernel
+        self._coder: _kernel.TokenCoder
         self._vocabulary, self._streams = model.vocabulary, streams
         self.helped = False
         self.position = 0
@@ -218,9 +252,11 @@ class LmEngine:
         if coder.use_constriction():
             decoder = coder.Decoder(payload)
             while not self._coder.done:
+                self._look_up()
                 self._coder.push(decoder.decode(self._coder.p))
             return out
         while not self._coder.done:
+            self._look_up()
             if not self._coder.decode(_DECISIONS_PER_CALL):
                 raise Corrupt(coder.NO_WORDS)
             self._advance()

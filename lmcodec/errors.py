@@ -6,6 +6,8 @@ command line prints one line. Messages say what was found, where, and what to do
 
 from __future__ import annotations
 
+import contextlib
+
 
 class LmcodecError(Exception):
     """Base class of every error that input, files or configuration can cause."""
@@ -62,6 +64,27 @@ class KernelMissing(LmcodecError, ImportError):
                 f"{folder}: its native kernel cannot be loaded ({reason}); reinstall lmcodec for this Python"
             )
         super().__init__(why)
+
+
+def clear_frames(error: BaseException) -> None:
+    """Drop the variables of the calls that an error came through and that have ended.
+
+    Its traceback still says where they were; without this, it would keep alive all that they worked with for
+    as long as the error is kept.
+    """
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        found = pending.pop()
+        if found is None or id(found) in seen:
+            continue
+        seen.add(id(found))
+        pending += [found.__cause__, found.__context__]
+        traceback = found.__traceback__
+        while traceback is not None:
+            with contextlib.suppress(RuntimeError):  # a call that is still under way
+                traceback.tb_frame.clear()
+            traceback = traceback.tb_next
 
 
 def one_line(error: LmcodecError | OSError) -> str:

@@ -87,8 +87,7 @@ class _FileMap:
     Every number is checked against the file's size and the limits before an index is read.
     """
 
-    def __init__(self, read_at: Any, nbytes: int, frames: list[_IndexedFrame]) -> None:
-        self._read_at = read_at
+    def __init__(self, nbytes: int, frames: list[_IndexedFrame]) -> None:
         self.nbytes = nbytes
         self._frames = frames
         self._starts = [f.original_offsets[0] for f in frames]
@@ -164,18 +163,18 @@ class _FileMap:
                 indexed.block_offsets[i] += first
                 indexed.original_offsets[i] += original_offset
             original_offset = indexed.original_offsets[-1]
-        return cls(read_at, nbytes, found[::-1]) if found else None
+        return cls(nbytes, found[::-1]) if found else None
 
-    def find(self, original_offset: int) -> tuple[_IndexedFrame, int]:
+    def find(self, original_offset: int, read_at: Any) -> tuple[_IndexedFrame, int]:
         """The frame and its block from which to decode up to `original_offset`, which lies before the end."""
         indexed = self._frames[bisect_right(self._starts, original_offset) - 1]
         block = bisect_right(indexed.original_offsets, original_offset) - 1
-        while block and self._continues(indexed, block):
+        while block and self._continues(indexed, block, read_at):
             block -= 1
         return indexed, block
 
-    def _continues(self, indexed: _IndexedFrame, block: int) -> bool:
-        return frame.continues(self._read_at(indexed.block_offsets[block], 1))
+    def _continues(self, indexed: _IndexedFrame, block: int, read_at: Any) -> bool:
+        return frame.continues(read_at(indexed.block_offsets[block], 1))
 
 
 def _without_padding(read_at: Any, end: int) -> int:
@@ -256,6 +255,11 @@ class _Decoded(io.RawIOBase):
         self._original_nbytes: int | None = None  # known once the end was met
         self.trailing: TrailingData | None = None
 
+    def close(self) -> None:
+        if not self.closed and hasattr(self, "_frames"):
+            self._frames.close()
+        super().close()
+
     def readable(self) -> bool:
         return True
 
@@ -319,7 +323,7 @@ class _Decoded(io.RawIOBase):
             self._fp.seek(self._base + file_map.nbytes)
             self._frames.jump(file_map.nbytes, file_map.original_nbytes)
             return
-        indexed, block = file_map.find(offset)
+        indexed, block = file_map.find(offset, self._read_at)
         start = indexed.original_offsets[block]
         if not start <= self.tell() <= offset:
             self._fp.seek(self._base + indexed.block_offsets[block])
@@ -495,7 +499,7 @@ class LMFile(io.BufferedIOBase):
         mode: r, w, x (must not exist) or a (append a frame), with or without b.
         level, block_size, threads, solid, content_size, streams, groups, model, method: of writing, see
             `Compressor`.
-        max_output, memory_limit, threads, model: of reading, see `Decompressor`.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model: of reading, see `Decompressor`.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -531,6 +535,8 @@ class LMFile(io.BufferedIOBase):
         groups: int | None = None,
         max_output: int | None = None,
         memory_limit: int | None = None,
+        max_ratio: float | None = None,
+        max_cpu_seconds: float | None = None,
         model: str | os.PathLike[str] | None = None,
         method: str = AUTO,
     ) -> None:
@@ -566,6 +572,8 @@ class LMFile(io.BufferedIOBase):
             limits = {
                 "max_output": max_output,
                 "memory_limit": memory_limit,
+                "max_ratio": max_ratio,
+                "max_cpu_seconds": max_cpu_seconds,
                 "threads": threads,
                 "model": model,
             }

@@ -14,7 +14,7 @@ import lmcodec
 PACKAGE = Path(lmcodec.__file__).parent
 # A module may import from its own rank or below.
 RANK = {
-    **dict.fromkeys(["errors", "_kernel", "models"], 0),
+    **dict.fromkeys(["errors", "ending", "_kernel", "models"], 0),
     **dict.fromkeys(["lm", "frame", "coder", "profile"], 1),
     "engine": 2,
     "codec": 3,

@@ -118,6 +118,18 @@ _ENCODING = [
 _DECODING = [
     click.Option(["--memlimit", "memory_limit"], type=Size(), help="Most memory that a frame may need."),
     click.Option(["--max-output"], type=Size(), help="Most bytes that a file may decode to."),
+    click.Option(
+        ["--max-ratio"],
+        type=click.FloatRange(0, min_open=True),
+        metavar="N",
+        help="Most bytes that each byte of a file may decode to.",
+    ),
+    click.Option(
+        ["--max-cpu-seconds"],
+        type=click.FloatRange(0, min_open=True),
+        metavar="S",
+        help="Most processor time that decoding a file may take.",
+    ),
 ]
 _THREADS = [
     click.Option(

@@ -37,6 +37,12 @@ if TYPE_CHECKING:
 SUFFIX = ".lmz"
 OK, ERROR, WARNING = 0, 1, 2
 _OUTPUT_NBYTES = 1 << 18
+_LIMITS = {
+    "max_output": "--max-output",
+    "memory_limit": "--memlimit",
+    "max_ratio": "--max-ratio",
+    "max_cpu_seconds": "--max-cpu-seconds",
+}
 _IGNORED = "what follows the frames is ignored"
 
 
@@ -61,6 +67,8 @@ class Settings:
     solid: bool = False
     memory_limit: int | None = None  # bytes
     max_output: int | None = None  # bytes
+    max_ratio: float | None = None
+    max_cpu_seconds: float | None = None
     json: bool = False
     verbosity: int = 0
     progress: bool = True
@@ -140,7 +148,9 @@ class _Work:
             name = str(error.filename or name)
             message = error.strerror or str(error)
         except LimitExceeded as error:
-            message = str(error).replace("max_output", "--max-output").replace("memory_limit", "--memlimit")
+            message = str(error)
+            for limit, option in _LIMITS.items():
+                message = message.replace(f"raise {limit}", f"raise {option}")
         except ModelNotFound as error:
             message = str(error).replace("model=", "--model")
         except LmcodecError as error:
@@ -325,6 +335,8 @@ class _Work:
             ready=lambda: bool(head) or source.ready(),
             max_output=settings.max_output,
             memory_limit=settings.memory_limit,
+            max_ratio=settings.max_ratio,
+            max_cpu_seconds=settings.max_cpu_seconds,
             threads=settings.threads,
             model=settings.model,
         )

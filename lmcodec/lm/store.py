@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported, clear_frames
 
 if TYPE_CHECKING:
     from lmcodec import _kernel
@@ -258,7 +258,11 @@ def load(source: Source, memory_limit: int | None = None) -> Model:
         if model is None:
             while len(_loaded) >= _KEPT:
                 del _loaded[next(iter(_loaded))]
-            model = _load(source, memory_limit)
+            try:
+                model = _load(source, memory_limit)
+            except BaseException as error:
+                clear_frames(error)  # which would keep the file's content
+                raise
         _loaded[key] = model  # the most recent last
         return model
 
@@ -286,7 +290,12 @@ class _Profiles:
         try:
             self._profiles = parse_all(self._opened.mixer, f"{self._opened.where}: mixer")
         except BaseException as error:
-            self._error = error
+            error.__context__ = None
+            self._error = error.with_traceback(None)  # which would keep the file's content with the error
+
+    def wait(self) -> None:
+        if self._thread is not None:
+            self._thread.join()
 
     def result(self) -> tuple[Profile, ...]:
         """The profiles.
@@ -294,10 +303,13 @@ class _Profiles:
         Raises:
             Corrupt: as `profile.parse_all`.
         """
-        if self._thread is not None:
-            self._thread.join()
+        self.wait()
         if self._error is not None:
-            raise self._error
+            error, self._error = self._error, None
+            try:
+                raise error
+            finally:
+                del error
         return tuple(self._profiles)
 
 
@@ -314,7 +326,11 @@ def _load(source: Source, memory_limit: int | None) -> Model:
             f"{memory_limit}; raise memory_limit"
         )
     profiles = _Profiles(opened)
-    file = opened.decode()
+    try:
+        file = opened.decode()
+    except BaseException:
+        profiles.wait()
+        raise
     integer = file.model
     if source.model_id is not None and integer.model_id != source.model_id:
         raise Corrupt(

@@ -7,18 +7,37 @@ chooses is what is measured. A `Replay` codes a block again the way its header s
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import wraps
 from operator import index as as_int
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 import numpy as np
 
 from lmcodec import coder, frame
 from lmcodec.codec import AUTO, LEVELS, Compressor
 from lmcodec.engine import Decisions, Engine, LmEngine
+from lmcodec.errors import clear_frames
 from lmcodec.frame import Block, FrameWalk, Method
 from lmcodec.lm import store
 from lmcodec.lm.store import FilePath, Model
+
+_Parameters = ParamSpec("_Parameters")
+_Result = TypeVar("_Result")
+
+
+def frees_on_error(call: Callable[_Parameters, _Result]) -> Callable[_Parameters, _Result]:
+    """`call`, but the errors that it raises do not keep alive what it worked with, engines among it."""
+
+    @wraps(call)
+    def freeing(*arguments: _Parameters.args, **named: _Parameters.kwargs) -> _Result:
+        try:
+            return call(*arguments, **named)
+        except BaseException as error:
+            clear_frames(error)
+            raise
+
+    return freeing
 
 
 def model_of(level: int, model: FilePath | None, method: str = AUTO) -> Model | None:

@@ -27,6 +27,7 @@ from lmcodec.measure.blocks import (
     FrameWatch,
     Replay,
     coded_lengths,
+    frees_on_error,
     model_of,
     network_lengths,
 )
@@ -101,6 +102,7 @@ def _sum(a: Any, b: Any) -> Any:
     return None if a is None or b is None else a + b
 
 
+@frees_on_error
 def bits_per_byte(
     data: Any,
     level: int = DEFAULT_LEVEL,
@@ -200,6 +202,7 @@ class Meter:
         self._replay = Replay(self.model)
         self._network: tuple[int, LmEngine] | None = None  # streams, engine
 
+    @frees_on_error
     def measure(
         self,
         pieces: Iterable[Any],
@@ -218,6 +221,19 @@ class Meter:
         Raises:
             ValueError: the text has not as many bytes as `content_size` says.
         """
+        try:
+            return self._measure(pieces, content_size, progress)
+        except BaseException:
+            # Engines that stopped anywhere are of no use.
+            self._compressor, self._replay, self._network = None, Replay(self.model), None
+            raise
+
+    def _measure(
+        self,
+        pieces: Iterable[Any],
+        content_size: int | None,
+        progress: Callable[[int], object] | None,
+    ) -> Measurement:
         if self.network_only:
             return self._measure_network(pieces, progress)
         compressor = self._compressor

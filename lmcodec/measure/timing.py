@@ -23,7 +23,7 @@ from lmcodec.codec import DEFAULT_LEVEL, MIN_BLOCK_NBYTES, compress, decompress,
 from lmcodec.errors import ConfigError, LmcodecError
 from lmcodec.frame import Method
 from lmcodec.lm.store import FilePath
-from lmcodec.measure.blocks import model_of
+from lmcodec.measure.blocks import frees_on_error, model_of
 
 STAGES = {
     "choice": "choice of the method: samples, trials",
@@ -300,6 +300,7 @@ def _direction(plain: list[_Run], watched: list[_Run], payload: bytes) -> tuple[
     return Direction(best.seconds - share * most, fastest.seconds, fastest.cpu_seconds, stages), kept
 
 
+@frees_on_error
 def time_block(
     data: Any,
     level: int = DEFAULT_LEVEL,

@@ -18,7 +18,7 @@ from lmcodec.codec import AUTO, DEFAULT_BLOCK_NBYTES, DEFAULT_LEVEL, Compressor,
 from lmcodec.coder import SpentBits
 from lmcodec.engine import LmEngine
 from lmcodec.lm.store import FilePath, Model
-from lmcodec.measure.blocks import CodedBlock, FrameWatch, Replay, model_of, network_lengths
+from lmcodec.measure.blocks import CodedBlock, FrameWatch, Replay, frees_on_error, model_of, network_lengths
 
 MAX_ALTERNATIVES = 256  # every vocabulary has as many tokens
 _ROWS = 64  # tokens whose frequencies are looked at together
@@ -91,6 +91,7 @@ class Trace:
     alternative_p: np.ndarray | None = field(default=None, repr=False)
 
 
+@frees_on_error
 def trace(
     data: Any,
     level: int | None = None,

@@ -16,8 +16,8 @@ constexpr std::size_t kPieceRows = 256;
 class ExternalSession : public LmSession {
  public:
   ExternalSession(const ExternalModel& model, const NetworkKernels& kernels, const NetworkTables& tables, int n_stream,
-                  bool timed, std::unique_ptr<ExternalStates> states)
-      : model_(model), n_token_(model.n_token()), n_stream_(n_stream), timed_(timed),
+                  const SessionOptions& options, std::unique_ptr<ExternalStates> states)
+      : model_(model), n_token_(model.n_token()), n_stream_(n_stream), timed_(options.timed), cancel_(options.cancel),
         frequencies_(kernels, tables, n_token_, false), states_(std::move(states)) {
     frequencies_.reserve(n_stream);
   }
@@ -48,6 +48,7 @@ class ExternalSession : public LmSession {
   using Clock = std::chrono::steady_clock;
 
   void piece(const std::uint32_t* tokens, std::size_t n_step) {
+    throw_if_set(cancel_);
     const int n_row = static_cast<int>(n_step) * n_stream_;
     frequencies_.reserve(n_row);
     Clock::time_point before;
@@ -82,6 +83,7 @@ class ExternalSession : public LmSession {
   const std::uint32_t n_token_;
   const int n_stream_;
   const bool timed_;
+  const CancelRef cancel_;
   Frequencies frequencies_;
   SessionTimes times_;
   std::unique_ptr<ExternalStates> states_;
@@ -100,7 +102,7 @@ ExternalModel::ExternalModel(std::uint32_t n_token, std::uint32_t start, std::ui
 
 std::unique_ptr<LmSession> ExternalModel::session(int n_stream, const SessionOptions& options) const {
   if (n_stream < 1 || n_stream > kSessionStreamMax) throw std::invalid_argument("streams are 1 to 128");
-  return std::make_unique<ExternalSession>(*this, kernels_, tables_, n_stream, options.timed, make_(n_stream));
+  return std::make_unique<ExternalSession>(*this, kernels_, tables_, n_stream, options, make_(n_stream));
 }
 
 }  // namespace lmcodec

@@ -7,6 +7,8 @@
 #include <functional>
 #include <memory>
 
+#include "cancel.h"
+
 namespace lmcodec {
 
 constexpr int kSessionStreamMax = 128;
@@ -30,6 +32,7 @@ enum class Help {
 struct SessionOptions {
   Help help = Help::kNone;
   bool timed = false;  // whether times() tells where the time goes
+  CancelRef cancel;    // once the flag is set, step() and run() throw Cancelled
 };
 
 class LanguageModel;

@@ -12,9 +12,12 @@
 #include <string>
 #include <vector>
 
+#include "cancel.h"
 #include "context_mixer.h"
 #include "lockstep.h"
+#include "module_cancel.h"
 #include "module_external.h"
+#include "module_gil.h"
 #include "module_language_model.h"
 #include "module_mixer.h"
 #include "module_recurrent.h"
@@ -129,7 +132,7 @@ class BlockCoder {
   void begin(std::uint32_t nbytes) {
     if (nbytes < static_cast<std::uint32_t>(n_stream_) || nbytes > lmcodec::kBlockMax)
       throw nb::value_error("a block has one byte a stream to 16 MiB");
-    nb::gil_scoped_release release;
+    const lmcodec::GilReleased released;
     nbytes_ = 0;  // an allocation that fails leaves no block under way
     if (forget_) mixer_.reset(tables_nbytes_ ? tables_nbytes_ : nbytes, n_stream_);
     forget_ = false;
@@ -178,15 +181,18 @@ class BlockCoder {
   bool decode(Output out, std::size_t n) {
     if (out.size() != nbytes_ || !nbytes_) throw nb::value_error("out is not as long as the block that was begun");
     if (!payload_.is_valid()) throw nb::value_error("no payload was loaded");
-    nb::gil_scoped_release release;
+    const lmcodec::GilReleased released;
     std::uint8_t* bytes = out.data();
     if (clock_) clock_->resume();
-    for (; n && !lockstep_.done() && !decoder_.corrupt(); --n) {
-      std::uint8_t& byte = bytes[lockstep_.offset()];
-      const int bit = decoder_.decode(lockstep_.p());
-      byte = static_cast<std::uint8_t>(byte << 1 | bit);
-      lockstep_.push(bit);
-    }
+    or_lost([&] {
+      for (; n && !lockstep_.done() && !decoder_.corrupt(); --n) {
+        if (n % lmcodec::kLookEvery == 0) lmcodec::throw_if_set(cancel_);
+        std::uint8_t& byte = bytes[lockstep_.offset()];
+        const int bit = decoder_.decode(lockstep_.p());
+        byte = static_cast<std::uint8_t>(byte << 1 | bit);
+        lockstep_.push(bit);
+      }
+    });
     lmcodec::mark(clock_.get(), lmcodec::Phase::kCoder);
     return !decoder_.corrupt();
   }
@@ -212,6 +218,9 @@ class BlockCoder {
   nb::dict times() const { return lmcodec::times_of(clock_.get()); }
   nb::dict clock_times() const { return lmcodec::clock_times_of(clock_.get()); }
 
+  // Once it is set, the calls that code a block throw Cancelled and the block is lost.
+  void use_cancel(const lmcodec::CancelHandle* cancel) { cancel_ = lmcodec::flag_of(cancel); }
+
   nb::object learned() const {
     auto* copy = new std::vector<std::uint32_t>(mixer_.learned());
     nb::capsule owner(copy, [](void* p) noexcept { delete static_cast<std::vector<std::uint32_t>*>(p); });
@@ -225,13 +234,14 @@ class BlockCoder {
   template <typename Record>
   std::size_t take(Bytes data, std::size_t room, Record record) {
     if (data.size() != nbytes_ || !nbytes_) throw nb::value_error("data is not the block that was begun");
-    nb::gil_scoped_release release;
+    const lmcodec::GilReleased released;
     std::size_t n = 0;
     const std::uint8_t* bytes = data.data();
     if (clock_) clock_->resume();
     lockstep_.foretell(bytes);
     or_lost([&] {
       for (; n < room && !lockstep_.done(); ++n) {
+        if (n % lmcodec::kLookEvery == 0) lmcodec::throw_if_set(cancel_);
         const int bit = bytes[lockstep_.offset()] >> (7 - lockstep_.n_bit()) & 1;
         record(n, bit);
         lockstep_.push(bit);
@@ -263,6 +273,7 @@ class BlockCoder {
   lmcodec::ContextMixer mixer_;
   lmcodec::Lockstep lockstep_;
   std::unique_ptr<lmcodec::PhaseClock> clock_;
+  lmcodec::CancelRef cancel_;
   Bytes payload_;
   lmcodec::RangeDecoder decoder_{nullptr, 0};
   std::uint32_t nbytes_ = 0;
@@ -280,7 +291,7 @@ std::uint64_t range_widths(Bits bits, Shares p16, std::uint64_t range, Widths be
   if (range >> 32 == 0) throw nb::value_error("a range is at least 2^32");
   for (std::size_t i = 0; i < n; ++i)
     if (!p16.data()[i]) throw nb::value_error("a probability is 1 to 65535");
-  nb::gil_scoped_release release;
+  const lmcodec::GilReleased released;
   return lmcodec::range_widths(bits.data(), p16.data(), n, range, before.data(), after.data());
 }
 
@@ -290,6 +301,13 @@ NB_MODULE(_kernel, m) {
   // Caches and daemon threads may hold objects until the interpreter has ended: nothing to tell a user of.
   nb::set_leak_warnings(false);
   m.doc() = "lmcodec's native kernel: integers only, the GIL released while it works.";
+  nb::exception<lmcodec::Cancelled>(m, "Cancelled");
+  nb::class_<lmcodec::CancelHandle>(m, "Cancel", "A flag that tells coders which were given it to give up.")
+      .def(nb::init<>())
+      .def("set", [](lmcodec::CancelHandle& self) { self.flag->set(); })
+      .def_prop_ro("is_set", [](const lmcodec::CancelHandle& self) { return self.flag->is_set(); });
+  nb::module_::import_("lmcodec.ending")
+      .attr("register")(nb::cpp_function(&lmcodec::GilReleased::close), nb::cpp_function(&lmcodec::GilReleased::after_fork));
   lmcodec::bind_vocabulary(m);
   nb::class_<ProfileData>(m, "Profile", "A choice of contexts, selectors, rates and starting values.")
       .def("__init__",
@@ -324,6 +342,7 @@ NB_MODULE(_kernel, m) {
       .def("load", &BlockCoder::load, nb::arg("payload"))
       .def("decode", &BlockCoder::decode, nb::arg("out"), nb::arg("n"))
       .def("push", &BlockCoder::push, nb::arg("bit"))
+      .def("use_cancel", &BlockCoder::use_cancel, nb::arg("cancel").none())
       .def_prop_ro("done", &BlockCoder::done)
       .def_prop_ro("position", &BlockCoder::position)
       .def_prop_ro("offset", &BlockCoder::offset)

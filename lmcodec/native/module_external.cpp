@@ -10,6 +10,7 @@
 #include <utility>
 
 #include "external_model.h"
+#include "module_gil.h"
 
 namespace nb = nanobind;
 
@@ -28,18 +29,18 @@ class PythonStates : public ExternalStates {
   PythonStates(const PythonStates&) = delete;
   PythonStates& operator=(const PythonStates&) = delete;
   ~PythonStates() override {
-    nb::gil_scoped_acquire acquire;
+    const GilAcquired acquired;
     states_.reset();
   }
 
   void begin(int stream, bool cut) override {
-    nb::gil_scoped_acquire acquire;
+    const GilAcquired acquired;
     states_.attr("begin")(stream, cut);
   }
 
   void run(const std::uint32_t* tokens, std::size_t n_step,
            const std::function<std::int32_t*(std::size_t)>& at) override {
-    nb::gil_scoped_acquire acquire;
+    const GilAcquired acquired;
     const std::size_t n_row = n_step * n_stream_;
     auto* copy = new std::uint32_t[n_row];  // what is given away may be kept
     nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<std::uint32_t*>(p); });
@@ -64,12 +65,12 @@ void make_external(ExternalModel* self, std::uint32_t n_token, std::uint32_t sta
   if (exp2_coarse.size() != 16 || exp2_fine.size() != 16) throw nb::value_error("a table has not the expected size");
   // Sessions are made and dropped by loops that have released the GIL; the callable itself goes with the model.
   std::shared_ptr<nb::callable> shared(new nb::callable(std::move(make)), [](nb::callable* p) {
-    nb::gil_scoped_acquire acquire;
+    const GilAcquired acquired;
     delete p;
   });
   new (self) ExternalModel(n_token, start, start_cut, exp2_coarse.data(), exp2_fine.data(),
                            isa.empty() ? nullptr : isa.c_str(), [shared, n_token](int n_stream) {
-                             nb::gil_scoped_acquire acquire;
+                             const GilAcquired acquired;
                              return std::unique_ptr<ExternalStates>(
                                  std::make_unique<PythonStates>((*shared)(n_stream), n_stream, n_token));
                            });

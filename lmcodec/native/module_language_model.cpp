@@ -8,6 +8,8 @@
 #include <string>
 #include <tuple>
 
+#include "module_gil.h"
+
 namespace nb = nanobind;
 
 namespace lmcodec {
@@ -22,7 +24,7 @@ void require(bool holds, const char* what) {
 
 void step(LmSession& self, Array<const std::uint32_t, 1> tokens) {
   require(tokens.size() == static_cast<std::size_t>(self.n_stream()), "expected one token a stream");
-  nb::gil_scoped_release release;
+  const GilReleased released;
   check_tokens(tokens.data(), tokens.size(), self.model().n_input());
   self.step(tokens.data());
 }
@@ -31,7 +33,7 @@ void run(LmSession& self, Array<const std::uint32_t, 2> tokens, std::optional<Ar
   const std::size_t v = self.model().n_token();
   require(tokens.shape(1) == static_cast<std::size_t>(self.n_stream()), "expected one token a stream and step");
   require(!freq || freq->size() == tokens.size() * v, "an output has not the shape (T, B, V)");
-  nb::gil_scoped_release release;
+  const GilReleased released;
   check_tokens(tokens.data(), tokens.size(), self.model().n_input());
   self.run(tokens.data(), tokens.shape(0), [&](std::size_t first, int n) {
     for (int row = 0; freq && row < n; ++row)

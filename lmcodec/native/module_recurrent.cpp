@@ -13,6 +13,7 @@
 #include <tuple>
 #include <vector>
 
+#include "module_gil.h"
 #include "module_language_model.h"
 #include "recurrent.h"
 
@@ -58,7 +59,7 @@ void make_recurrent(RecurrentModel* self, int vocab_size, int dim, int n_layer, 
                                   sized(std::get<2>(tables), 128),   sized(std::get<3>(tables), 12288),
                                   sized(std::get<4>(tables), 16),    sized(std::get<5>(tables), 16),
                                   std::get<6>(tables)};
-  nb::gil_scoped_release release;
+  const GilReleased released;
   new (self) RecurrentModel({vocab_size, dim, n_layer, recurrent, mlp}, views, start.data(), table_views,
                      isa.empty() ? nullptr : isa.c_str());
 }
@@ -76,7 +77,7 @@ void run(RecurrentSession& self, Array<const std::uint32_t, 2> tokens, std::opti
   require(!logits || self.keeps_logits(), "this session keeps no logits");
   const std::size_t size = tokens.size() * v;
   require((!logits || logits->size() == size) && (!freq || freq->size() == size), "an output has not the shape (T, B, V)");
-  nb::gil_scoped_release release;
+  const GilReleased released;
   check_tokens(tokens.data(), tokens.size(), self.model().n_input());
   self.run(tokens.data(), tokens.shape(0), [&](std::size_t first, int n) {
     for (int row = 0; row < n; ++row) {

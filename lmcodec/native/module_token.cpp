@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "module_cancel.h"
+#include "module_gil.h"
 #include "module_profile.h"
 #include "module_times.h"
 #include "module_vocabulary.h"
@@ -82,7 +84,7 @@ class Coder {
 
   void begin_encode(Bytes data, Tokens tokens, bool helped) {
     const std::uint32_t nbytes = checked(data.size());
-    nb::gil_scoped_release release;
+    const GilReleased released;
     // Tokens must spell the streams out, each on its own.
     std::size_t at = 0, t = 0;
     for (std::uint64_t s = 1; s <= n_stream_; ++s) {
@@ -101,13 +103,13 @@ class Coder {
 
   std::size_t encode(Output bits, Probabilities p16) {
     require(coder_->encoding(), "no block is being encoded");
-    nb::gil_scoped_release release;
+    const GilReleased released;
     return coder_->encode(bits.data(), p16.data(), std::min(bits.size(), p16.size()));
   }
 
   std::size_t trace(Output bits, Probabilities p16, Places offset, Probabilities network_p16) {
     require(coder_->encoding(), "no block is being encoded");
-    nb::gil_scoped_release release;
+    const GilReleased released;
     const std::size_t room = std::min({bits.size(), p16.size(), offset.size(), network_p16.size()});
     return coder_->trace(bits.data(), p16.data(), offset.data(), network_p16.data(), room);
   }
@@ -116,13 +118,13 @@ class Coder {
     const std::uint32_t nbytes = checked(out.size());
     out_ = out;  // shared, not copied
     payload_ = payload;
-    nb::gil_scoped_release release;
+    const GilReleased released;
     coder_->begin_decode(out.data(), nbytes, payload.data(), payload.size(), helped);
   }
 
   bool decode(std::size_t n) {
     require(coder_->decoding(), "no block is being decoded");
-    nb::gil_scoped_release release;
+    const GilReleased released;
     return coder_->decode(n);
   }
 
@@ -136,6 +138,9 @@ class Coder {
     require(!done(), "no decision is open");
     require(coder_->push(bit & 1), "the block that is encoded has another bit here");
   }
+
+  // Once it is set, the calls that code a block throw Cancelled and the block is lost.
+  void use_cancel(const CancelHandle* cancel) { coder_->use_cancel(flag_of(cancel)); }
 
   // Whether to measure where the time goes, from the next block on.
   bool timed() const { return coder_->clock() != nullptr; }
@@ -194,6 +199,7 @@ void bind_token(nb::module_& m) {
       .def("begin_decode", &Coder::begin_decode, nb::arg("out"), nb::arg("payload"), nb::arg("helped") = false)
       .def("decode", &Coder::decode, nb::arg("n"))
       .def("push", &Coder::push, nb::arg("bit"))
+      .def("use_cancel", &Coder::use_cancel, nb::arg("cancel").none())
       .def_prop_ro("done", &Coder::done)
       .def_prop_ro("position", &Coder::position)
       .def_prop_ro("p", &Coder::p)

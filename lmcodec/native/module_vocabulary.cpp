@@ -4,6 +4,7 @@
 #include <cstddef>
 
 #include "language_model.h"
+#include "module_gil.h"
 #include "segment.h"
 
 namespace nb = nanobind;
@@ -20,7 +21,7 @@ void require(bool holds, const char* what) {
 
 std::size_t segment(const Segmenter& self, Bytes data, Tokens out) {
   require(out.size() >= data.size(), "out must have room for one token a byte");
-  nb::gil_scoped_release release;
+  const GilReleased released;
   return self.segment(data.data(), data.size(), out.data());
 }
 

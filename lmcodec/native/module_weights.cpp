@@ -10,6 +10,7 @@
 #include <tuple>
 #include <vector>
 
+#include "module_gil.h"
 #include "weight_coder.h"
 
 namespace nb = nanobind;
@@ -36,7 +37,7 @@ std::string decode(Array<const std::uint8_t, 1> data, const std::vector<std::uin
   coded.n_column_class = column_class.size();
   coded.freq = freq.data();
   coded.n_freq = freq.size();
-  nb::gil_scoped_release release;
+  const lmcodec::GilReleased released;
   const char* wrong = lmcodec::decode_weights(coded, out.data(), out.size(), n_thread, portable);
   return wrong ? wrong : "";
 }

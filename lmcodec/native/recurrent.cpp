@@ -184,6 +184,7 @@ RecurrentSession::RecurrentSession(const RecurrentModel& model, int n_stream, co
       u_stride_(row_stride(std::max(x_stride_, model.lanes_))),
       gates_stride_(rounded_up(3 * model.lanes_, kPanel)),
       hidden_stride_(model.shape_.mlp ? row_stride(static_cast<std::size_t>(model.shape_.mlp)) : 0),
+      cancel_(options.cancel),
       state_(static_cast<std::size_t>(model.shape_.n_layer * n_stream) * model.lanes_),
       frequencies_(model.kernels_, model.tables_, model.n_token(), keep_logits),
       helper_(options.help == Help::kLent ? std::make_unique<Helper>(Helper::Lent())
@@ -269,6 +270,7 @@ void RecurrentSession::trunk(const std::uint32_t* tokens, int n_row) {
                   x_.data() + static_cast<std::size_t>(row) * x_stride_);
   for (int i = 0; i < model_.shape_.n_layer; ++i) {
     const RecurrentModel::Layer& layer = model_.layers_[static_cast<std::size_t>(i)];
+    throw_if_set(cancel_);
     normalise(n_row);
     watch.mark(times_.elements);
     product(activations_.data(), u_stride_, n_row, layer.into.packed,
@@ -296,6 +298,7 @@ void RecurrentSession::trunk(const std::uint32_t* tokens, int n_row) {
 }
 
 void RecurrentSession::head(int first, int n_row) {
+  throw_if_set(cancel_);
   Stopwatch watch(timed_);
   const std::size_t n_max = static_cast<std::size_t>(n_row) * kMaxLanes;
   std::int32_t* const helper_max = helper_ ? max_.data() + n_max : nullptr;

@@ -136,6 +136,7 @@ class RecurrentSession : public LmSession {
   const int n_stream_;
   const bool timed_;
   const std::size_t x_stride_, u_stride_, gates_stride_, hidden_stride_;
+  const CancelRef cancel_;
   int trunk_rows_ = 0, head_rows_ = 0;
   Table<std::int32_t> state_;        // (L, B, lanes)
   Table<std::int32_t> x_;            // (rows, x_stride): the residual stream

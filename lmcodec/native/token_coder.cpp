@@ -49,13 +49,14 @@ class TokenBlockCoder::Live : public Predictor {
  public:
   // helped: a second thread steps one group's streams while another's are coded, helped by the first where that one waits;
   // of a single group it takes a part of each step.
-  Live(const TokenCoding& coding, int n_stream, int n_group, bool continues, bool helped, bool timed)
+  Live(const TokenCoding& coding, int n_stream, int n_group, bool continues, bool helped, bool timed,
+       CancelRef cancel)
       : coding_(coding), in_first_((n_stream + n_group - 1) / n_group) {
     helped = helped && coding.model.may_be_helped();
     const Help help = !helped ? Help::kNone : n_group == 1 ? Help::kThread : Help::kLent;
     const int size[2] = {in_first_, n_stream - in_first_};
     for (int g = 0; g < n_group; ++g) {
-      sessions_.push_back(coding.model.session(size[g], {help, timed}));
+      sessions_.push_back(coding.model.session(size[g], {help, timed, cancel}));
       for (int s = 0; s < size[g]; ++s) sessions_.back()->begin(s, continues || g * in_first_ + s > 0);
     }
     for (int g = 0; g < n_group; ++g) tokens_[g].resize(static_cast<std::size_t>(size[g]));
@@ -111,9 +112,9 @@ class TokenBlockCoder::Recorded : public Predictor {
   // ahead.
   Recorded(const TokenCoding& coding, const std::uint8_t* bytes, std::vector<std::size_t> begin,
            std::vector<std::uint32_t> tokens, std::vector<std::size_t> begin_token, std::vector<std::uint32_t> first,
-           bool continues, bool helped, bool timed)
+           bool continues, bool helped, bool timed, CancelRef cancel)
       : coding_(coding), n_stream_(first.size()),
-        session_(coding.model.session(static_cast<int>(n_stream_), {helped ? Help::kLent : Help::kNone, timed})),
+        session_(coding.model.session(static_cast<int>(n_stream_), {helped ? Help::kLent : Help::kNone, timed, cancel})),
         bytes_(bytes),
         position_(std::move(begin)), tokens_(std::move(tokens)), begin_token_(std::move(begin_token)),
         first_(std::move(first)), step_(n_stream_), stretches_(n_stream_), fresh_(n_stream_), next_(n_stream_) {
@@ -280,19 +281,32 @@ void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbyt
                                             std::vector<std::uint32_t>(tokens, tokens + n_token),
                                             std::move(begin_token), first_tokens(), continues_,
                                             helped && !clock_ && coding_.model.may_be_helped(),
-                                            clock_ != nullptr),
+                                            clock_ != nullptr, cancel_),
                  bytes_.data(), nbytes, ends_.data(), Direction::kEncode);
+}
+
+template <typename Code>
+void TokenBlockCoder::or_lost(Code code) {
+  try {
+    code();
+  } catch (...) {
+    reset();
+    throw;
+  }
 }
 
 template <typename Record>
 std::size_t TokenBlockCoder::take(std::size_t room, Record record) {
   if (clock_) clock_->resume();
   std::size_t n = 0;
-  for (; n < room && !lockstep_.done(); ++n) {
-    const int bit = lockstep_.truth();
-    record(n, bit);
-    lockstep_.push(bit);
-  }
+  or_lost([&] {
+    for (; n < room && !lockstep_.done(); ++n) {
+      if (n % kLookEvery == 0) throw_if_set(cancel_);
+      const int bit = lockstep_.truth();
+      record(n, bit);
+      lockstep_.push(bit);
+    }
+  });
   mark(clock_.get(), Phase::kCoder);
   return n;
 }
@@ -319,21 +333,27 @@ void TokenBlockCoder::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, co
                                    std::size_t n, bool helped) {
   begin_block(nbytes);
   decoder_ = RangeDecoder(payload, n);
-  begin_lockstep(std::make_unique<Live>(coding_, n_stream_, n_group_, continues_, helped && !clock_, clock_ != nullptr),
+  begin_lockstep(std::make_unique<Live>(coding_, n_stream_, n_group_, continues_, helped && !clock_, clock_ != nullptr,
+                                        cancel_),
                  bytes, nbytes, nullptr, Direction::kDecode);
 }
 
 bool TokenBlockCoder::decode(std::size_t n) {
   const auto corrupt = [this] { return decoder_.corrupt() || lockstep_.corrupt(); };
   if (clock_) clock_->resume();
-  for (; n && !lockstep_.done() && !corrupt(); --n) lockstep_.push(decoder_.decode(lockstep_.p()));
+  or_lost([&] {
+    for (; n && !lockstep_.done() && !corrupt(); --n) {
+      if (n % kLookEvery == 0) throw_if_set(cancel_);
+      lockstep_.push(decoder_.decode(lockstep_.p()));
+    }
+  });
   mark(clock_.get(), Phase::kCoder);
   return !corrupt();
 }
 
 bool TokenBlockCoder::push(int bit) {
   if (encoding() && bit != lockstep_.truth()) return false;
-  lockstep_.push(bit);
+  or_lost([&] { lockstep_.push(bit); });
   return true;
 }
 

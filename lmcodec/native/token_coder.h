@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <memory>
+#include <utility>
 #include <vector>
 
+#include "cancel.h"
 #include "context_mixer.h"
 #include "language_model.h"
 #include "phase_clock.h"
@@ -36,6 +38,9 @@ class TokenBlockCoder {
   // What it found of the block at hand, or of the last one; null where it does not measure.
   const PhaseClock* clock() const { return clock_.get(); }
   SessionTimes network_times() const;
+
+  // Once the flag is set, what begins or codes a block throws Cancelled. It counts for the blocks that begin from now on.
+  void use_cancel(CancelRef cancel) { cancel_ = std::move(cancel); }
 
   // Chains that begin from now on have tables as large as a first block of so many bytes asks for; 0: of its own.
   void size_tables(std::uint32_t nbytes) { tables_nbytes_ = nbytes; }
@@ -78,6 +83,9 @@ class TokenBlockCoder {
   // Takes up to `room` decisions of the block that is encoded; record(n, bit) sees the n-th before it is taken.
   template <typename Record>
   std::size_t take(std::size_t room, Record record);
+  // Where coding throws, the block is lost: the coder is as after a reset.
+  template <typename Code>
+  void or_lost(Code code);
   void begin_block(std::uint32_t nbytes);
   void begin_lockstep(std::unique_ptr<Predictor> model, std::uint8_t* bytes, std::uint32_t nbytes,
                       const std::uint8_t* ends, Direction direction);
@@ -87,9 +95,10 @@ class TokenBlockCoder {
   const int n_stream_, n_group_;
   std::unique_ptr<ContextMixer> mixer_;
   TokenLockstep lockstep_;
-  std::unique_ptr<Predictor> model_;
   std::unique_ptr<PhaseClock> clock_;
+  CancelRef cancel_;
   std::vector<std::uint8_t> bytes_, ends_;
+  std::unique_ptr<Predictor> model_;  // behind what its thread reads, which ends before that goes
   RangeDecoder decoder_{nullptr, 0};
   Direction direction_ = Direction::kNone;
   std::uint32_t tables_nbytes_ = 0;
