@@ -5,9 +5,11 @@
 
 namespace lmcodec {
 
+constexpr std::uint32_t kMix32First = 0x2C1B3C6Du, kMix32Second = 0x297A2D39u;
+
 inline std::uint32_t mix32(std::uint32_t h) {
-  h = (h ^ h >> 15) * 0x2C1B3C6Du;
-  h = (h ^ h >> 12) * 0x297A2D39u;
+  h = (h ^ h >> 15) * kMix32First;
+  h = (h ^ h >> 12) * kMix32Second;
   return h ^ h >> 15;
 }
 

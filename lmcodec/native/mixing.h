@@ -63,4 +63,10 @@ struct MixingKernels {
 // Versions this machine can run, the best first; the last is portable C++.
 const MixingKernels* mixing_kernels(int* n);
 
+// Each adds its version at *kernels and returns 1, or returns 0 where the machine or the compiler lacks it.
+int add_avx512_mixing(MixingKernels* kernels);
+int add_avx2_mixing(MixingKernels* kernels);
+int add_neon_mixing(MixingKernels* kernels);
+int add_scalar_mixing(MixingKernels* kernels);
+
 }  // namespace lmcodec
