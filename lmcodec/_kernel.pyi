@@ -13,13 +13,18 @@ class Segmenter:
     def __init__(self, strings: np.ndarray, offsets: np.ndarray) -> None: ...
     def segment(self, data: np.ndarray, out: np.ndarray) -> int: ...
 
-FEATURES: int
-SELECTORS: int
+FEATURES: list[str]
+SELECTORS: list[str]
+LM_FEATURES: list[str]
+LM_SELECTORS: list[str]
 
 def range_widths(
     bits: np.ndarray, p16: np.ndarray, range: int, before: np.ndarray, after: np.ndarray
 ) -> int: ...
 def mixing_isas() -> list[str]: ...
+def mixer_memory_nbytes(
+    profile: Profile, block_nbytes: int, streams: int = 1, chained: bool = False, enlarge: int = 0
+) -> int: ...
 
 class Profile:
     def __init__(
@@ -34,6 +39,7 @@ class Profile:
     ) -> None: ...
     n_learned: int
     n_input: int
+    table_log2: int
     weights_at: int
     cells_at: int
     def set_learned(self, values: np.ndarray) -> None: ...

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from lmcodec.lm.store import Model
 
 _DECISIONS_PER_CALL = 1 << 13  # 12 bytes each on the way to constriction: the second cache is the models'
-_FIXED_NBYTES = 17 << 20  # maps, weights, counters, match tables and buffers of the larger profile
-_STREAM_NBYTES = 5 << 20  # what a second stream and each further one adds: match tables, its view of the text
-_CHAIN_NBYTES = 48 << 20  # the window that blocks which continue one another keep, while it grows
+# What Python and the coder take beside the kernel.
+_BUFFER_NBYTES = 1 << 20  # decisions on their way to the coder
+_BLOCK_NBYTES = 2  # a byte of the block: the block, its payload
 
 
 class Decisions(NamedTuple):
@@ -308,41 +308,20 @@ def memory_nbytes(
       enlarge: as for `Engine`.
       tables_nbytes: as for `Engine.reset`.
     """
-    extra = (_STREAM_NBYTES * streams if streams > 1 else 0) + (_CHAIN_NBYTES if chained else 0)
-    tables = _table_nbytes(load(profile), tables_nbytes or block_nbytes, chained, enlarge)
-    return tables + _FIXED_NBYTES + extra + 4 * block_nbytes
+    kernel = load(profile).kernel
+    mixer = _kernel.mixer_memory_nbytes(kernel, block_nbytes, streams, chained, enlarge, tables_nbytes)
+    return mixer + _learned_nbytes(kernel) + _BUFFER_NBYTES + _BLOCK_NBYTES * block_nbytes
 
 
-def _table_nbytes(profile: Profile, block_nbytes: int, chained: bool, enlarge: int) -> int:
-    """Bytes of the slot table; what a table was enlarged by is taken only where the block asks for it."""
-    most = profile.table_nbytes << enlarge
-    if chained or not enlarge:
-        return most
-    wanted = 24 * len(profile.spec["contexts"]) * block_nbytes
-    return min(most, max(profile.table_nbytes, 1 << (wanted - 1).bit_length()))
+def _learned_nbytes(profile: _kernel.Profile) -> int:
+    """What coding begins with, and how it is read."""
+    return 12 * profile.n_learned
 
 
-def _end_table_nbytes(profile: Profile, block_nbytes: int, chained: bool) -> int:
-    """Bytes of the table of token ends: 16 bits an entry, sized by a chain's first block."""
-    numbers = profile.spec["numbers"]
-    most = numbers.get("end_log2", 22)  # the kernel's default
-    wanted = max(numbers.get("n_end", 0) * block_nbytes, 1)
-    return 2 << (most if chained else min(max((wanted - 1).bit_length(), 10), most))
-
-
-def _in_pages(nbytes: int) -> int:
-    """What a table takes in huge pages, the last of which is taken where half of it is needed."""
-    return max(nbytes, (nbytes + (1 << 20)) >> 21 << 21)
-
-
-_LM_FIXED_NBYTES = 16 << 20  # direct counters, counters and maps of token ends, buffers
-_MAP_ROW_NBYTES = 25 * 2  # cells of an adaptive map
-_MAP_ROWS = {"order1": 1 << 16, "tokens": 1 << 16, **dict.fromkeys(("hash2", "hash3", "hash_word"), 1 << 14)}
-_MAP_ROWS_ELSE = 640  # at most
 _LM_TOKEN_NBYTES = 1 << 10  # of the vocabulary: 128 rows of frequencies and their sums
-_LM_STREAM_NBYTES = 640 << 10  # a stream's view of the text, its states and frequencies
-_LM_ALONE_NBYTES = 6 << 20  # buffers, where no context models stand beside the network
-_LM_ALONE_STREAM_NBYTES = 64 << 10  # a stream's states and frequencies
+_LM_BUFFER_NBYTES = 6 << 20  # of the network, and decisions on their way to the coder
+_LM_STREAM_NBYTES = 64 << 10  # a stream's states and frequencies
+_LM_ALONE_BLOCK_NBYTES = 4  # a byte of the block, where no context models keep a history
 _LM_ENCODE_NBYTES = 6  # a byte of the block: tokens, where they end, a copy
 
 
@@ -368,27 +347,10 @@ def lm_memory_nbytes(
     Raises:
       Unsupported: the model has no such profile.
     """
-    each = 4 + (_LM_ENCODE_NBYTES if encoding else 0)
-    network = model.nbytes + _LM_TOKEN_NBYTES * len(model.vocabulary) + each * block_nbytes
+    network = model.nbytes + _LM_TOKEN_NBYTES * len(model.vocabulary) + _LM_STREAM_NBYTES * streams
+    network += _LM_BUFFER_NBYTES + (_LM_ENCODE_NBYTES * block_nbytes if encoding else 0)
     if profile is None:
-        return network + _LM_ALONE_NBYTES + _LM_ALONE_STREAM_NBYTES * streams
-    chosen = model.profile(profile)
-
-    def match_nbytes(nbytes: int) -> int:
-        # A match table has the least power of two of entries that is not less than the text's bytes.
-        log2 = min((nbytes - 1).bit_length(), chosen.spec["numbers"].get("match_log2", 18))
-        return len(chosen.spec["matches"]) * (4 << max(log2, 10))
-
-    sized_for = tables_nbytes or block_nbytes
-    tables = _table_nbytes(chosen, sized_for, chained, enlarge) + match_nbytes(sized_for)
-    tables += _end_table_nbytes(chosen, sized_for, chained)
-    maps = [*chosen.spec["maps"], *chosen.spec.get("lm_maps", [])]
-    tables += sum(_in_pages(_MAP_ROW_NBYTES * _MAP_ROWS.get(name, _MAP_ROWS_ELSE)) for name in maps)
-    n_learned = chosen.kernel.n_learned
-    tables += 12 * n_learned + _in_pages(
-        4 * n_learned
-    )  # what coding begins with, how it is read; what becomes of it
-    if streams > 1:
-        tables += streams * match_nbytes(-(-sized_for // streams))
-    extra = _LM_FIXED_NBYTES + _LM_STREAM_NBYTES * streams + (_CHAIN_NBYTES if chained else 0)
-    return network + tables + extra
+        return network + _LM_ALONE_BLOCK_NBYTES * block_nbytes
+    kernel = model.profile(profile).kernel
+    mixer = _kernel.mixer_memory_nbytes(kernel, block_nbytes, streams, chained, enlarge, tables_nbytes)
+    return network + mixer + _learned_nbytes(kernel) + _BLOCK_NBYTES * block_nbytes

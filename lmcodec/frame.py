@@ -13,12 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
+from lmcodec import models
 from lmcodec.errors import BadMagic, Corrupt, TrailingData, Unsupported
 
 MAGIC = b"\xb5LMZ"
 FOOTER_MAGIC = b"ZML\xb5"
 VERSION = 1
-PROFILES = {1: "fast-1", 2: "strong", 3: "fast"}  # FORMAT.md section 5
+PROFILES = {number: name for number, (name, _) in models.PROFILES.items()}  # FORMAT.md section 5
 
 MAX_BLOCK_NBYTES = 1 << 24  # of the original
 MAX_ENLARGE = 3

@@ -1,8 +1,8 @@
 """Profiles: frozen, numbered choices of contexts, rates and starting values of the context mixer.
 
 A profile's file holds its specification and what the mixer's adaptive state begins with, learned on
-training text. The files of numbers that frames can name never change (their SHA-256 stands here); tuning
-makes a new number. FORMAT.md section 5.
+training text. The files of numbers that frames can name never change (`models.PROFILES`); tuning makes a
+new number. FORMAT.md section 5.
 """
 
 from __future__ import annotations
@@ -21,92 +21,12 @@ import numpy as np
 from lmcodec import _kernel, models
 from lmcodec.errors import Corrupt, Unsupported
 
-# Values of the kernel's enum Feature, in order.
-FEATURES = [
-    "none",
-    "order1",
-    "order2",
-    "order3",
-    "order4",
-    "order5",
-    "order6",
-    "order7",
-    "order8",
-    "sparse2",
-    "sparse3",
-    "sparse23",
-    "sparse34",
-    "sparse234",
-    "word",
-    "word1",
-    "word2",
-    "word3",
-    "gap",
-    "identifier",
-    "identifier1",
-    "shape",
-    "shape_long",
-    "classes",
-    "column",
-    "above",
-    "above_next",
-    "row_length",
-    "line_start",
-    "indent",
-    "previous_indent",
-    "field",
-    "field_text",
-    "field_above",
-    "field_above_next",
-    "field_above_text",
-    "field_before",
-    "key",
-    "path",
-    "nest",
-    "indirect1",
-    "indirect2",
-    "indirect3",
-    "match_byte",
-    "sentence",
-    "first_word",
-    "number",
-    "key_before",
-    "value",
-    "parent",
-    "begun",
-    "token",
-    "token1",
-    "token2",
-]
-# Values of the kernel's enum Selector, in order.
-SELECTORS = [
-    "zero",
-    "order0",
-    "byte1",
-    "byte2",
-    "match",
-    "known",
-    "classes",
-    "column",
-    "word",
-    "field",
-    "nest",
-    "match_byte",
-    "order1",
-    "hash2",
-    "above",
-    "hash_word",
-    "hash3",
-    "lm",
-    "lm_match",
-    "token",
-    "tokens",
-]
+# What contexts and selectors may be, in the order of the kernel's enums (native/features.def, selectors.def).
+FEATURES: list[str] = _kernel.FEATURES
+SELECTORS: list[str] = _kernel.SELECTORS
 # Of profiles whose number lm is 1.
-LM_FEATURES = FEATURES[-4:]
-LM_SELECTORS = SELECTORS[-4:]
-assert len(FEATURES) == _kernel.FEATURES
-assert len(SELECTORS) == _kernel.SELECTORS
+LM_FEATURES: list[str] = _kernel.LM_FEATURES
+LM_SELECTORS: list[str] = _kernel.LM_SELECTORS
 
 _MAGIC = b"LMZP\x01"
 _HEADER = struct.Struct("<II")  # bytes of the specification, of the learned values
@@ -117,12 +37,7 @@ MAX_LEARNED = (
 )  # values that the profiles of a model learn together; the kernel's bound for one of them
 _XZ_NBYTES = 68 << 20  # what unpacking takes at most; `pack` asks for 65 MiB
 
-# number: (name, leading bytes of the SHA-256 of its file)
-FROZEN: dict[int, tuple[str, str]] = {
-    1: ("fast-1", "bfcf8341abb4f9d1893b"),  # of level 1 before number 3
-    2: ("strong", "5ac41f437e8e09d4eeb6"),
-    3: ("fast", "0df3ac80660ed519597f"),
-}
+FROZEN = models.PROFILES
 
 
 @dataclass(frozen=True)
@@ -135,7 +50,7 @@ class Profile:
     @property
     def table_nbytes(self) -> int:
         """Bytes of the slot table at its largest."""
-        return 1 << self.spec["numbers"].get("table_log2", 22)  # the kernel's default
+        return 1 << self.kernel.table_log2
 
 
 def build(spec: dict[str, Any], max_learned: int = MAX_LEARNED) -> Profile:

@@ -17,6 +17,7 @@
 #include "lockstep.h"
 #include "module_cancel.h"
 #include "module_gil.h"
+#include "module_mixer.h"
 #include "module_network.h"
 #include "module_profile.h"
 #include "module_times.h"
@@ -150,7 +151,7 @@ class BlockCoder {
 
   // Starts a block. A fresh coder, or one after reset, forgets all that came before.
   void begin(std::uint32_t nbytes) {
-    if (nbytes < static_cast<std::uint32_t>(n_stream_) || nbytes > (1u << 24))
+    if (nbytes < static_cast<std::uint32_t>(n_stream_) || nbytes > lmcodec::kBlockMax)
       throw nb::value_error("a block has one byte a stream to 16 MiB");
     const lmcodec::GilReleased released;
     nbytes_ = 0;  // an allocation that fails leaves no block under way
@@ -348,6 +349,7 @@ NB_MODULE(_kernel, m) {
            nb::arg("numbers"), nb::arg("max_learned") = kLearnedMax)
       .def_prop_ro("n_learned", [](const ProfileData& self) { return self.learned.size(); })
       .def_prop_ro("n_input", [](const ProfileData& self) { return self.profile.n_input(); })
+      .def_prop_ro("table_log2", [](const ProfileData& self) { return self.profile.table_log2; })
       .def_prop_ro("weights_at", [](const ProfileData& self) { return self.profile.weights_at(); })
       .def_prop_ro("cells_at", [](const ProfileData& self) { return self.profile.cells_at(); })
       .def("set_learned",
@@ -357,7 +359,7 @@ NB_MODULE(_kernel, m) {
              if (!self.profile.valid(fresh)) throw nb::value_error("a learned value is out of range");
              self.learned = std::move(fresh);
            },
-           nb::arg("values"), "Starting values: maps, then weights; see context_mixer.h.");
+           nb::arg("values"), "Starting values: maps, then weights; see profile.h.");
   nb::class_<BlockCoder>(m, "BlockCoder", "Context models and mixer over the streams of a block.")
       .def(nb::init<const ProfileData&, int, int, const std::string&, int>(), nb::arg("profile"), nb::arg("streams") = 1,
            nb::arg("groups") = 1, nb::arg("isa") = "", nb::arg("enlarge") = 0, nb::keep_alive<1, 2>())
@@ -381,16 +383,8 @@ NB_MODULE(_kernel, m) {
       .def_prop_ro("isa", &BlockCoder::isa);
   m.def("range_widths", &range_widths, nb::arg("bits"), nb::arg("p16"), nb::arg("range"), nb::arg("before"),
         nb::arg("after"), "Widths of the range coder's interval before and after each decision; returns the last one.");
-  m.def("mixing_isas", [] {
-    int n;
-    const lmcodec::MixingKernels* kernels = lmcodec::mixing_kernels(&n);
-    std::vector<std::string> names;
-    for (int i = 0; i < n; ++i) names.emplace_back(kernels[i].isa);
-    return names;
-  }, "Instruction sets the mixer can use here, the best first.");
+  lmcodec::bind_mixer(m);
   lmcodec::bind_network(m);
   lmcodec::bind_token(m);
   lmcodec::bind_weights(m);
-  m.attr("FEATURES") = static_cast<int>(lmcodec::kFeatureCount);
-  m.attr("SELECTORS") = static_cast<int>(lmcodec::kSelectorCount);
 }

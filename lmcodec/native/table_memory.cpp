@@ -41,6 +41,7 @@ void* new_huge(std::size_t nbytes) {
 }
 #else
 std::size_t huge_nbytes(std::size_t) { return 0; }
+std::size_t mapped_nbytes(std::size_t nbytes) { return nbytes; }
 void* new_huge(std::size_t) { return nullptr; }
 #endif
 
@@ -61,5 +62,7 @@ void delete_table(void* table, std::size_t nbytes) noexcept {
   (void)nbytes;
   ::operator delete(table, kLine);
 }
+
+std::size_t new_table_nbytes(std::size_t nbytes) { return huge_nbytes(nbytes) ? mapped_nbytes(nbytes) : nbytes; }
 
 }  // namespace lmcodec

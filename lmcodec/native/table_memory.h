@@ -13,6 +13,8 @@ namespace lmcodec {
 // nbytes of zeros at the start of a cache line. Throws std::bad_alloc.
 void* new_table(std::size_t nbytes);
 void delete_table(void* table, std::size_t nbytes) noexcept;
+// What one of nbytes takes of the machine's memory: where it lies in huge pages, whole ones.
+std::size_t new_table_nbytes(std::size_t nbytes);
 
 template <typename T>
 struct TableAllocator {
@@ -47,6 +49,12 @@ struct TableAllocator {
 
 template <typename T>
 using Table = std::vector<T, TableAllocator<T>>;
+
+// What a table of n takes of the machine's memory.
+template <typename T>
+std::size_t table_nbytes(std::size_t n) {
+  return new_table_nbytes(n * sizeof(T));
+}
 
 // n zeros. The table that was there goes first: both at once might be too much.
 template <typename T>

@@ -18,12 +18,18 @@ bool is_space(std::uint8_t c) { return c == ' ' || c == '\t'; }
 
 }  // namespace
 
+const char* const kFeatureNames[kFeatureCount] = {
+#define FEATURE(enumerator, name) name,
+#include "features.def"
+#undef FEATURE
+};
+
 std::uint32_t History::reserve(std::uint32_t n) {
   base_ = end_;
   const std::uint32_t before = full_ ? kWindow : end_;
-  std::size_t size = bytes_.size() ? bytes_.size() : 1u << 12;
-  while (size < kWindow && size < std::size_t{before} + n) size *= 2;
+  const std::size_t size = size_for(std::size_t{before} + n);
   if (size > bytes_.size()) {
+    if (!before) std::vector<std::uint8_t>().swap(bytes_);  // nothing to keep: both at once might be too much
     bytes_.resize(size);  // nothing has wrapped: positions stay where they are
     mask_ = static_cast<std::uint32_t>(size - 1);
   }

@@ -2,6 +2,7 @@
 // FORMAT.md section 5.4 defines each.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -19,6 +20,10 @@ class History {
   }
   // Makes room for n more bytes (all zero if the place is new); they begin at the position returned.
   std::uint32_t reserve(std::uint32_t n);
+  // Bytes that a history takes at most which reserves n bytes, after a clear or (chained) after any number of others.
+  static std::size_t memory_nbytes(std::uint32_t n, bool chained) {
+    return chained ? std::size_t{kWindow} / 2 * 3 : size_for(n);  // while it grows, the half that was there as well
+  }
   std::uint8_t at(std::uint32_t position) const { return bytes_[position & mask_]; }
   void put(std::uint32_t position, std::uint8_t byte) { bytes_[position & mask_] = byte; }
   // Whether position lies in the part that is kept or reserved, which ends before end_.
@@ -32,6 +37,12 @@ class History {
   }
 
  private:
+  // Of the buffer, a power of two: for n bytes kept and reserved, or the whole window.
+  static std::size_t size_for(std::size_t n) {
+    std::size_t size = 1u << 12;
+    while (size < kWindow && size < n) size *= 2;
+    return size;
+  }
   std::uint32_t held() const { return full_ || end_ > kWindow ? kWindow : end_; }
 
   std::vector<std::uint8_t> bytes_;
@@ -40,55 +51,12 @@ class History {
 };
 
 enum Feature : std::uint8_t {
-  kNone, kOrder1, kOrder2, kOrder3, kOrder4, kOrder5, kOrder6, kOrder7, kOrder8,
-  kSparse2,      // byte 2 back
-  kSparse3,      // byte 3 back
-  kSparse23,     // bytes 2 and 3 back
-  kSparse34,     // bytes 3 and 4 back
-  kSparse234,    // bytes 2 to 4 back
-  kWord,         // the word that is being written
-  kWord1,        // the word before it
-  kWord2,        // the word before that
-  kWord3,
-  kGap,          // what lies between the last two words, or since the last one
-  kIdentifier,   // letters, digits and underscore since the last other byte
-  kIdentifier1,
-  kShape,        // classes of the last bytes, runs of one class counted once
-  kShapeLong,
-  kClasses,      // classes of the last four bytes
-  kColumn,       // bytes since the line began
-  kAbove,        // byte above
-  kAboveNext,    // byte above, and the two beside it
-  kRowLength,    // bytes of the row before
-  kLineStart,    // first bytes of the line
-  kIndent,       // white space before the line's first word, and its first byte
-  kPreviousIndent,
-  kField,        // number of the field in the row
-  kFieldText,    // bytes of the field so far
-  kFieldAbove,   // byte at the same place of the same field in the row before
-  kFieldAboveNext,
-  kFieldAboveText,  // all of the same field in the row before
-  kFieldBefore,  // the field before this one in the row
-  kKey,          // the word before the last colon or equals sign
-  kPath,         // keys or tags that enclose this place
-  kNest,         // open brackets and quotes
-  kIndirect1,    // the two bytes that followed the last occurrences of the last byte
-  kIndirect2,    // the two bytes that followed the last occurrences of the last two
-  kIndirect3,
-  kMatchByte,    // the byte the match model predicts, and how long its match is
-  kSentence,     // words since the last full stop, colon or newline, as a set
-  kFirstWord,    // first word of the line
-  kNumber,       // digits of the number so far, and what stood before it
-  kKeyBefore,    // the key before the last
-  kValue,        // bytes since the last colon, equals sign, tag, bracket, comma or newline
-  kParent,       // first identifiers of the lines that enclose this one by their indentation
-  // Of the tokens of a language model; the context mixer's.
-  kBegun,        // whether the token has begun
-  kToken,        // the token so far
-  kToken1,       // the token before it
-  kToken2,       // the token before that
+#define FEATURE(enumerator, name) enumerator,
+#include "features.def"
+#undef FEATURE
   kFeatureCount
 };
+extern const char* const kFeatureNames[kFeatureCount];
 static_assert(kFeatureCount <= 64, "a set of features is 64 bits");
 
 constexpr int kDelimiters = 5;
@@ -101,9 +69,14 @@ class TextState {
   // wanted: a bit for each feature that is asked for. Without kIndirect2 or kIndirect3 there are no such tables: with many
   // streams no near cache holds them.
   explicit TextState(std::uint64_t wanted = ~std::uint64_t{0})
-      : indirect1_(256), indirect2_(wanted >> kIndirect2 & 1 ? 65536 : 0),
-        indirect3_(wanted >> kIndirect3 & 1 ? 65536 : 0) {
+      : indirect1_(n_indirect(wanted, kIndirect1)), indirect2_(n_indirect(wanted, kIndirect2)),
+        indirect3_(n_indirect(wanted, kIndirect3)) {
     reset();
+  }
+  // Bytes that one takes besides itself.
+  static std::size_t memory_nbytes(std::uint64_t wanted) {
+    return sizeof(std::uint16_t) *
+           (n_indirect(wanted, kIndirect1) + n_indirect(wanted, kIndirect2) + n_indirect(wanted, kIndirect3));
   }
   void reset();
   // The stream goes on at `position` (its own bytes are contiguous from there): a new line for all that is positional.
@@ -132,6 +105,10 @@ class TextState {
     std::uint32_t key;
   };
 
+  // Entries of a table, which for the last byte alone is small and always there.
+  static std::size_t n_indirect(std::uint64_t wanted, Feature feature) {
+    return feature == kIndirect1 ? 256 : wanted >> feature & 1 ? 65536 : 0;
+  }
   void end_line();
 
   std::uint32_t position_ = 0;

@@ -1,6 +1,7 @@
 #include "token_end.h"
 
 #include <algorithm>
+#include <cstddef>
 
 #include "adaptive_map.h"
 #include "bit_history.h"
@@ -16,6 +17,7 @@ constexpr int kRate = 6, kFinalRate = 2;
 constexpr std::uint32_t kLimit = 255, kMapLimit = 1023;
 constexpr int kMapRate = 5;
 constexpr int kMapRows[] = {1 << 13, 1 << 16};  // by the token; by the token and the bytes before
+constexpr std::size_t kMatchCounters = 16;  // by the match's bucket: 9 are used
 constexpr int kOrders = 7;  // contexts that are counted by themselves
 
 std::uint32_t hashed(std::uint64_t x) {
@@ -39,7 +41,16 @@ TokenEnd::TokenEnd(int n_context, const std::uint32_t* maps, const std::uint32_t
   }
   for (int a = 0; a < kMaps; ++a) fill_identity(lm_map_[a], static_cast<std::size_t>(kMapRows[a]));
   for (int c = 0; c < kCounters - 1; ++c) counters_[c].assign(std::size_t{1} << kTableLog2, kHalf22 << 10);
-  counters_[kCounters - 1].assign(16, (kHalf22 + kHalf22 / 2) << 10);  // of the match: is it right?
+  counters_[kCounters - 1].assign(kMatchCounters, (kHalf22 + kHalf22 / 2) << 10);  // of the match: is it right?
+}
+
+// As the constructor makes them.
+std::size_t TokenEnd::memory_nbytes(int n_context, int table_log2, int n_stream) {
+  std::size_t sum = sizeof(TokenEnd) + table_nbytes<std::uint16_t>(std::size_t{1} << table_log2);
+  for (int n_row : kMapRows) sum += table_nbytes<std::uint16_t>(static_cast<std::size_t>(n_row) * kMapCells);
+  const std::size_t n_counter = ((kCounters - 1) << kTableLog2) + kMatchCounters;
+  sum += (n_weight(n_context) + static_cast<std::size_t>(n_context) * 256 + n_counter) * sizeof(std::uint32_t);
+  return sum + static_cast<std::size_t>(n_stream) * sizeof(Stream);
 }
 
 void TokenEnd::neutral(int n_context, std::uint32_t* weights) {

@@ -2,6 +2,7 @@
 // Integers only. FORMAT.md section 8.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -41,6 +42,8 @@ class TokenEnd {
   // table of histories.
   TokenEnd(int n_context, const std::uint32_t* maps, const std::uint32_t* weights, int table_log2, int n_stream);
   static void neutral(int n_context, std::uint32_t* weights);
+  // Bytes that one takes, itself included.
+  static std::size_t memory_nbytes(int n_context, int table_log2, int n_stream);
 
   // Before predict(): finds the histories of the contexts whose hashes (n_context,) these are, for that token.
   void lookup(int s, std::uint32_t token, const std::uint32_t* hash);
