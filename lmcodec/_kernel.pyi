@@ -23,7 +23,12 @@ def range_widths(
 ) -> int: ...
 def mixing_isas() -> list[str]: ...
 def mixer_memory_nbytes(
-    profile: Profile, block_nbytes: int, streams: int = 1, chained: bool = False, enlarge: int = 0
+    profile: Profile,
+    block_nbytes: int,
+    streams: int = 1,
+    chained: bool = False,
+    enlarge: int = 0,
+    tables_nbytes: int = 0,
 ) -> int: ...
 
 class Profile:

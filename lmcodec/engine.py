@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 _DECISIONS_PER_CALL = 1 << 13  # 12 bytes each on the way to constriction: the second cache is the models'
 # What Python and the coder take beside the kernel.
-_BUFFER_NBYTES = 1 << 20  # decisions on their way to the coder
+_BUFFER_NBYTES = 3 << 20  # the range encoder, and decisions on their way to it
 _BLOCK_NBYTES = 2  # a byte of the block: the block, its payload
 
 
@@ -310,12 +310,7 @@ def memory_nbytes(
     """
     kernel = load(profile).kernel
     mixer = _kernel.mixer_memory_nbytes(kernel, block_nbytes, streams, chained, enlarge, tables_nbytes)
-    return mixer + _learned_nbytes(kernel) + _BUFFER_NBYTES + _BLOCK_NBYTES * block_nbytes
-
-
-def _learned_nbytes(profile: _kernel.Profile) -> int:
-    """What coding begins with, and how it is read."""
-    return 12 * profile.n_learned
+    return mixer + 4 * kernel.n_learned + _BUFFER_NBYTES + _BLOCK_NBYTES * block_nbytes
 
 
 _LM_TOKEN_NBYTES = 1 << 10  # of the vocabulary: 128 rows of frequencies and their sums
@@ -353,4 +348,5 @@ def lm_memory_nbytes(
         return network + _LM_ALONE_BLOCK_NBYTES * block_nbytes
     kernel = model.profile(profile).kernel
     mixer = _kernel.mixer_memory_nbytes(kernel, block_nbytes, streams, chained, enlarge, tables_nbytes)
-    return network + mixer + _learned_nbytes(kernel) + _BLOCK_NBYTES * block_nbytes
+    learned = 12 * kernel.n_learned  # what coding begins with, and how it is read
+    return network + mixer + learned + _BLOCK_NBYTES * block_nbytes

@@ -4,6 +4,11 @@
 //       codes a chain of blocks; writes u32 p << 1 | bit for every decision
 //   native_driver decode PROFILE LEARNED ISA STREAMS GROUPS [PAYLOAD NBYTES]...
 //       decodes a chain; writes a byte 1 and the original, or a byte 0 where a payload is corrupt
+//   native_driver isas
+//       the mixer's instruction sets here, the best first
+//   native_driver progress PROFILE TEXT
+//       takes a block through the mixer by the calls of the lockstep loops; a line for each call that changes how far the
+//       stream is with its byte: the call, then Progress before and after
 //   native_driver range PROBABILITIES PAYLOAD
 //       decodes a bit under each u16; writes a byte each, bit 1 set from where the payload is corrupt
 //
@@ -115,9 +120,96 @@ void decode(lmcodec::Lockstep& lockstep, const Bytes& payload, std::size_t nbyte
   write(out);
 }
 
+// The calls that lockstep.cpp and token_lockstep.cpp make, of one stream.
+class Walk {
+ public:
+  Walk(const lmcodec::Profile& profile, const std::vector<std::uint32_t>& learned, const Bytes& text)
+      : mixer_(profile, learned), text_(text) {
+    mixer_.reset(static_cast<std::uint32_t>(text.size()), 1);
+  }
+
+  // Without a language model; foretold: as where a block is encoded.
+  void bytes(bool foretold) {
+    mixer_.begin_block(static_cast<std::uint32_t>(text_.size()));
+    for (std::uint8_t byte : text_) {
+      for (int n_bit = 0; n_bit < 8; ++n_bit) {
+        if (n_bit % 4 == 0) call("fetch", [&] { mixer_.fetch(0); });
+        call("learn", [&] { mixer_.learn(); });
+        if (n_bit == 0 && foretold) call("foretell", [&] { mixer_.foretell(0, byte); });
+        if (n_bit % 4 == 0) call("lookup", [&] { mixer_.lookup(0); });
+        if (n_bit == 4) call("foresee", [&] { mixer_.foresee(0); });
+        code(byte >> (7 - n_bit) & 1);
+      }
+      call("end_byte", [&] { mixer_.end_byte(0); });
+    }
+    call("learn", [&] { mixer_.learn(); });
+  }
+
+  // With one: some nibbles need no coding, and some tokens may end.
+  void tokens() {
+    mixer_.begin_block(static_cast<std::uint32_t>(text_.size()));
+    for (std::size_t i = 0; i < text_.size(); ++i) {
+      call("begin_byte", [&] { mixer_.begin_byte(0); });
+      if (i / 4 % 2) call("lookup_end", [&] { mixer_.lookup_end(0, text_[i]); });
+      call("begin_byte", [&] { mixer_.begin_byte(0); });  // the token goes on
+      for (int n_bit = 0; n_bit < 8; ++n_bit) {
+        const int bit = text_[i] >> (7 - n_bit) & 1;
+        if (i >> (n_bit / 4) & 1) {
+          call("skip", [&] { mixer_.skip(0, bit); });
+          continue;
+        }
+        if (!mixer_.fetched(0)) {
+          call("set_place", [&] { mixer_.set_place(0, 1, 1, text_[i], 0); });
+          call("fetch", [&] { mixer_.fetch(0); });
+          call("lookup", [&] { mixer_.lookup(0); });
+          if (!mixer_.fetched(0)) fail("a nibble was looked up, and is not there");
+        }
+        mixer_.set_lm(0, static_cast<std::int32_t>(i) - 100);
+        code(bit);
+        call("learn", [&] { mixer_.learn(); });
+      }
+      call("end_byte", [&] { mixer_.end_byte(0); });
+    }
+  }
+
+ private:
+  template <typename Call>
+  void call(const char* name, Call call) {
+    const lmcodec::Progress before = mixer_.progress(0);
+    call();
+    const lmcodec::Progress after = mixer_.progress(0);
+    if (before != after) std::printf("%s %d %d\n", name, static_cast<int>(before), static_cast<int>(after));
+  }
+
+  void code(int bit) {
+    const int stream = 0;
+    const std::uint8_t bits[1] = {static_cast<std::uint8_t>(bit)};
+    std::uint32_t p;
+    call("predict", [&] { mixer_.predict(&stream, 1, &p); });
+    call("take", [&] { mixer_.take(&stream, 1, bits); });
+  }
+
+  lmcodec::ContextMixer mixer_;
+  const Bytes text_;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 2 && !std::strcmp(argv[1], "isas")) {
+    int n;
+    const lmcodec::MixingKernels* kernels = lmcodec::mixing_kernels(&n);
+    for (int i = 0; i < n; ++i) std::printf("%s\n", kernels[i].isa);
+    return std::fflush(stdout);
+  }
+  if (argc == 4 && !std::strcmp(argv[1], "progress")) {
+    const lmcodec::Profile profile = read_profile(argv[2]);
+    const std::vector<std::uint32_t> learned = profile.neutral();
+    Walk walk(profile, learned, read(argv[3]));
+    if (profile.lm) walk.tokens();
+    for (int foretold = 0; !profile.lm && foretold < 2; ++foretold) walk.bytes(foretold == 1);
+    return std::fflush(stdout);
+  }
   if (argc == 4 && !std::strcmp(argv[1], "range")) {
     const Bytes payload = read(argv[3]);
     lmcodec::RangeDecoder decoder(payload.data(), payload.size());

@@ -165,8 +165,7 @@ def test_the_same_integers(driver: Driver, name: str) -> None:
     spec, learned = driver.profile(chosen.spec), learned_file(driver, name, chosen)
     texts = blocks()
     files = [driver.file(part) for part in texts]
-    # Another machine's are not known here.
-    isas = ["-"] if os.environ.get("LMCODEC_TEST_RUNNER") else _kernel.mixing_isas()
+    isas = driver("isas").decode().split()
     for i, (streams, groups) in enumerate(SHAPES):
         block = _kernel.BlockCoder(chosen.kernel, streams, groups)
         parts = [decisions(block, part) for part in texts]
@@ -176,6 +175,35 @@ def test_the_same_integers(driver: Driver, name: str) -> None:
             assert len(out) == len(expected)
             different = np.flatnonzero(out != expected)
             assert len(different) == 0, f"decision {different[0]} of {streams} streams, {isa}"
+
+
+def test_instruction_sets(driver: Driver) -> None:
+    """All that the machine has, another machine's under an emulator among them."""
+    isas = driver("isas").decode().split()
+    if not os.environ.get("LMCODEC_TEST_RUNNER"):
+        assert isas == _kernel.mixing_isas()
+    elif "aarch64" in os.environ["LMCODEC_TEST_RUNNER"]:
+        assert isas == ["neon", "scalar"]
+
+
+def test_progress_through_a_byte(driver: Driver) -> None:
+    """The states are walked as the comment at the enum draws them: every arrow, and no other."""
+    header = (NATIVE / "context_mixer.h").read_text()
+    states = re.findall(r"\bk\w+", header.split("enum class Progress")[1].split("}")[0])
+    drawn = set(re.findall(r"// +(k\w+) +--(\w+)--> +(k\w+)", header))
+    assert len(states) == 10
+    assert {state for start, _, end in drawn for state in (start, end)} == set(states)
+    spec = covering_specs()["features"]
+    without = [context for context in spec["contexts"] if "match_byte" not in context]
+    contexts = {"contexts": [["order1"], ["token1", "begun"]], "selectors": ["order0", "token"], "maps": []}
+    lm = {**spec, **contexts, "numbers": {"lm": 1, "n_end": 1, "table_log2": 12}}
+    walked = set()
+    for chosen in (spec, {**spec, "contexts": without}, lm):
+        out = driver("progress", driver.profile(chosen), driver.file(text(120)))
+        for line in out.decode().splitlines():
+            name, before, after = line.split()
+            walked.add((states[int(before)], name, states[int(after)]))
+    assert walked == drawn
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -115,8 +115,9 @@ void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
 }
 
 // As reset() makes them.
-std::size_t ContextMixer::memory_nbytes(const Profile& profile, std::uint32_t nbytes, int n_stream, bool chained) {
-  const TableSizes own = profile.table_sizes(nbytes, n_stream);
+std::size_t ContextMixer::memory_nbytes(const Profile& profile, std::uint32_t nbytes, std::uint32_t tables_nbytes,
+                                        int n_stream, bool chained) {
+  const TableSizes own = profile.table_sizes(tables_nbytes, n_stream);
   const TableSizes shared = chained ? profile.table_sizes(kBlockMax, n_stream) : own;
   std::size_t sum = table_nbytes<std::uint32_t>(profile.n_learned()) + table_nbytes<std::uint8_t>(shared.slot_nbytes);
   for (int d = 0; d < profile.n_direct; ++d) sum += table_nbytes<std::uint32_t>(std::size_t{1} << kDirectLog2[d]);

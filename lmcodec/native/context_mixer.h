@@ -77,9 +77,11 @@ class ContextMixer {
   // Forgets everything; tables are sized for blocks of nbytes.
   void reset(std::uint32_t nbytes, int n_stream);
   // Bytes that a mixer of that profile takes at most after reset() and begin_block(): tables, maps, weights, streams and
-  // history. chained: for a block that goes on where others ended; the tables of the first one, whose size is not known,
-  // may be larger than it would need. Those that a stream has for itself are counted by this block.
-  static std::size_t memory_nbytes(const Profile& profile, std::uint32_t nbytes, int n_stream, bool chained);
+  // history. nbytes: of the block; tables_nbytes: what reset() gets, at least 1. chained: for a block that goes on where
+  // others ended. The tables are those of the first one, whose size is not known: as large as they may be, but for those
+  // that a stream has for itself. These are counted by tables_nbytes; the first block was counted when it came.
+  static std::size_t memory_nbytes(const Profile& profile, std::uint32_t nbytes, std::uint32_t tables_nbytes, int n_stream,
+                                   bool chained);
   // Begins a block of nbytes: stream s covers [s * n / B, (s + 1) * n / B).
   void begin_block(std::uint32_t nbytes);
 

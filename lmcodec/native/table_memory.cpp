@@ -19,8 +19,8 @@ constexpr std::size_t kPage = std::size_t{1} << 16;  // the largest of Linux's o
 
 std::size_t rounded_up(std::size_t n, std::size_t unit) { return (n + unit - 1) / unit * unit; }
 
-// Bytes in huge pages: the last one is taken where it is at least half needed.
-std::size_t huge_nbytes(std::size_t nbytes) { return (nbytes + kHuge / 2) / kHuge * kHuge; }
+// Bytes in huge pages: the last one is taken where more than half of it is needed.
+std::size_t huge_nbytes(std::size_t nbytes) { return (nbytes + kHuge / 2 - 1) / kHuge * kHuge; }
 
 std::size_t mapped_nbytes(std::size_t nbytes) {
   const std::size_t huge = huge_nbytes(nbytes), ordinary = rounded_up(nbytes, kPage);

@@ -29,7 +29,7 @@ std::uint32_t History::reserve(std::uint32_t n) {
   const std::uint32_t before = full_ ? kWindow : end_;
   const std::size_t size = size_for(std::size_t{before} + n);
   if (size > bytes_.size()) {
-    if (!before) std::vector<std::uint8_t>().swap(bytes_);  // nothing to keep: both at once might be too much
+    if (!before) Table<std::uint8_t>().swap(bytes_);  // nothing to keep: both at once might be too much
     bytes_.resize(size);  // nothing has wrapped: positions stay where they are
     mask_ = static_cast<std::uint32_t>(size - 1);
   }

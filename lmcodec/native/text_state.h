@@ -6,6 +6,8 @@
 #include <cstdint>
 #include <vector>
 
+#include "table_memory.h"
+
 namespace lmcodec {
 
 // The bytes that a block's streams have produced, and before them those of the blocks it continues. Positions are
@@ -22,7 +24,9 @@ class History {
   std::uint32_t reserve(std::uint32_t n);
   // Bytes that a history takes at most which reserves n bytes, after a clear or (chained) after any number of others.
   static std::size_t memory_nbytes(std::uint32_t n, bool chained) {
-    return chained ? std::size_t{kWindow} / 2 * 3 : size_for(n);  // while it grows, the half that was there as well
+    if (!chained) return table_nbytes<std::uint8_t>(size_for(n));
+    // While it grows to its largest, the half that was there is there as well.
+    return table_nbytes<std::uint8_t>(kWindow) + table_nbytes<std::uint8_t>(kWindow / 2);
   }
   std::uint8_t at(std::uint32_t position) const { return bytes_[position & mask_]; }
   void put(std::uint32_t position, std::uint8_t byte) { bytes_[position & mask_] = byte; }
@@ -45,7 +49,7 @@ class History {
   }
   std::uint32_t held() const { return full_ || end_ > kWindow ? kWindow : end_; }
 
-  std::vector<std::uint8_t> bytes_;
+  Table<std::uint8_t> bytes_;
   std::uint32_t mask_ = 0, base_ = 0, end_ = 0;
   bool full_ = false;  // more than kWindow bytes have been reserved since the last clear
 };
