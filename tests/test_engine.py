@@ -593,12 +593,21 @@ print(data_nbytes() - before, _kernel.mixer_memory_nbytes(kernel, nbytes, stream
 @linux
 @pytest.mark.parametrize(
     ("number", "nbytes", "streams", "enlarge"),
-    [(1, 1 << 12, 1, 0), (2, 1 << 16, 4, 0), (2, 1 << 20, 1, 0), (3, (1 << 20) + 1, 4, 3), (2, 9 << 20, 2, 1)],
+    [
+        (1, 1 << 12, 1, 0),
+        (2, 1 << 16, 4, 0),
+        (2, 1 << 20, 1, 0),
+        (3, (1 << 20) + 1, 4, 3),
+        (2, 9 << 20, 2, 1),
+    ],
 )
 def test_the_kernel_says_what_its_tables_take(number: int, nbytes: int, streams: int, enlarge: int) -> None:
     """To the pages that are mapped, whether they are written to or not."""
     arguments = [sys.executable, "-I", "-c", TABLES, *map(str, (number, nbytes, streams, enlarge))]
-    exact = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(1 << 16)}  # no room that was freed before is used again
+    exact = {
+        **os.environ,
+        "MALLOC_MMAP_THRESHOLD_": str(1 << 16),
+    }  # no room that was freed before is used again
     run = subprocess.run(arguments, capture_output=True, text=True, env=exact)
     assert run.returncode == 0, run.stderr
     mapped, said = map(int, run.stdout.split())

@@ -396,6 +396,14 @@ def test_the_mixers_avx512(isas: list[str], meant: str, monkeypatch: pytest.Monk
         chosen_isa("avx512")
 
 
+@pytest.mark.parametrize(("isas", "meant"), [(["neon", "scalar"], "neon"), (["scalar"], "scalar")])
+def test_the_mixers_neon(isas: list[str], meant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The network's needs the dot product, the mixer's does not."""
+    monkeypatch.setattr(_kernel, "network_isas", lambda: isas)
+    monkeypatch.setattr(_kernel, "mixing_isas", lambda: ["neon", "scalar"])
+    assert chosen_isa("neon") == meant
+
+
 def test_what_is_refused() -> None:
     model = random_model(*SHAPES[0])
     network = NativeNetwork(model)

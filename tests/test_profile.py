@@ -6,15 +6,17 @@ import copy
 import hashlib
 import json
 import lzma
+import re
 import struct
 from importlib import resources
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from test_token_coder import coding
 
-from lmcodec import _kernel, profile
+from lmcodec import _kernel, codec, frame, profile
 from lmcodec.engine import Engine
 from lmcodec.errors import Corrupt, LmcodecError, Unsupported
 
@@ -382,6 +384,30 @@ def test_the_bounds_themselves(parts: dict[str, Any]) -> None:
 
 
 # The frozen ones
+
+
+def test_names_come_from_the_kernel() -> None:
+    """One list: a name is its enumerator's, so that no two can be exchanged unseen."""
+    native = Path(profile.__file__).parent / "native"
+    if not native.is_dir():
+        pytest.skip("the tests of a checkout")
+    for file, macro, prefix, names in (
+        ("features.def", "FEATURE", "k", profile.FEATURES),
+        ("selectors.def", "SELECTOR", "kSelect", profile.SELECTORS),
+    ):
+        pattern = rf'^{macro}\({prefix}(\w+), "(\w+)"'
+        listed = re.findall(pattern, (native / file).read_text(encoding="utf-8"), re.MULTILINE)
+        assert [name for _, name in listed] == names
+        for enumerator, name in listed:
+            assert re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", enumerator).lower() == name
+        assert len(set(names)) == len(names)
+    assert profile.LM_FEATURES == ["begun", "token", "token1", "token2"]
+    assert profile.LM_SELECTORS == ["lm", "lm_match", "token", "tokens"]
+
+
+def test_one_table_of_profiles() -> None:
+    assert {number: name for number, (name, _) in profile.FROZEN.items()} == frame.PROFILES
+    assert {level.profile for level in codec.LEVELS.values()} <= {*profile.FROZEN}
 
 
 @pytest.mark.parametrize("number", profile.FROZEN)

@@ -17,8 +17,6 @@ from lmcodec.errors import ConfigError, Corrupt
 from lmcodec.lm import reference, tables
 from lmcodec.lm.model import IntegerModel
 
-MIXING_AVX512 = "avx512"  # what the mixer calls AVX-512, with or without VNNI
-_NETWORK_AVX512 = "avx512vnni"
 _AMX_STREAMS = (
     6  # of the self-test, whose 8 positions then fill a pair of tiles (32 rows) and half of another
 )
@@ -27,8 +25,8 @@ _AMX_STREAMS = (
 def chosen_isa(isa: str | None = None) -> str:
     """The instruction set to use: `isa`, else what the environment's LMCODEC_ISA names, else the best.
 
-    The mixer's name `avx512` stands for `avx512vnni`, or for the best there is where the machine has AVX-512
-    without VNNI.
+    What only the mixer has stands for what the network has of it (`avx512` for `avx512vnni`), or for the best
+    there is: the machine may have AVX-512 without VNNI, NEON without the dot product.
 
     Raises:
         ConfigError: the machine has no such instruction set.
@@ -37,8 +35,8 @@ def chosen_isa(isa: str | None = None) -> str:
     asked = isa or os.environ.get("LMCODEC_ISA", "")
     if not asked:
         return available[0]
-    if asked == MIXING_AVX512 and asked in _kernel.mixing_isas():
-        return _NETWORK_AVX512 if _NETWORK_AVX512 in available else available[0]
+    if asked not in available and asked in _kernel.mixing_isas():
+        return next((name for name in available if name.startswith(asked)), available[0])
     if asked not in available:
         named = asked if isa else f"LMCODEC_ISA={asked}"
         raise ConfigError(
