@@ -129,8 +129,10 @@ inline void dpbusd(int sum, int a, int b) {
 
 inline int cpuid(unsigned leaf, unsigned part, unsigned* a, unsigned* b, unsigned* c, unsigned* d) {
   *a = *b = *c = *d = 0;
-  if (leaf == 1) *c = lacks("osxsave") ? 0 : 1u << 27;
-  if (leaf == 7 && part == 0) *d = (lacks("tile") ? 0 : 1u << 24) | (lacks("int8") ? 0 : 1u << 25);
+  // What the processor says of the rest is asked for, too: the vectors that the tiles are used beside.
+  if (leaf == 1 || leaf == 7) __get_cpuid_count(leaf, part, a, b, c, d);
+  if (leaf == 1) *c = lacks("osxsave") ? *c & ~(1u << 27) : *c | 1u << 27;
+  if (leaf == 7 && part == 0) *d |= (lacks("tile") ? 0 : 1u << 24) | (lacks("int8") ? 0 : 1u << 25);
   if (leaf == 0x1D && part == 1) {
     *a = 1024u << 16 | 8192;
     *b = 8u << 16 | 64;

@@ -99,7 +99,8 @@ def test_which_machines_have_it(emulated: Emulated) -> None:
     assert emulated("isas")[0].decode().split()[:2] == ["amx", AVX512]
     for part in ("osxsave", "tile", "int8", "palette", "states", "permission"):
         isas = emulated("isas", lacks=part)[0].decode().split()
-        assert isas[0] == AVX512, part
+        # Without the operating system's word that it keeps registers there are no vectors at all.
+        assert isas[0] == ("scalar" if part == "osxsave" else AVX512), part
         assert "amx" not in isas, part
 
 
