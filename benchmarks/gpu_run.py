@@ -1246,7 +1246,9 @@ def _environment(no_triton: Path | None = None) -> dict[str, str]:
     if no_triton is not None:
         stand_in = no_triton / "no_triton"
         (stand_in / "triton").mkdir(parents=True, exist_ok=True)
-        (stand_in / "triton" / "__init__.py").write_text('raise ImportError("Triton is switched off")\n')
+        (stand_in / "triton" / "__init__.py").write_text(
+            'raise ImportError("Triton is switched off")\n', encoding="utf-8"
+        )
         paths.insert(0, str(stand_in))
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "PYTHONUNBUFFERED": "1"}
 
@@ -1352,7 +1354,7 @@ def check_speed(device: str, config: str) -> str:
     ]
     if device != "cpu":
         script += ["--lanes", "64", "--eager"]  # compiling takes longer than a check may
-    done = subprocess.run(script, capture_output=True, text=True, check=False)
+    done = subprocess.run(script, capture_output=True, text=True, check=False, encoding="utf-8")
     lines = done.stdout.strip().splitlines()
     speed = [line for line in lines if "ms a step" in line]
     if done.returncode or not speed:

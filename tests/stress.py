@@ -249,7 +249,9 @@ def runtime(sanitizer: str) -> tuple[dict[str, str], list[str]]:
         return {"UBSAN_OPTIONS": "print_stacktrace=1"}, []
     name = {"address": "libasan.so", "thread": "libtsan.so"}[sanitizer]
     compiler = os.environ.get("CXX") or "g++"
-    found = subprocess.run([compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+    found = subprocess.run(
+        [compiler, f"-print-file-name={name}"], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     environment = {
         "LD_PRELOAD": found.stdout.strip(),
         "PYTHONMALLOC": "malloc",

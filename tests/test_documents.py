@@ -105,6 +105,7 @@ def run_in_shell(command: str, folder: Path) -> str:
         capture_output=True,
         text=True,
         timeout=300,
+        encoding="utf-8",
     )
     assert run.returncode == 0, run.stderr
     return run.stdout
@@ -141,6 +142,7 @@ def test_python_examples_run(page: Path, reader_folder: Path) -> None:
         capture_output=True,
         text=True,
         timeout=300,
+        encoding="utf-8",
     )
     assert run.returncode == 0, run.stderr
     assert run.stderr == ""

@@ -77,8 +77,8 @@ def make_tree(folder: Path, corpora: Path, vocabulary: Vocabulary) -> Path:
     """A checkout with a configuration, a vocabulary and, ignored, token shards."""
     folder.mkdir()
     (folder / "vocab.lmv").write_bytes(vocabulary.pack())
-    (folder / "tiny.toml").write_text(CONFIG.format(size=len(vocabulary)))
-    (folder / ".gitignore").write_text("/shards/\n")
+    (folder / "tiny.toml").write_text(CONFIG.format(size=len(vocabulary)), encoding="utf-8")
+    (folder / ".gitignore").write_text("/shards/\n", encoding="utf-8")
     list(shards.prepare(vocabulary, folder / "shards", corpora=corpora, processes=2))
     subprocess.run(["git", "init", "-q", str(folder)], check=True)
     return folder
@@ -351,8 +351,8 @@ export(3)
 def machine(tmp_path: Path, vocabulary: Vocabulary, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine on which the trainer is a script that does what the file `modes` says, attempt by attempt."""
     (tmp_path / "vocab.lmv").write_bytes(vocabulary.pack())
-    (tmp_path / "tiny.toml").write_text(CONFIG.format(size=len(vocabulary)))
-    (tmp_path / "fake.py").write_text(FAKE)
+    (tmp_path / "tiny.toml").write_text(CONFIG.format(size=len(vocabulary)), encoding="utf-8")
+    (tmp_path / "fake.py").write_text(FAKE, encoding="utf-8")
     for k, quality in enumerate((4.0, 3.0, 2.0), 1):
         document = {"model": {"dim": 32}, "curve_last": {f"valid_{c}": quality for c in CATEGORIES}}
         checkpoint.save(tmp_path / f"export-{k}", {"w": torch.full((9,), quality)}, document)
@@ -380,13 +380,13 @@ def write_plan(folder: Path, seconds: float = 5.0, **limits: int) -> None:
 
 def command(machine: Path, modes: str, *arguments: str, number: int = 1) -> tuple[int, list[dict[str, Any]]]:
     """Exit status of a command on the machine, and the attempts to train that it made."""
-    (machine / "modes").write_text(modes)
+    (machine / "modes").write_text(modes, encoding="utf-8")
     (machine / "tried.json").unlink(missing_ok=True)
     shutil.rmtree(machine / "out", ignore_errors=True)
     work = ["--out", str(machine / "out"), "--work", str(machine / "work")]
     status = gpu_run.main(["run", "--command", str(number), "--skip-checks", *work, *arguments])
     tried = machine / "tried.json"
-    return status, json.loads(tried.read_text()) if tried.exists() else []
+    return status, json.loads(tried.read_text(encoding="utf-8")) if tried.exists() else []
 
 
 def brought(machine: Path) -> float:
@@ -396,7 +396,7 @@ def brought(machine: Path) -> float:
 
 
 def log(machine: Path) -> str:
-    return (machine / "out" / "log.txt").read_text()
+    return (machine / "out" / "log.txt").read_text(encoding="utf-8")
 
 
 def test_a_command_ends_in_time_and_brings_the_best_export(machine: Path) -> None:
@@ -514,7 +514,7 @@ def test_a_lost_machine_without_a_sound_export_begins_anew(machine: Path, damage
     elif damage == "damaged":
         (home / "export" / "piece-000").write_bytes(b"other")
     if damage == "state":
-        (home / "state.json").write_text("[1, 2")
+        (home / "state.json").write_text("[1, 2", encoding="utf-8")
     status, tried = command(machine, "quick", number=2)
     assert status == 0
     assert ("run.init" in tried[0]["settings"]) == (damage == "state")
@@ -583,7 +583,7 @@ def test_what_is_left_of_a_rental(
     now = time.time()
     (machine / "work").mkdir()
     if began is not None:
-        (machine / "work" / "state.json").write_text(json.dumps({"began": now + began}))
+        (machine / "work" / "state.json").write_text(json.dumps({"began": now + began}), encoding="utf-8")
     plan = gpu_run.Plan.read(machine / "shards" / "gpu" / "common" / "plan.json")
     options = argparse.Namespace(
         command=2, work=machine / "work", out=machine / "out", left=left, skip_checks=True
@@ -598,7 +598,9 @@ def test_what_is_left_of_a_rental(
 def test_lanes_are_probed_on_a_gpu_alone(machine: Path, device: str) -> None:
     write_plan(machine, seconds=20)
     path = machine / "shards" / "gpu" / "common" / "plan.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | {"device": device}))
+    path.write_text(
+        json.dumps(json.loads(path.read_text(encoding="utf-8")) | {"device": device}), encoding="utf-8"
+    )
     _, tried = command(machine, "crash crash crash crash quick")
     lanes = [(a["settings"].get("data.lanes"), a["settings"].get("optimiser.batch")) for a in tried]
     if device == "cpu":
@@ -611,7 +613,7 @@ def test_lanes_are_probed_on_a_gpu_alone(machine: Path, device: str) -> None:
 def test_what_comes_home_keeps_the_download_limits(machine: Path, files: int) -> None:
     write_plan(machine, download_files=files, download_nbytes=2000, download_total_nbytes=5000)
     (machine / "work").mkdir()
-    (machine / "work" / "log.txt").write_text("an old line\n" * 1000)
+    (machine / "work" / "log.txt").write_text("an old line\n" * 1000, encoding="utf-8")
     assert command(machine, "quick")[0] == 0
     found = [p for p in (machine / "out").rglob("*") if p.is_file()]
     assert len(found) == min(files, 5)
@@ -630,7 +632,7 @@ def test_an_export_that_may_not_come_home_is_said(machine: Path) -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_command_that_is_ended_loses_no_export(machine: Path, number: signal.Signals) -> None:
     write_plan(machine, seconds=60)
-    (machine / "modes").write_text("good quick")
+    (machine / "modes").write_text("good quick", encoding="utf-8")
     start = (
         "import importlib.util, sys; spec = importlib.util.spec_from_file_location('gpu_run', sys.argv[1]); "
         "m = importlib.util.module_from_spec(spec); sys.modules['gpu_run'] = m; spec.loader.exec_module(m); "
@@ -649,7 +651,10 @@ def test_a_command_that_is_ended_loses_no_export(machine: Path, number: signal.S
     # The training process that a killed command left behind does not keep the next one from the run.
     assert gpu_run.main(["run", "--command", "2", *work]) == 0
     assert ("still runs: SIGTERM" in log(machine)) == (number == signal.SIGKILL)
-    assert [a["mode"] for a in json.loads((machine / "tried.json").read_text())] == ["good", "quick"]
+    assert [a["mode"] for a in json.loads((machine / "tried.json").read_text(encoding="utf-8"))] == [
+        "good",
+        "quick",
+    ]
     assert "from 2 s of the run" in log(machine)
 
 
@@ -660,10 +665,11 @@ def test_checks_that_fail_hang_or_crash_cost_no_training(
         "import sys, time\n"
         "if sys.argv[2] == 'exact': time.sleep(100)\n"
         "if sys.argv[2] == 'scan': sys.exit('differs')\n"
-        "print('fine')\n"
+        "print('fine')\n",
+        encoding="utf-8",
     )
     monkeypatch.setattr(gpu_run, "__file__", str(machine / "check.py"))
-    (machine / "modes").write_text("good")
+    (machine / "modes").write_text("good", encoding="utf-8")
     write_plan(machine, seconds=9)
     began = time.time()
     work = ["--out", str(machine / "out"), "--work", str(machine / "work")]
@@ -672,7 +678,7 @@ def test_checks_that_fail_hang_or_crash_cost_no_training(
     assert "check exact: not done" in log(machine)
     assert "check scan: FAILED (status 1): differs" in log(machine)
     assert "check speed: passed: fine" in log(machine)
-    assert not json.loads((machine / "tried.json").read_text())[0]["triton"]
+    assert not json.loads((machine / "tried.json").read_text(encoding="utf-8"))[0]["triton"]
     # They are done once a machine.
     (machine / "log.txt").unlink(missing_ok=True)
     assert gpu_run.main(["run", "--command", "2", *work]) == 0
@@ -727,13 +733,13 @@ class Machine:
         )
 
     def log(self) -> str:
-        return (self.folder / "out" / "log.txt").read_text()
+        return (self.folder / "out" / "log.txt").read_text(encoding="utf-8")
 
     def wait_for_steps(self, process: subprocess.Popen[bytes], n_validation: int) -> None:
         """Until the training process has validated so often and gone on."""
         text = self.folder / "work" / "training.txt"
         while process.poll() is None:
-            said = text.read_text() if text.exists() else ""
+            said = text.read_text(encoding="utf-8") if text.exists() else ""
             if said.count("  valid  ") >= n_validation and "  step " in said.rpartition("  valid  ")[2]:
                 return
             time.sleep(0.05)
@@ -744,7 +750,7 @@ def test_a_rental_in_miniature(tree: Path, tmp_path: Path, monkeypatch: pytest.M
     plan = plan_in(tree, monkeypatch, *limits)
     python = tmp_path / "python"
     python.mkdir()
-    (python / "sitecustomize.py").write_text(BLOCK + SABOTAGE)
+    (python / "sitecustomize.py").write_text(BLOCK + SABOTAGE, encoding="utf-8")
     first = Machine(tmp_path / "first", tree, python)
     home = tree / "shards" / "gpu" / "home"
 
@@ -760,7 +766,7 @@ def test_a_rental_in_miniature(tree: Path, tmp_path: Path, monkeypatch: pytest.M
     tensors, document = checkpoint.load(first.folder / "out" / "export")
     assert document["name"] == "tiny"
     assert all(bool(t.isfinite().all()) for t in tensors.values())
-    rows = (first.folder / "out" / "curve.csv").read_text().splitlines()
+    rows = (first.folder / "out" / "curve.csv").read_text(encoding="utf-8").splitlines()
     assert rows[0].startswith("step,")
     assert len(rows) > 1
     shutil.copytree(first.folder / "out", home)
@@ -782,7 +788,8 @@ def test_a_rental_in_miniature(tree: Path, tmp_path: Path, monkeypatch: pytest.M
     assert log.count("s of the run") == 2
     assert [p.name for p in (first.folder / "work").glob("run-*")] == ["run-1"]
     steps = [
-        int(row.split(",")[0]) for row in (first.folder / "out" / "curve.csv").read_text().splitlines()[1:]
+        int(row.split(",")[0])
+        for row in (first.folder / "out" / "curve.csv").read_text(encoding="utf-8").splitlines()[1:]
     ]
     assert steps == sorted(set(steps))
     assert len(steps) > len(rows) - 1

@@ -281,7 +281,11 @@ print(most[0] - first[0], most[1] - first[1])
 @pytest.mark.parametrize("n", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_decodes_take_constant_memory(level: int, n: int) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(level), str(n)], capture_output=True, text=True, check=True
+        [sys.executable, "-c", MEMORY, str(level), str(n)],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     grown, threads = map(int, run.stdout.split())
     assert grown < 20 + n // 50  # MiB; an engine of these levels has 20 to 70
@@ -376,7 +380,12 @@ def test_a_program_ends_in_the_midst_of_its_work(name: str, tmp_path: Path) -> N
     code = f"DATA = open('data', 'rb').read(); LEVEL = 1; DELAY = 0.1\n{stress.PROGRAMS[name]}"
     for _ in range(3):
         run = subprocess.run(
-            [sys.executable, "-I", "-c", code], capture_output=True, text=True, cwd=tmp_path, timeout=60
+            [sys.executable, "-I", "-c", code],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            timeout=60,
+            encoding="utf-8",
         )
         assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
@@ -397,7 +406,11 @@ if sys.argv[1] == "used": work()
 def test_blocks_are_coded_while_the_interpreter_ends(before: str) -> None:
     """By exit handlers that run after the package's own."""
     run = subprocess.run(
-        [sys.executable, "-I", "-c", AFTERWARDS, before], capture_output=True, text=True, timeout=60
+        [sys.executable, "-I", "-c", AFTERWARDS, before],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        encoding="utf-8",
     )
     times = {"unused": 1, "used": 2}[before]
     assert (run.returncode, run.stdout, run.stderr) == (0, "end \n" * times, "")
@@ -422,7 +435,9 @@ else:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork")
 def test_a_fork_ends_too() -> None:
-    run = subprocess.run([sys.executable, "-I", "-c", FORKED], capture_output=True, text=True, timeout=60)
+    run = subprocess.run(
+        [sys.executable, "-I", "-c", FORKED], capture_output=True, text=True, timeout=60, encoding="utf-8"
+    )
     assert (run.returncode, run.stdout, run.stderr) == (0, "", "")
 
 
@@ -442,7 +457,10 @@ def test_without_a_further_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_stress() -> None:
     folder = Path(stress.__file__).parent
     run = subprocess.run(
-        [sys.executable, str(folder / "stress.py"), "--minutes", "5"], capture_output=True, text=True
+        [sys.executable, str(folder / "stress.py"), "--minutes", "5"],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
     )
     assert run.returncode == 0, run.stdout + run.stderr
 

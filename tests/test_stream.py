@@ -652,9 +652,13 @@ def test_text_is_passed_on_at_once() -> None:
 
 def test_a_warning_of_the_encoding_names_the_line_that_opened_the_file(tmp_path: Path) -> None:
     script = tmp_path / "script.py"
-    script.write_text(f"import lmcodec\nlmcodec.open({str(tmp_path / 'a')!r}, 'wt').close()\n")
+    script.write_text(
+        f"import lmcodec\nlmcodec.open({str(tmp_path / 'a')!r}, 'wt').close()\n", encoding="utf-8"
+    )
     options = ["-X", "warn_default_encoding", "-W", "always::EncodingWarning"]
-    run = subprocess.run([sys.executable, *options, str(script)], capture_output=True, text=True, check=True)
+    run = subprocess.run(
+        [sys.executable, *options, str(script)], capture_output=True, text=True, check=True, encoding="utf-8"
+    )
     warnings = [line for line in run.stderr.splitlines() if "EncodingWarning" in line and "lmcodec" in line]
     assert not warnings
     assert f"{script}:2: EncodingWarning" in run.stderr
@@ -818,6 +822,7 @@ def test_what_nobody_closes_is_written(name: str, tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         timeout=PATIENCE,
+        encoding="utf-8",
     )
     deadline = time.monotonic() + PATIENCE
     data = b""
@@ -840,7 +845,10 @@ def test_an_error_of_what_nobody_closes_is_shown(capsys: pytest.CaptureFixture[s
     script = "import lmcodec; f = lmcodec.open('/dev/full', {}, level=1); f.write({}); del f; print('on')"
     for arguments in (("'wb'", "b'x'"), ("'wt', encoding='ascii'", "'x'")):
         run = subprocess.run(
-            [sys.executable, "-c", script.format(*arguments)], capture_output=True, text=True
+            [sys.executable, "-c", script.format(*arguments)],
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
         )
         assert "No space left on device" in run.stderr
         assert run.stdout == "on\n"

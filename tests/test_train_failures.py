@@ -34,7 +34,7 @@ SHORT = ("run.steps=30", "run.log_every=5", "run.validate_every=10")
 
 
 def log_of(project: Path, name: str) -> str:
-    return (project / name / "log.txt").read_text()
+    return (project / name / "log.txt").read_text(encoding="utf-8")
 
 
 class Poison:
@@ -256,7 +256,9 @@ def test_triton_kernels_equal_the_loop_in_its_interpreter() -> None:
         pytest.skip("Triton is not installed: a CPU build of torch comes without it")
     line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__, "-k", "scans_equal"]
     environment = os.environ | {"TRITON_INTERPRET": "1"}
-    result = subprocess.run(line, env=environment, capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        line, env=environment, capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert result.returncode == 0, result.stdout
 
 
@@ -457,7 +459,9 @@ def test_a_run_killed_at_any_phase_leaves_its_best_export_and_goes_on(
     run = [str(project / "tiny.toml"), str(project / "run"), "run.steps=40", "run.validate_every=10"]
     if phase == "an export while it is replaced":
         run.append("run.checkpoint_minutes=1000")
-    result = subprocess.run([sys.executable, "-c", code, *run], capture_output=True, text=True, check=False)
+    result = subprocess.run(
+        [sys.executable, "-c", code, *run], capture_output=True, text=True, check=False, encoding="utf-8"
+    )
     assert result.returncode == -signal.SIGKILL, result.stderr
     if exported:
         _, document = load_export(project / "run" / "export", vocabulary)
