@@ -608,7 +608,7 @@ def test_the_kernel_says_what_its_tables_take(number: int, nbytes: int, streams:
         **os.environ,
         "MALLOC_MMAP_THRESHOLD_": str(1 << 16),
     }  # no room that was freed before is used again
-    run = subprocess.run(arguments, capture_output=True, text=True, env=exact)
+    run = subprocess.run(arguments, capture_output=True, text=True, env=exact, encoding="utf-8")
     assert run.returncode == 0, run.stderr
     mapped, said = map(int, run.stdout.split())
     assert abs(mapped - said) <= 256 << 10

@@ -188,7 +188,7 @@ def test_instruction_sets(driver: Driver) -> None:
 
 def test_progress_through_a_byte(driver: Driver) -> None:
     """The states are walked as the comment at the enum draws them: every arrow, and no other."""
-    header = (NATIVE / "context_mixer.h").read_text()
+    header = (NATIVE / "context_mixer.h").read_text(encoding="utf-8")
     states = re.findall(r"\bk\w+", header.split("enum class Progress")[1].split("}")[0])
     drawn = set(re.findall(r"// +(k\w+) +--(\w+)--> +(k\w+)", header))
     assert len(states) == 10
