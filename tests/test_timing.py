@@ -158,7 +158,7 @@ def test_the_clock_goes_right() -> None:
     made.timed = True
     bits, p16 = np.empty(8 * len(data), np.uint8), np.empty(8 * len(data), np.uint16)
     for nbytes in (len(data), 10_000):
-        shares = []
+        shares: list[float] = []
         while not any(0.8 < share < 1.02 for share in shares):
             assert len(shares) < 5, shares  # other programs disturb a call now and then, not always
             made.begin(nbytes)
