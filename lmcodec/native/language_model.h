@@ -32,7 +32,7 @@ enum class Help {
 struct SessionOptions {
   Help help = Help::kNone;
   bool timed = false;  // whether times() tells where the time goes
-  CancelRef cancel;    // once the flag is set, step() and run() throw Cancelled
+  CancelRef cancel = nullptr;  // once the flag is set, step() and run() throw Cancelled
 };
 
 class LanguageModel;
