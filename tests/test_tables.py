@@ -19,7 +19,7 @@ from lmcodec.lm.recurrent.shape import MAX_FAN_IN
 DIGEST = "2309538abdfebc80e33b0ace441e32bcba6e8eac06e839e24ec2833c5c5818a9"
 
 TABLES: dict[str, Callable[[], np.ndarray]] = {
-    name: getattr(tables, name)
+    name: getattr(tables if name in ("decay", "input_scale", "relu2", "rsqrt") else shared_tables, name)
     for name in ("decay", "input_scale", "relu2", "rsqrt", "exp2_coarse", "exp2_fine", "exp2", "log2")
 }
 

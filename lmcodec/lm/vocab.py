@@ -216,6 +216,10 @@ class Vocabulary:
             return cls.parse((Path(models.__file__).parent / SHIPPED).read_bytes())
         try:
             with open(path, "rb") as file:
+                if os.fstat(file.fileno()).st_size > _MAX_FILE_NBYTES:
+                    raise LimitExceeded(
+                        f"{os.fspath(path)}: vocabulary of more than {_MAX_FILE_NBYTES} bytes"
+                    )
                 data = file.read(_MAX_FILE_NBYTES + 1)
         except FileNotFoundError:
             raise ModelNotFound(f"{os.fspath(path)}: no such vocabulary file") from None

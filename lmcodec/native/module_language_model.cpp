@@ -29,19 +29,6 @@ void step(LmSession& self, Array<const std::uint32_t, 1> tokens) {
   self.step(tokens.data());
 }
 
-void run(LmSession& self, Array<const std::uint32_t, 2> tokens, std::optional<Array<std::uint32_t, 3>> freq) {
-  const std::size_t v = self.model().n_token();
-  require(tokens.shape(1) == static_cast<std::size_t>(self.n_stream()), "expected one token a stream and step");
-  require(!freq || freq->size() == tokens.size() * v, "an output has not the shape (T, B, V)");
-  const GilReleased released;
-  check_tokens(tokens.data(), tokens.size(), self.model().n_input());
-  self.run(tokens.data(), tokens.shape(0), [&](std::size_t first, int n) {
-    for (int row = 0; freq && row < n; ++row)
-      std::memcpy(freq->data() + (first + static_cast<std::size_t>(row)) * v, self.frequencies(row),
-                  v * sizeof(std::uint32_t));
-  });
-}
-
 std::uint64_t span(const LmSession& self, int stream, std::int64_t low, std::int64_t high) {
   require(low >= 0 && low <= high && high <= self.model().n_token(), "no such span of the vocabulary");
   return self.span(stream_of(self, stream), static_cast<std::uint32_t>(low), static_cast<std::uint32_t>(high));
@@ -54,6 +41,19 @@ void check_tokens(const std::uint32_t* tokens, std::size_t n, std::size_t n_inpu
     if (tokens[i] >= n_input)
       throw nb::value_error(
           ("token " + std::to_string(tokens[i]) + " is not below " + std::to_string(n_input)).c_str());
+}
+
+void run_session(LmSession& self, StepTokens tokens, std::optional<StepFrequencies> freq) {
+  const std::size_t v = self.model().n_token();
+  require(tokens.shape(1) == static_cast<std::size_t>(self.n_stream()), "expected one token a stream and step");
+  require(!freq || freq->size() == tokens.size() * v, "an output has not the shape (T, B, V)");
+  const GilReleased released;
+  check_tokens(tokens.data(), tokens.size(), self.model().n_input());
+  self.run(tokens.data(), tokens.shape(0), [&](std::size_t first, int n) {
+    for (int row = 0; freq && row < n; ++row)
+      std::memcpy(freq->data() + (first + static_cast<std::size_t>(row)) * v, self.frequencies(row),
+                  v * sizeof(std::uint32_t));
+  });
 }
 
 int stream_of(const LmSession& session, int stream) {
@@ -75,7 +75,7 @@ void bind_language_model(nb::module_& m) {
       .def("begin", [](LmSession& self, int stream, bool cut) { self.begin(stream_of(self, stream), cut); },
            nb::arg("stream"), nb::arg("cut"))
       .def("step", &step, nb::arg("tokens"))
-      .def("run", &run, nb::arg("tokens"), nb::arg("freq").none())
+      .def("run", &run_session, nb::arg("tokens"), nb::arg("freq").none())
       .def("span", &span, nb::arg("stream"), nb::arg("low"), nb::arg("high"))
       .def("frequencies",
            [](const LmSession& self) {

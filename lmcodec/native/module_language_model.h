@@ -7,12 +7,19 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <optional>
 
 #include "language_model.h"
 
 namespace lmcodec {
 
 void bind_language_model(nanobind::module_& m);
+
+using StepTokens = nanobind::ndarray<const std::uint32_t, nanobind::ndim<2>, nanobind::c_contig, nanobind::device::cpu>;
+using StepFrequencies = nanobind::ndarray<std::uint32_t, nanobind::ndim<3>, nanobind::c_contig, nanobind::device::cpu>;
+
+// Moves on by (T, B) tokens; freq: (T, B, V), filled, or none.
+void run_session(LmSession& self, StepTokens tokens, std::optional<StepFrequencies> freq);
 
 // Throws nb::value_error for a token that is not below n_input.
 void check_tokens(const std::uint32_t* tokens, std::size_t n, std::size_t n_input);

@@ -114,6 +114,7 @@ void bind_recurrent(nb::module_& m) {
            },
            nb::arg("model"), nb::arg("streams"), nb::arg("keep_logits") = false, nb::arg("timed") = false,
            nb::arg("helped") = false, nb::keep_alive<1, 2>())
+      .def("run", &run_session, nb::arg("tokens"), nb::arg("freq").none())
       .def("run", &run, nb::arg("tokens"), nb::arg("logits").none(), nb::arg("freq").none())
       .def("cum",
            [](const RecurrentSession& self, int stream, std::int64_t token) {
