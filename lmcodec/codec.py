@@ -481,6 +481,7 @@ class _Job:
             RuntimeError: if the interpreter ends, and this is not its main thread.
         """
         thread = threading.Thread(target=self._run, name="lmcodec block", daemon=True)
+        self._stay_if_ending()
         with self._lock:
             if self._closed:
                 if threading.current_thread() is threading.main_thread():
@@ -530,12 +531,24 @@ class _Job:
             )
         error, self._error = self._error, None
         if error is not None:
+            self._stay_if_ending()
             try:
                 raise error
             finally:
                 del error
         value, self._value = self._value, None
         return value
+
+    def _stay_if_ending(self) -> None:
+        """Hold a program's daemon thread whose block was cancelled because the interpreter ends.
+
+        Its work is over, and an error of ours would be printed by a program that ends as it should.
+        """
+        if not self._closed or threading.current_thread() is threading.main_thread():
+            return
+        if threading.current_thread() not in self._at_work:
+            while True:
+                time.sleep(3600)
 
     @classmethod
     def end_all(cls) -> None:
