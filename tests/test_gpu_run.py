@@ -640,7 +640,7 @@ def test_a_command_that_is_ended_loses_no_export(machine: Path, number: signal.S
     )
     work = ["--skip-checks", "--out", str(machine / "out"), "--work", str(machine / "work")]
     arguments = [str(SCRIPT), str(machine / "fake.py"), "run", "--command", "1", *work]
-    process = subprocess.Popen([sys.executable, "-c", start, *arguments])
+    process = subprocess.Popen([sys.executable, "-I", "-c", start, *arguments])
     while not (machine / "out" / "export").is_dir() and process.poll() is None:
         time.sleep(0.1)
     # What is in the output already is complete, though the command has not ended.

@@ -281,7 +281,7 @@ print(most[0] - first[0], most[1] - first[1])
 @pytest.mark.parametrize("n", [20, pytest.param(1000, marks=pytest.mark.slow)])
 def test_damaged_decodes_take_constant_memory(level: int, n: int) -> None:
     run = subprocess.run(
-        [sys.executable, "-c", MEMORY, str(level), str(n)],
+        [sys.executable, "-I", "-c", MEMORY, str(level), str(n)],
         capture_output=True,
         text=True,
         check=True,

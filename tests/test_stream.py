@@ -325,7 +325,7 @@ def test_flushed_events_come_through_a_socket_as_text() -> None:
 
 @pytest.mark.parametrize("arguments", [["-dc"], ["-dcf"], ["-d"]])
 def test_flushed_events_come_through_the_command(arguments: list[str]) -> None:
-    command = [sys.executable, "-m", "lmcodec.cli.lmz", *arguments]
+    command = [sys.executable, "-I", "-m", "lmcodec.cli.lmz", *arguments]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0) as process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -818,7 +818,7 @@ def test_what_nobody_closes_is_written(name: str, tmp_path: Path) -> None:
         pytest.skip("this system has no fork")
     path = tmp_path / "a.lmz"
     run = subprocess.run(
-        [sys.executable, "-c", _BEGIN + UNCLOSED[name], str(path)],
+        [sys.executable, "-I", "-c", _BEGIN + UNCLOSED[name], str(path)],
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -845,7 +845,7 @@ def test_an_error_of_what_nobody_closes_is_shown(capsys: pytest.CaptureFixture[s
     script = "import lmcodec; f = lmcodec.open('/dev/full', {}, level=1); f.write({}); del f; print('on')"
     for arguments in (("'wb'", "b'x'"), ("'wt', encoding='ascii'", "'x'")):
         run = subprocess.run(
-            [sys.executable, "-c", script.format(*arguments)],
+            [sys.executable, "-I", "-c", script.format(*arguments)],
             capture_output=True,
             text=True,
             encoding="utf-8",

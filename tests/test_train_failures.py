@@ -460,7 +460,11 @@ def test_a_run_killed_at_any_phase_leaves_its_best_export_and_goes_on(
     if phase == "an export while it is replaced":
         run.append("run.checkpoint_minutes=1000")
     result = subprocess.run(
-        [sys.executable, "-c", code, *run], capture_output=True, text=True, check=False, encoding="utf-8"
+        [sys.executable, "-I", "-c", code, *run],
+        capture_output=True,
+        text=True,
+        check=False,
+        encoding="utf-8",
     )
     assert result.returncode == -signal.SIGKILL, result.stderr
     if exported:
