@@ -110,7 +110,7 @@ def on_terminal(folder: Path, name: str, columns: int, **variables: str) -> tupl
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     os.mkfifo(folder / name)
     process = subprocess.Popen(
-        [sys.executable, "-I", "-m", "lmcodec.cli.lmz", "-1f", "-o", "out", name],
+        [sys.executable, "-m", "lmcodec.cli.lmz", "-1f", "-o", "out", name],
         cwd=folder,
         stderr=slave,
         env=environment(**variables),
