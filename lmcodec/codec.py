@@ -478,7 +478,8 @@ class _Job:
         """Start the thread; False if there can be none.
 
         Raises:
-            RuntimeError: if the interpreter ends, and this is not its main thread.
+            RuntimeError: if the interpreter ends, and this is a thread of ours. A program's daemon thread
+                does not return then.
         """
         thread = threading.Thread(target=self._run, name="lmcodec block", daemon=True)
         self._stay_if_ending()

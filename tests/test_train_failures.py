@@ -130,6 +130,16 @@ def test_a_run_that_is_never_finite_ends_with_one_line_and_its_best_export(
 # What may not work on a device
 
 
+def capture_with(monkeypatch: pytest.MonkeyPatch, capture: step.Capture) -> None:
+    """Let runs capture their steps by `capture`, as they do on CUDA."""
+    original = step.Stepper.__init__
+
+    def init(self: step.Stepper, *arguments: Any, **options: Any) -> None:
+        original(self, *arguments, **(options | {"capture": capture}))
+
+    monkeypatch.setattr(step.Stepper, "__init__", init)
+
+
 def test_a_captured_step_is_the_step(project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     n_replay = 0
 
@@ -142,17 +152,11 @@ def test_a_captured_step_is_the_step(project: Path, monkeypatch: pytest.MonkeyPa
         return replay
 
     train(project, "plain", *SHORT)
-    original = step.Stepper.__init__
-
-    def init(self: step.Stepper, *arguments: Any, **options: Any) -> None:
-        original(self, *arguments, **(options | {"capture": capture}))
-
-    monkeypatch.setattr(step.Stepper, "__init__", init)
-    # Rounding begins on the way: the step is captured anew.
+    capture_with(monkeypatch, capture)
     train(project, "captured", *SHORT)
     assert n_replay == 30 - step.WARM_STEPS
     check_same_bits(weights(project, "plain"), weights(project, "captured"))
-    n_replay = 0
+    n_replay = 0  # where rounding begins on the way, the step is captured anew
     train(project, "rounded", *SHORT, "quantise.weights_from=10")
     assert n_replay == 30 - 2 * step.WARM_STEPS
 
@@ -164,12 +168,7 @@ def test_a_capture_that_fails_is_reported_and_done_without(
         raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     train(project, "plain", *SHORT)
-    original = step.Stepper.__init__
-
-    def init(self: step.Stepper, *arguments: Any, **options: Any) -> None:
-        original(self, *arguments, **(options | {"capture": capture}))
-
-    monkeypatch.setattr(step.Stepper, "__init__", init)
+    capture_with(monkeypatch, capture)
     train(project, "run", *SHORT)
     assert "cannot be captured as a graph (RuntimeError: operation not permitted" in log_of(project, "run")
     check_same_bits(weights(project, "plain"), weights(project, "run"))

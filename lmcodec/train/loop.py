@@ -190,7 +190,6 @@ class Trainer:
             self._resume(found, tensors, document)
         elif run.init:
             self._initialise(base / run.init)
-        self._good = self._weights_and_moments()
 
     def _make_reader(self, generation: int) -> shards.Reader:
         data, model = self.config.data, self.config.model
@@ -488,6 +487,7 @@ class Trainer:
     def _train(self) -> bool:
         """Steps until the run ends or is stopped; whether a signal stopped it."""
         run = self.config.run
+        self._good = self._weights_and_moments()
         began = saved = validated = time.monotonic()
         before = self.seconds
         since, since_nbytes, since_step = began, self.trained_nbytes, self.step
