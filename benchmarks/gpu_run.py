@@ -50,7 +50,7 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))  # the package is a folder of the tree where it is not installed
+sys.path.append(str(ROOT))  # the package is a folder of the tree where it is not installed
 
 # Nothing here loads torch: on the machine that takes seconds in which nothing trains.
 from lmcodec.errors import ConfigError, LmcodecError, ModelNotFound, one_line  # noqa: E402

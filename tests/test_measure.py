@@ -329,6 +329,16 @@ def test_a_process_ends_with_its_asker(tasks: list[Task]) -> None:
     assert all(json.loads(line) is not None for line in out.splitlines())
 
 
+def test_processes_are_the_same_package(
+    tasks: list[Task], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A program put another folder with an lmcodec first on its path, such as the source folder."""
+    (tmp_path / "lmcodec").mkdir()
+    (tmp_path / "lmcodec" / "__init__.py").write_text("raise ImportError('the wrong one')")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert measure_all(tasks, OPTIONS, n_process=2) == measure_all(tasks, OPTIONS)
+
+
 # Command line
 
 

@@ -16,6 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from lmcodec.errors import LmcodecError, one_line
@@ -145,19 +146,22 @@ class _Here:
     def close(self) -> None: ...
 
 
-# What the other process runs; it sees the modules that this one sees.
+# What the other process runs: it sees the modules that this one sees, and it is the same lmcodec, even if
+# another one has come before it on the path since this one was imported.
 _PROGRAM = (
     "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); "  # the asker's end is theirs
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
-    "from lmcodec.measure.processes import serve; serve(json.loads(sys.argv[2]))"
+    "import json, sys; path = json.loads(sys.argv[1]); sys.path[:] = [sys.argv[3], *path]; import lmcodec; "
+    "sys.path[:] = path; from lmcodec.measure.processes import serve; serve(json.loads(sys.argv[2]))"
 )
+_PACKAGES = str(Path(__file__).resolve().parents[2])  # the folder that this lmcodec lies in
 
 
 class _Process:
     """Another process that measures; a new one after it died."""
 
     def __init__(self, options: dict[str, Any]) -> None:
-        self._command = [sys.executable, "-I", "-c", _PROGRAM, json.dumps(sys.path), json.dumps(options)]
+        arguments = json.dumps(sys.path), json.dumps(options), _PACKAGES
+        self._command = [sys.executable, "-I", "-c", _PROGRAM, *arguments]
         self._child: subprocess.Popen[str] | None = None
 
     def measure(self, task: Task, progress: Progress) -> Outcome:
