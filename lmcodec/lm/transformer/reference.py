@@ -383,6 +383,6 @@ def known_tokens(model: TransformerModel) -> np.ndarray:
 
 
 def compute_known_answer(model: TransformerModel) -> str:
-    """SHA-256, in hexadecimal, of the frequencies (4 bytes each) that `known_tokens` give by this definition."""
+    """SHA-256, in hexadecimal, of the frequencies of `known_tokens` by this definition."""
     freq = frequencies(sequence(model, known_tokens(model), start(model, KNOWN_STREAMS)))
     return hashlib.sha256(freq.astype("<u4").tobytes()).hexdigest()
