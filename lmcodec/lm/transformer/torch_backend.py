@@ -168,7 +168,7 @@ class TorchTransformer:
         return (x * root) * self._norm[name]
 
     def _attend(self, i: int, y: Tensor, seen: _Seen, state: TorchState) -> Tensor:
-        """Of (T, B, (H + 2 G) E) queries, keys, values: (T, B, H E) float32. The state takes the latter two."""
+        """Of (T, B, (H + 2 G) E) queries, keys, values: (T, B, H E) float32. The state takes the last two."""
         c = self.model.config
         n_step, n_stream = y.shape[:2]
         heads = y.view(n_step, n_stream, -1, c.head_dim)
