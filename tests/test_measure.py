@@ -21,13 +21,14 @@ import numpy as np
 import pytest
 from conftest import make_vocabulary
 from integer_models import random_model
-from test_lm_codec import NOISE, TEXT, NeverSmaller, model_file, run, tiny_model, with_profiles  # noqa: F401
+from test_lm_codec import NOISE, TEXT, NeverSmaller, run, tiny_model, with_profiles
 from test_trace import HOW, KIB, MIXED, ROWS
 
 import lmcodec
 from lmcodec import engine
 from lmcodec.codec import Compressor, compress
-from lmcodec.lm import store, weights
+from lmcodec.lm import store
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.measure import processes
 from lmcodec.measure.bpb import Measurement, Meter, bits_per_byte
@@ -37,7 +38,7 @@ from lmcodec.measure.trace import surprisal, trace
 
 
 @pytest.fixture(autouse=True)
-def _tiny(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
+def _tiny(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(store.MODEL_VARIABLE, str(model_file))
     for name in ("LMCODEC_LEVEL", "LMCODEC_ISA", "LMCODEC_CODER"):
         monkeypatch.delenv(name, raising=False)
@@ -111,22 +112,22 @@ def test_a_uniform_model_takes_log2_of_its_vocabulary(
     """
     monkeypatch.setattr(engine, "Engine", NeverSmaller)
     path = tmp_path / "uniform.lmm"
-    path.write_bytes(weights.pack(uniform(with_profiles(tiny_model()))))
+    path.write_bytes(recurrent_file.pack(uniform(with_profiles(tiny_model()))))
     found = bits_per_byte(TEXT, model=path, streams=streams)
     assert found.n_token is not None
     assert found.n_token < 0.9 * len(TEXT)
     assert found.bits_per_token == pytest.approx(math.log2(300), rel=5e-4)
     bytes_only = make_vocabulary([])
     made = random_model(3, vocab_size=256, dim=24, n_layer=1, recurrent=19, mlp=20)
-    path.write_bytes(weights.pack(uniform(with_profiles(replace(made, vocabulary=bytes_only)))))
+    path.write_bytes(recurrent_file.pack(uniform(with_profiles(replace(made, vocabulary=bytes_only)))))
     found = bits_per_byte(TEXT, model=path, streams=streams)
     assert (found.n_token, found.network_bits) == (len(TEXT), 8.0 * len(TEXT))
     assert (trace(TEXT, model=path, streams=streams).lm_bits == 8).all()
 
 
-def test_a_model_without_profiles_is_measured_alone(tmp_path: Path, model_file: Path) -> None:  # noqa: F811
+def test_a_model_without_profiles_is_measured_alone(tmp_path: Path, model_file: Path) -> None:
     path = tmp_path / "bare.lmm"
-    path.write_bytes(weights.pack(tiny_model()))
+    path.write_bytes(recurrent_file.pack(tiny_model()))
     found = bits_per_byte(TEXT, model=path)
     assert found == bits_per_byte(TEXT, model=model_file, network_only=True)
     assert found.frame_bpb is None
@@ -343,7 +344,7 @@ def test_processes_are_the_same_package(
 
 
 def test_measure_agrees_with_compress_to_the_byte(
-    model_file: Path,  # noqa: F811
+    model_file: Path,
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
@@ -449,7 +450,7 @@ def test_what_cannot_be_measured_is_said_and_the_rest_goes_on(
 def test_a_model_without_profiles_on_the_command_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bare.lmm").write_bytes(weights.pack(tiny_model()))
+    (tmp_path / "bare.lmm").write_bytes(recurrent_file.pack(tiny_model()))
     (tmp_path / "text").write_bytes(TEXT)
     assert run("measure", "--model", tmp_path / "bare.lmm", tmp_path / "text") == 0
     out, err = capfd.readouterr()
