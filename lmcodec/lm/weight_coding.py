@@ -33,6 +33,7 @@ LEAST_STATE = 1 << 16  # a state lies in [2^16, 2^32); where encoding begins and
 MAX_CODE = 96  # of a frequency
 
 STATES_NBYTES = 4 * LANES  # of a chunk
+_FITTED = 1 << 23  # weights of a tensor that its scales are fitted to: 64 MiB of floats
 _STEPS = (0.125, 0.25, 0.5)  # of a class, in binary logarithms of the scale: what the encoder tries
 
 
@@ -117,13 +118,44 @@ def coded_nbytes(n_word: Sequence[list[int]]) -> int:
 # --- coding ---
 
 
-def encode_weights(weights: Sequence[np.ndarray]) -> CodedTensors:
-    """Code (N, K) int8 tensors, |w| <= 63.
+def encode_weights(weights: Sequence[np.ndarray], n_thread: int = 2) -> CodedTensors:
+    """Code (N, K) int8 tensors, |w| <= 63, by the kernel; by NumPy where there is no kernel.
 
     The choice of classes and tables is the encoder's own; any that obeys FORMAT.md section 7.4 decodes.
+
+    Args:
+        weights: the tensors.
+        n_thread: threads that count and encode, 1 to 64.
     """
-    choices = [_choose(w) for w in weights]
-    coded = CodedTensors(
+    try:
+        from lmcodec import _kernel
+    except ImportError:  # a machine that only trains, on which the package is a folder
+        return encode_reference(weights)
+    weights = [np.ascontiguousarray(w) for w in weights]
+    coded = _coded(weights, [_choose(w, n_thread) for w in weights])
+    freq = frequencies(coded.codes)
+    parts: list[bytes] = []
+    n_word: list[list[int]] = []
+    row_at, column_at, context_at = 0, 0, 0
+    for w, (n, k, n_context) in zip(weights, coded.shapes, strict=True):
+        chunks = _kernel.encode_weights(
+            w,
+            coded.row_class[row_at : row_at + n],
+            coded.column_class[column_at : column_at + k],
+            freq[context_at : context_at + n_context],
+            n_thread,
+        )
+        parts += chunks
+        n_word.append([(len(chunk) - STATES_NBYTES) // 2 for chunk in chunks])
+        row_at, column_at, context_at = row_at + n, column_at + k, context_at + n_context
+    return replace(coded, n_word=n_word, data=np.frombuffer(b"".join(parts), np.uint8))
+
+
+def _coded(
+    weights: Sequence[np.ndarray], choices: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> CodedTensors:
+    """Classes and tables of the tensors, without words."""
+    return CodedTensors(
         shapes=[(*w.shape, len(codes)) for w, (_, _, codes) in zip(weights, choices, strict=True)],
         row_class=np.concatenate([row for row, _, _ in choices]),
         column_class=np.concatenate([column for _, column, _ in choices]),
@@ -131,6 +163,11 @@ def encode_weights(weights: Sequence[np.ndarray]) -> CodedTensors:
         n_word=[],
         data=np.empty(0, np.uint8),
     )
+
+
+def encode_reference(weights: Sequence[np.ndarray]) -> CodedTensors:
+    """What `encode_weights` gives, in NumPy: all chunks side by side."""
+    coded = _coded(weights, [_choose(w) for w in weights])
     freq = frequencies(coded.codes)
     start = np.cumsum(freq, axis=1, dtype=np.uint32) - freq
     chunks = list(_chunks(coded))
@@ -293,14 +330,49 @@ def _context(row: np.ndarray, column: np.ndarray, n_context: int) -> np.ndarray:
     return np.clip(row[:, None].astype(np.int64) + column, 0, n_context - 1)
 
 
-def _choose(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Row classes, column classes and frequencies' codes that make (N, K) weights small."""
-    symbols = w.astype(np.int64) + 64
-    magnitude = np.abs(w).astype(np.float64) + 1e-3
-    rows = np.ones(len(w))
+def _count(w: np.ndarray, row: np.ndarray, column: np.ndarray, n_context: int, n_thread: int) -> np.ndarray:
+    """(n_context, 128) int64: how often each symbol occurs in each context."""
+    if n_thread:
+        from lmcodec import _kernel
+
+        counts = np.empty((n_context, SYMBOLS), np.uint64)
+        _kernel.count_weights(w, row, column, counts, n_thread)
+        return counts.astype(np.int64)
+    index = _context(row, column, n_context)
+    index *= SYMBOLS
+    index += w
+    index += 64
+    return np.bincount(index.ravel(), minlength=n_context * SYMBOLS).reshape(n_context, SYMBOLS)
+
+
+def _fit(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Scales of rows and columns whose products are nearest to |w|; of a large tensor, from some rows."""
+    step = -(-w.size // _FITTED)
+    magnitude = _magnitude(w[::step])
+    rows = np.ones(len(magnitude))
     for _ in range(3):
         columns = (magnitude / rows[:, None]).mean(axis=0)
         rows = (magnitude / columns).mean(axis=1)
+    if step > 1:
+        n = max(1, _FITTED // w.shape[1])
+        rows = np.concatenate(
+            [(_magnitude(w[at : at + n]) / columns).mean(axis=1) for at in range(0, len(w), n)]
+        )
+    return rows, columns
+
+
+def _magnitude(w: np.ndarray) -> np.ndarray:
+    return np.abs(w).astype(np.float64) + 1e-3
+
+
+def _choose(w: np.ndarray, n_thread: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Row classes, column classes and frequencies' codes that make (N, K) weights small.
+
+    Args:
+        w: |w| <= 63.
+        n_thread: threads of the kernel that count; 0: without the kernel.
+    """
+    rows, columns = _fit(w)
     row_scale, column_scale = np.log2(rows), np.log2(columns)
     row_scale -= np.median(row_scale)
     column_scale -= np.median(column_scale)
@@ -316,10 +388,7 @@ def _choose(w: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         low = int(np.argmax(np.convolve(mass, np.ones(n_context), "valid"))) - 62
         row_class = row.astype(np.int8)
         column_class = np.clip(column - low, -MAX_CLASS, MAX_CLASS).astype(np.int8)
-        index = _context(row_class, column_class, n_context)
-        index *= SYMBOLS
-        index += symbols
-        counts = np.bincount(index.ravel(), minlength=n_context * SYMBOLS).reshape(n_context, SYMBOLS)
+        counts = _count(w, row_class, column_class, n_context, n_thread)
         codes = _codes(counts)
         nbits = -(counts * np.log2(np.maximum(frequencies(codes), 1) / (1 << PRECISION))).sum()
         nbits += _entropy(row_class) + _entropy(column_class) + 4.0 * np.count_nonzero(codes)
