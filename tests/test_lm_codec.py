@@ -622,7 +622,7 @@ def test_missing_and_wrong_models(
     other.write_bytes(recurrent_file.pack(with_profiles(tiny_model(9))))
     other_id = store.load(store.find(other)).model_id
     with pytest.raises(
-        ModelNotFound, match=f"^block 1 at offset 15: needs model {model.model_id}, which is none"
+        ModelNotFound, match=f"^block 1 at offset 15: needs model {model.model_id}, which is neither"
     ):
         decompress(packed)
     with pytest.raises(
@@ -964,7 +964,7 @@ def test_commands_on_models(
     assert "no model is shipped" in capfd.readouterr().out
     monkeypatch.setattr(store, "SHIPPED", {5: Shipped("small", str(model_file), model.model_id)})
     assert run("model", "list") == 0
-    assert ["5", "small", model.model_id] == capfd.readouterr().out.splitlines()[1].split()[:3]
+    assert ["small", model.model_id, "recurrent"] == capfd.readouterr().out.splitlines()[1].split()[:3]
     assert run("model", "show", "small") == 0
     out = capfd.readouterr().out
     for part in (f"{model.model_id}, number 5", "300 tokens, width 24", "layers.0.in", "head"):

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 from conftest import make_vocabulary
 from integer_models import random_model
-from test_lm_codec import NOISE, TEXT, NeverSmaller, run, tiny_model, with_profiles
+from test_lm_codec import NOISE, TEXT, NeverSmaller, model_file, run, tiny_model, with_profiles  # noqa: F401
 from test_trace import HOW, KIB, MIXED, ROWS
 
 import lmcodec
@@ -38,7 +38,7 @@ from lmcodec.measure.trace import surprisal, trace
 
 
 @pytest.fixture(autouse=True)
-def _tiny(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _tiny(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv(store.MODEL_VARIABLE, str(model_file))
     for name in ("LMCODEC_LEVEL", "LMCODEC_ISA", "LMCODEC_CODER"):
         monkeypatch.delenv(name, raising=False)
@@ -125,7 +125,7 @@ def test_a_uniform_model_takes_log2_of_its_vocabulary(
     assert (trace(TEXT, model=path, streams=streams).lm_bits == 8).all()
 
 
-def test_a_model_without_profiles_is_measured_alone(tmp_path: Path, model_file: Path) -> None:
+def test_a_model_without_profiles_is_measured_alone(tmp_path: Path, model_file: Path) -> None:  # noqa: F811
     path = tmp_path / "bare.lmm"
     path.write_bytes(recurrent_file.pack(tiny_model()))
     found = bits_per_byte(TEXT, model=path)
@@ -344,7 +344,7 @@ def test_processes_are_the_same_package(
 
 
 def test_measure_agrees_with_compress_to_the_byte(
-    model_file: Path,
+    model_file: Path,  # noqa: F811
     tmp_path: Path,
     capfd: pytest.CaptureFixture[str],
 ) -> None:

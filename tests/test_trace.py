@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_lm_codec import NOISE, TEXT, NeverSmaller
+from test_lm_codec import NOISE, TEXT, NeverSmaller, model_file  # noqa: F401
 
 import lmcodec
 from lmcodec import _kernel, coder, engine
@@ -38,7 +38,7 @@ HOW: list[dict[str, Any]] = [
 
 
 @pytest.fixture(autouse=True)
-def _tiny(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def _tiny(model_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:  # noqa: F811
     monkeypatch.setenv(store.MODEL_VARIABLE, str(model_file))
 
 

@@ -41,7 +41,7 @@ from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent.file import inspect, pack, parse
 from lmcodec.lm.recurrent.model import SHAPE, IntegerModel, Layer, Linear
 from lmcodec.lm.recurrent.reference import compute_known_answer
-from lmcodec.lm.weight_coding import CodedTensors, decode_reference, encode_weights
+from lmcodec.lm.weight_coding import CodedTensors, decode_reference, encode_reference, encode_weights
 
 GOLDEN = Path(__file__).with_name("golden") / "model.lmm"
 GOLDEN_SHA256 = "1f464ade645b3583d3ee8fc3d4391240ada7845a4658dbe452e3a3e7130829e8"
@@ -153,6 +153,49 @@ def test_tensors_come_back(name: str) -> None:
     coded = encode_weights(tensors)
     assert [shape[:2] for shape in coded.shapes] == [w.shape for w in tensors]
     assert check_same_weights(coded) == [w.tobytes() for w in tensors]
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_the_kernel_encodes_what_numpy_does(name: str) -> None:
+    expected = encode_reference(TENSORS[name])
+    for n_thread in (1, 3):
+        found = encode_weights(TENSORS[name], n_thread)
+        for part in ("row_class", "column_class", "codes", "data"):
+            assert getattr(found, part).tobytes() == getattr(expected, part).tobytes()
+        assert (found.shapes, found.n_word) == (expected.shapes, expected.n_word)
+
+
+def test_large_tensors_are_fitted_by_some_of_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_coding, "_FITTED", 3000)
+    tensors = [*TENSORS["uneven"], TENSORS["around a block"][2]]
+    coded = encode_weights(tensors)
+    assert check_same_weights(coded) == [w.tobytes() for w in tensors]
+    assert sum(map(sum, coded.n_word)) * 16 < 0.87 * sum(map(order0_nbits, tensors))
+
+
+def test_the_encoder_refuses_what_it_cannot_code() -> None:
+    w = np.zeros((4, 5), np.int8)
+    certain = np.zeros((1, 128), np.uint16)
+    certain[0, 64] = 4096
+    row, column = np.zeros(4, np.int8), np.zeros(5, np.int8)
+    (chunk,) = _kernel.encode_weights(w, row, column, certain)
+    assert chunk == np.full(32, 1 << 16, "<u4").tobytes()
+    rare = w.copy()
+    rare[2, 2] = 1
+    for arguments in (
+        (rare, row, column, certain),
+        (np.full((4, 5), -65, np.int8), row, column, certain),
+        (w, row, column, certain * 2),
+        (w, row[1:], column, certain),
+        (w, row, column[1:], certain),
+        (w[:0], row[:0], column, certain),
+        (w, row + 64, column, certain),
+        (w, row, column, certain[:, :127].copy()),
+        (w, row, column, certain[:0]),
+        (w, row, column, np.repeat(certain, 17, axis=0)),
+    ):
+        with pytest.raises(ValueError, match=r"."):
+            _kernel.encode_weights(*arguments)
 
 
 def order0_nbits(w: np.ndarray) -> float:

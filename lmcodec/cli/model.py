@@ -6,6 +6,7 @@ Knows no kind of model: what it shows and checks comes from `lm/kinds.py`.
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +97,10 @@ def remove(model: str, yes: bool) -> None:
     if source.path not in folder.files():
         raise ConfigError(f"{model}: is not in {folder.shown()}; only what is there is removed")
     if not yes:
-        click.confirm(f"Remove {_visible(str(source.path))}?", abort=True)
+        if not sys.stdin.isatty():
+            raise ConfigError(f"{model}: there is nobody to ask; --yes removes it without asking")
+        if not click.confirm(f"Remove {_visible(str(source.path))}?"):
+            raise ConfigError(f"{model}: not removed")
     source.path.unlink()
     click.echo(f"removed {_visible(str(source.path))}")
 

@@ -200,7 +200,7 @@ def find(name_or_path: FilePath) -> Source:
     if path.exists():
         raise ModelNotFound(f"{asked}: not a model file; the shipped models are: {names}")
     raise ModelNotFound(
-        f"{asked}: neither a shipped model ({names}), a model in {folder.shown()}, nor a model file"
+        f"{asked}: neither a shipped model ({names}) nor one in {folder.shown()} nor a model file"
     )
 
 
