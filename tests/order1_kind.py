@@ -123,6 +123,7 @@ def open_container(opened: Container) -> ModelFile:
         content = opened.content
         check_members("header", content, (*container.COMMON, "kind", "n_token", "contexts", "words"))
         v = integer("n_token", content["n_token"], 256, MAX_TOKENS)
+        weight_coding.check_shapes([(v + 2, v)])
         sizes = opened.sizes(LIMITS)
         header = Header(
             kind=opened.kind,

@@ -27,7 +27,7 @@ from lmcodec.errors import (
     Truncated,
     Unsupported,
 )
-from lmcodec.lm import container, folder, kinds, sections, store
+from lmcodec.lm import container, folder, kinds, sections, store, weight_coding
 from lmcodec.lm.vocab import Vocabulary
 
 PREFIX = struct.Struct("<8sIIQ")
@@ -171,14 +171,35 @@ def test_the_limit_holds_before_a_file_is_read(toy: Path, packed: bytes) -> None
     ):
         store.load(store.find(toy), memory_limit=need - 1)
     assert store.load(store.find(toy), memory_limit=need).model_id == kinds.read_header(toy).model_id
-    # A file of 8 GiB, of which only some pages exist: it is not read.
+    # A file of 1 GiB, of which only some pages exist: it is not read.
     head = bytearray(packed)
-    head[16:24] = (8 << 30).to_bytes(8, "little")
+    head[16:24] = (1 << 30).to_bytes(8, "little")
     with open(toy, "wb") as file:
         file.write(head)
-        file.truncate(8 << 30)
-    with pytest.raises(LimitExceeded, match="reading it takes 8589934592 bytes"):
+        file.truncate(1 << 30)
+    with pytest.raises(LimitExceeded, match="reading it takes 1073741824 bytes"):
         store.load(store.find(toy), memory_limit=1 << 20)
+
+
+def test_bounds_of_all_kinds() -> None:
+    assert weight_coding.check_shapes([(1 << 17, 1 << 16)]) == 1 << 33
+    assert weight_coding.check_shapes([]) == 0
+    for shapes in (
+        [(1 << 17, 1 << 16), (1, 1)],
+        [(1 << 40, 1)],
+        [(1, (1 << 16) + 1)],
+        [(0, 1)],
+        [(1, 0)],
+        [(-1, -1)],
+    ):
+        with pytest.raises(Corrupt, match="weights"):
+            weight_coding.check_shapes(shapes)
+    # 2^47 weights that follow from nothing: there is no such memory.
+    n, k = 1 << 31, 1 << 16
+    classes, codes = np.zeros(1, np.int8), np.zeros((1, 128), np.uint8)
+    empty = weight_coding.CodedTensors([(n, k, 1)], classes, classes, codes, [], np.empty(0, np.uint8))
+    with pytest.raises(LimitExceeded, match="more memory than there is"):
+        weight_coding.decode_weights(empty)
 
 
 def test_large_vocabularies_come_back() -> None:

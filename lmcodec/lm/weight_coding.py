@@ -19,10 +19,11 @@ from itertools import accumulate
 
 import numpy as np
 
-from lmcodec.errors import Corrupt
+from lmcodec.errors import Corrupt, LimitExceeded
 from lmcodec.lm.container import integer
 
 MAX_WEIGHTS = 1 << 33  # of a model of any kind; a kind may allow fewer
+MAX_COLUMNS = 1 << 16  # of a tensor: |activation| <= 127 gives sums below 2^29
 LANES = 32  # rANS states of a chunk; weight i belongs to lane i % 32
 PRECISION = 12  # bits of a probability
 SYMBOLS = 128  # symbol s stands for weight s - 64
@@ -95,6 +96,22 @@ def parse_tables(
         n_word=list(n_word),
         data=np.frombuffer(words, np.uint8),
     )
+
+
+def check_shapes(shapes: Sequence[tuple[int, int]]) -> int:
+    """The number of weights of tensors of these rows and columns, within what any kind may have.
+
+    Raises:
+        Corrupt: a tensor is empty or has too many columns, or there are too many weights.
+    """
+    n_weight = 0
+    for n, k in shapes:
+        if n < 1 or not 1 <= k <= MAX_COLUMNS:
+            raise Corrupt(f"header: tensor of {n} x {k} weights, expected 1 to {MAX_COLUMNS} columns")
+        n_weight += n * k
+    if n_weight > MAX_WEIGHTS:
+        raise Corrupt(f"header declares {n_weight} weights, at most {MAX_WEIGHTS}")
+    return n_weight
 
 
 def parse_words(name: str, value: object, n_weight: int) -> list[int]:
@@ -221,7 +238,11 @@ def decode_weights(coded: CodedTensors, n_thread: int = 1, portable: bool | None
         return decode_reference(coded)
     if portable is None:
         portable = os.environ.get("LMCODEC_ISA") in _WITHOUT_AVX512
-    out = np.empty(sum(n * k for n, k, _ in coded.shapes), np.int8)
+    n_weight = sum(n * k for n, k, _ in coded.shapes)
+    try:
+        out = np.empty(n_weight, np.int8)
+    except MemoryError:
+        raise LimitExceeded(f"{n_weight} weights take more memory than there is") from None
     wrong = _kernel.decode_weights(
         coded.data,
         [words for tensor in coded.n_word for words in tensor],
