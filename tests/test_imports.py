@@ -59,26 +59,6 @@ def test_imports_point_downward() -> None:
     assert wrong == []
 
 
-def kinds_of_models() -> set[str]:
-    """The packages in lm/: one for each kind."""
-    return {path.parent.name for path in (PACKAGE / "lm").glob("*/__init__.py")}
-
-
-def test_a_kind_is_known_to_itself_alone() -> None:
-    """What else needs one goes through `lm/kinds.py`; the trainer makes recurrent networks and no others."""
-    assert "recurrent" in kinds_of_models()
-    wrong = []
-    for path, tree in modules():
-        inside = path.relative_to(PACKAGE).parts
-        for name in imported(tree):
-            # `from lmcodec.lm import recurrent` and `from lmcodec.lm.recurrent import ...`
-            for kind in kinds_of_models():
-                own = inside[:2] == ("lm", kind) or (kind == "recurrent" and inside[0] == "train")
-                if f"{name}.".startswith(f"lmcodec.lm.{kind}.") and not own:
-                    wrong.append(f"{'/'.join(inside)} imports {name}")
-    assert wrong == []
-
-
 def test_no_pickle_anywhere() -> None:
     banned = {"pickle", "marshal", "shelve", "dill", "joblib"}
     for path, tree in modules():
@@ -126,3 +106,23 @@ def test_the_trainer_needs_nothing_but_torch_and_numpy() -> None:
     blocked = ("click", "constriction", "lmcodec._kernel", "matplotlib", "tokenizers")
     block = "; ".join(f"sys.modules[{name!r}] = None" for name in blocked)
     loaded_by(f"{block}; import lmcodec.train.__main__, lmcodec.train.loop")
+
+
+def kinds_of_models() -> set[str]:
+    """The packages in lm/: one for each kind."""
+    return {path.parent.name for path in (PACKAGE / "lm").glob("*/__init__.py")}
+
+
+def test_a_kind_is_known_to_itself_alone() -> None:
+    """What else needs one goes through `lm/kinds.py`; the trainer makes recurrent networks and no others."""
+    assert "recurrent" in kinds_of_models()
+    wrong = []
+    for path, tree in modules():
+        inside = path.relative_to(PACKAGE).parts
+        for name in imported(tree):
+            # `from lmcodec.lm import recurrent` and `from lmcodec.lm.recurrent import ...`
+            for kind in kinds_of_models():
+                own = inside[:2] == ("lm", kind) or (kind == "recurrent" and inside[0] == "train")
+                if f"{name}.".startswith(f"lmcodec.lm.{kind}.") and not own:
+                    wrong.append(f"{'/'.join(inside)} imports {name}")
+    assert wrong == []

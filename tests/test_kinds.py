@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 import order1_kind
 import pytest
-from test_lm_codec import TEXT, run, vocabulary
+from test_lm_codec import TEXT, run, tiny_model, vocabulary
 
 from lmcodec.codec import compress, decompress, frame_info
+from lmcodec.engine import LmEngine
 from lmcodec.errors import (
     ConfigError,
     Corrupt,
@@ -28,6 +29,7 @@ from lmcodec.errors import (
     Unsupported,
 )
 from lmcodec.lm import container, folder, kinds, sections, store, weight_coding
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.vocab import Vocabulary
 
 PREFIX = struct.Struct("<8sIIQ")
@@ -82,6 +84,22 @@ def test_executors_of_a_kind(toy: Path) -> None:
     assert model.segment(TEXT).tolist() == vocabulary().segment(TEXT).tolist()
     with pytest.raises(ConfigError, match="executor 'torch'"):
         store.load(store.find(toy), executor="torch")
+
+
+@pytest.mark.parametrize("executor", ["reference", "torch"])
+def test_executors_of_the_recurrent_kind_write_the_same_frames(executor: str, tmp_path: Path) -> None:
+    if executor == "torch":
+        pytest.importorskip("torch")
+    path = tmp_path / "tiny.lmm"
+    path.write_bytes(recurrent_file.pack(tiny_model()))
+    source = store.find(path)
+    expected = LmEngine(store.load(source), None, streams=2).encode(TEXT[:500])
+    other = store.load(source, executor=executor)
+    assert other.isa == executor
+    assert LmEngine(other, None, streams=2).encode(TEXT[:500]) == expected
+    assert LmEngine(other, None, streams=2).decode(expected, 500) == TEXT[:500]
+    with pytest.raises(ConfigError, match="executor 'abacus'"):
+        store.load(source, executor="abacus")
 
 
 def test_unknown_kinds_are_refused_by_name(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
