@@ -72,17 +72,17 @@ class Loaded(kinds.LoadedModel):
         return self._vocabulary
 
     def network(self) -> tuple[_kernel.LanguageModel, str]:
-        return external(self.executor("reference")), "numpy"
+        return external(self.outside("numpy")), "numpy"
 
-    def executor(self, name: str, device: str = "cpu") -> LanguageModel:
-        if name != "reference":
-            raise ConfigError(f"executor {name!r}: an order-1 model has reference")
+    def outside(self, executor: str) -> LanguageModel:
+        if executor != "numpy":
+            raise ConfigError(f"executor {executor!r}: an order-1 model has numpy")
         if known_answer(self._table) != self.known:
             raise Corrupt("another answer than the file's")
         return Order1(self._vocabulary, self._table)
 
     def checks(self) -> list[tuple[str, Callable[[], None]]]:
-        return [("definition", lambda: void(self.executor("reference")))]
+        return [("definition", lambda: void(self.outside("numpy")))]
 
 
 def void(_: object) -> None:

@@ -87,6 +87,19 @@ class Header(ABC):
         """What the model takes in memory at most, while it is loaded too; without vocabulary and profiles."""
 
     @property
+    def outside_memory_nbytes(self) -> int:
+        """As `memory_nbytes` where another executor computes: float32 in torch, int32 while NumPy multiplies.
+
+        On a GPU it is counted as if it were in memory.
+        """
+        return self.memory_nbytes + 4 * self.n_weight
+
+    @property
+    def outside_block_nbytes(self) -> int:
+        """What computing outside the kernel takes for each block at work, beside what the kernel counts."""
+        return 256 * 48 * self.n_token
+
+    @property
     @abstractmethod
     def stream_nbytes(self) -> int:
         """What a session takes for each stream at most: state or cache, logits, frequencies."""
@@ -179,15 +192,14 @@ class LoadedModel(ABC):
         """
 
     @abstractmethod
-    def executor(self, name: str, device: str = "cpu") -> LanguageModel:
-        """The model outside the kernel, proved by the known answer.
+    def outside(self, executor: str) -> LanguageModel:
+        """The model as an executor other than the kernel computes it, proved by the known answer.
 
         Args:
-            name: "reference" or "torch".
-            device: of torch: "cpu", "cuda" or "cuda:n".
+            executor: of `lm.executor.EXECUTORS`, but the kernel.
 
         Raises:
-            ConfigError: there is no such executor or device.
+            ConfigError: the kind has no such executor, or torch finds no such device.
             Corrupt: it gives another answer.
         """
 
@@ -222,12 +234,15 @@ def torch_devices() -> list[str]:
     return ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 
 
-def open_file(path: str | os.PathLike[str], memory_limit: int | None = None) -> ModelFile:
+def open_file(
+    path: str | os.PathLike[str], memory_limit: int | None = None, outside: bool = False
+) -> ModelFile:
     """The model file at `path`, its digest and header checked.
 
     Args:
         path: of the file.
         memory_limit: bytes; a model that takes more, as its header says, is not read to its end.
+        outside: what counts is what it takes where another executor than the kernel computes.
 
     Raises:
         ModelNotFound: there is no such file, or it cannot be read.
@@ -237,7 +252,8 @@ def open_file(path: str | os.PathLike[str], memory_limit: int | None = None) -> 
     from lmcodec.lm import container
 
     def admit(opened: Container) -> None:
-        need = _open(opened).header.memory_nbytes
+        header = _open(opened).header
+        need = header.outside_memory_nbytes if outside else header.memory_nbytes
         if memory_limit is not None and need > memory_limit:
             raise LimitExceeded(
                 f"loading model {opened.model_id} takes at least {need} bytes of memory, the limit is "

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported, clear_frames
 from lmcodec.lm import folder
+from lmcodec.lm.executor import KERNEL, require
 
 if TYPE_CHECKING:
     import numpy as np
@@ -87,11 +88,14 @@ class Model:
         header: what its file says of it.
         vocabulary: what it predicts.
         segment: makes (m,) uint32 tokens of bytes: some tokens that spell them.
-        isa: the instruction set that its products use; of a model outside the kernel its executor.
-        network: as the kernel's loop of blocks takes it.
+        isa: the instruction set that its products use; where they are computed outside the kernel, that of
+            the sums of frequencies.
+        network: laid out in the kernel, or what calls the executor.
         coding: the network and the trie of its vocabulary, in the kernel.
         profiles: of the context models beside it; a block of method lm+cm names the first of them 1.
         nbytes: that it takes in memory, at most, while it is loaded too.
+        executor: what computes its steps, of `lm.executor.EXECUTORS`.
+        session_nbytes: that computing them takes for each block at work, beside what the kernel counts.
     """
 
     path: Path
@@ -105,6 +109,13 @@ class Model:
     coding: _kernel.TokenCoding = field(repr=False)
     profiles: tuple[Profile, ...] = field(repr=False)
     nbytes: int
+    executor: str = KERNEL
+    session_nbytes: int = 0
+
+    @property
+    def uses_helper(self) -> bool:
+        """Whether a second thread can help with a block: with steps that the kernel computes."""
+        return self.executor == KERNEL
 
     @property
     def kind(self) -> str:
@@ -204,7 +215,12 @@ def find(name_or_path: FilePath) -> Source:
     )
 
 
-def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit: int | None = None) -> Model:
+def for_frame(
+    model_id: int | bytes,
+    given: FilePath | None = None,
+    memory_limit: int | None = None,
+    executor: str = KERNEL,
+) -> Model:
     """The model that a frame's header names.
 
     Args:
@@ -212,6 +228,7 @@ def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit
         given: where it is if it is not a shipped one; by default what LMCODEC_MODEL names. The models folder
             is searched, too.
         memory_limit: bytes; a model that takes more is not loaded.
+        executor: see `load`.
 
     Raises:
         ModelNotFound: it is neither shipped, given nor in the models folder.
@@ -221,13 +238,13 @@ def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit
     wanted = None if isinstance(model_id, int) else model_id.hex()
     if isinstance(model_id, int):
         if model_id in SHIPPED:
-            return load(_shipped(model_id), memory_limit)
+            return load(_shipped(model_id), memory_limit, executor)
         if model_id in RETIRED:
             wanted = RETIRED[model_id].model_id
     else:
         for number, shipped in SHIPPED.items():
             if shipped.model_id == wanted:
-                return load(_shipped(number), memory_limit)
+                return load(_shipped(number), memory_limit, executor)
     asked = given if given is not None else os.environ.get(MODEL_VARIABLE)
     offered = ""
     if asked:
@@ -235,7 +252,7 @@ def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit
             source = find(asked)
             found = source.model_id or _header_id(source.path)
             if found == wanted:
-                return load(source, memory_limit)
+                return load(source, memory_limit, executor)
         except LimitExceeded:
             raise
         except LmcodecError as error:
@@ -248,7 +265,7 @@ def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit
         failure: LmcodecError | None = None
         for file in folder.with_id(wanted):
             try:
-                return load(Source(file), memory_limit)
+                return load(Source(file), memory_limit, executor)
             except LimitExceeded:
                 raise
             except LmcodecError as error:
@@ -294,16 +311,13 @@ _lock = threading.Lock()
 _loaded: dict[tuple[object, ...], Model] = {}
 
 
-def load(
-    source: Source, memory_limit: int | None = None, executor: str = "kernel", device: str = "cpu"
-) -> Model:
+def load(source: Source, memory_limit: int | None = None, executor: str = KERNEL) -> Model:
     """The model, from memory if it was loaded before and its file has not changed. Thread-safe.
 
     Args:
         source: where it is.
         memory_limit: bytes that loading it may take.
-        executor: "kernel"; "reference" and "torch" compute the same outside the kernel.
-        device: of torch: "cpu", "cuda" or "cuda:n".
+        executor: what is to compute its steps, of `lm.executor.EXECUTORS`.
 
     Raises:
         ModelNotFound: its file cannot be read.
@@ -317,14 +331,14 @@ def load(
         status = source.path.stat()
     except OSError as error:
         raise ModelNotFound(f"{source.path}: cannot be read: {error.strerror}") from None
-    key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA"), executor, device
+    key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA"), executor
     with _lock:
         model = _loaded.pop(key, None)
         if model is None:
             while len(_loaded) >= _KEPT:
                 del _loaded[next(iter(_loaded))]
             try:
-                model = _load(source, memory_limit, executor, device)
+                model = _load(source, memory_limit, executor)
             except BaseException as error:
                 clear_frames(error)  # which would keep the file's content
                 raise
@@ -378,11 +392,12 @@ class _Profiles:
         return tuple(self._profiles)
 
 
-def _load(source: Source, memory_limit: int | None, executor: str, device: str) -> Model:
+def _load(source: Source, memory_limit: int | None, executor: str) -> Model:
+    require(executor)
     from lmcodec import _kernel
     from lmcodec.lm import kinds, tables
 
-    opened = kinds.open_file(source.path, memory_limit)
+    opened = kinds.open_file(source.path, memory_limit, outside=executor != KERNEL)
     header = opened.header
     profiles = _Profiles(opened)
     try:
@@ -395,12 +410,14 @@ def _load(source: Source, memory_limit: int | None, executor: str, device: str) 
             f"{source.path}: is model {loaded.model_id}, model {source.number} of this version is "
             f"{source.model_id}; reinstall lmcodec"
         )
-    network, isa = _network(loaded, executor, device)
+    network, isa = _network(loaded, executor)
     vocabulary = loaded.vocabulary
     strings, offsets = vocabulary.flat()
     coding = _kernel.TokenCoding(network, strings, offsets, tables.log2())
     found = profiles.result()
-    nbytes = header.memory_nbytes + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
+    own_nbytes = header.memory_nbytes if executor == KERNEL else header.outside_memory_nbytes
+    nbytes = own_nbytes + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
+    session_nbytes = 0 if executor == KERNEL else header.outside_block_nbytes
     return Model(
         source.path,
         source.number,
@@ -413,16 +430,20 @@ def _load(source: Source, memory_limit: int | None, executor: str, device: str) 
         coding,
         found,
         nbytes,
+        executor,
+        session_nbytes,
     )
 
 
 _NODE_NBYTES = 64  # of a vocabulary's two tries, for each byte of its strings
 
 
-def _network(loaded: LoadedModel, executor: str, device: str) -> tuple[_kernel.LanguageModel, str]:
-    """The model as the kernel's loop takes it, and the name of what computes it."""
-    if executor == "kernel":
+def _network(loaded: LoadedModel, executor: str) -> tuple[_kernel.LanguageModel, str]:
+    """The model as the kernel's loop takes it, proved, and the name of the instruction set."""
+    if executor == KERNEL:
         return loaded.network()
+    from lmcodec.lm import isa
     from lmcodec.lm.interface import external
 
-    return external(loaded.executor(executor, device)), executor
+    chosen = isa.usable()
+    return external(loaded.outside(executor), chosen), chosen

@@ -83,6 +83,13 @@ class Header(kinds.Header):
         return 2 * self.n_weight
 
     @property
+    def outside_block_nbytes(self) -> int:
+        """As `kinds.Header.outside_block_nbytes`."""
+        from lmcodec.lm.recurrent.executors import outside_nbytes
+
+        return outside_nbytes(self.config)
+
+    @property
     def stream_nbytes(self) -> int:
         """As `kinds.Header.stream_nbytes`."""
         return _STREAM_NBYTES
@@ -145,9 +152,9 @@ class LoadedModel(kinds.LoadedModel):
         """As `kinds.LoadedModel.network`; it warns where the best instruction set answers wrongly."""
         from lmcodec import _kernel
         from lmcodec.lm import isa as environment
-        from lmcodec.lm.recurrent.native import NativeNetwork, chosen_isa
+        from lmcodec.lm.recurrent.native import NativeNetwork
 
-        chosen = chosen_isa(None if environment.is_usable() else _kernel.network_isas()[0])
+        chosen = environment.usable()
         failure: LmcodecError | None = None
         for isa in [chosen, *(other for other in _kernel.network_isas() if other != chosen)]:
             network = NativeNetwork(self.model, isa)
@@ -162,16 +169,11 @@ class LoadedModel(kinds.LoadedModel):
         assert failure is not None
         raise failure
 
-    def executor(self, name: str, device: str = "cpu") -> LanguageModel:
-        """As `kinds.LoadedModel.executor`."""
+    def outside(self, executor: str) -> LanguageModel:
+        """As `kinds.LoadedModel.outside`."""
         from lmcodec.lm.recurrent import executors
 
-        if name == "reference":
-            self._check_definition()
-            return executors.Reference(self.model)
-        if name == "torch":
-            return executors.Torch(self.model, device, self.known)
-        raise ConfigError(f"executor {name!r}: a recurrent model has reference and torch")
+        return executors.outside(self.model, executor, self.known)
 
     def checks(self) -> list[tuple[str, Callable[[], None]]]:
         """As `kinds.LoadedModel.checks`."""
@@ -182,7 +184,9 @@ class LoadedModel(kinds.LoadedModel):
             NativeNetwork(self.model, isa).self_test(self.known)
 
         def torch(device: str) -> None:
-            self.executor("torch", device)
+            from lmcodec.lm.recurrent import executors
+
+            executors.Torch(self.model, device, self.known)
 
         found = [("definition", self._check_definition)]
         found += [(f"kernel, {isa}", partial(native, isa)) for isa in _kernel.network_isas()]
