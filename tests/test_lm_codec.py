@@ -22,7 +22,9 @@ from integer_models import random_model
 import lmcodec
 from lmcodec import _kernel, codec, engine, frame, profile
 from lmcodec.cli.main import main
-from lmcodec.codec import Compressor, Decompressor, compress, decompress, frame_info, lm_streams
+from lmcodec.codec import Compressor, Decompressor, compress, decompress, frame_info, levels, lm_streams
+from lmcodec.codec.pipeline import Seat
+from lmcodec.codec.spec import EngineSpec
 from lmcodec.engine import LmEngine, lm_memory_nbytes
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
 from lmcodec.frame import Block, FrameHeader, Method
@@ -292,7 +294,7 @@ def test_solid_blocks_continue_with_what_the_first_chose(model_file: Path) -> No
     info = frame_info(compress(TEXT, model=model_file, block_size=KIB, solid=True))
     blocks = info.blocks or ()
     assert [b.continues for b in blocks] == [False] + [True] * (len(blocks) - 1)
-    assert {b.coder for b in blocks} == {(Method.LM_CM, 2, 1, 1, 0)}
+    assert {b.engine for b in blocks} == {(Method.LM_CM, 2, 1, 1, 0)}
     apart = compress(TEXT, model=model_file, block_size=KIB)
     assert sum(b.payload_nbytes for b in blocks) < sum(
         b.payload_nbytes for b in frame_info(apart).blocks or ()
@@ -348,7 +350,7 @@ def test_levels_choose_profiles_and_streams(model: Model) -> None:
         assert {c.enlarge for c in key} == {max(level - 6, 0)}
         assert (key[-1].model is None) == (level < 3)
     (alone,) = Compressor(9, model=model.path, method="lm")._key(4 << 20)
-    assert alone == codec._Coder(Method.LM, 0, 1, 1, model)
+    assert alone == EngineSpec(Method.LM, 0, 1, 1, model)
 
 
 @pytest.mark.parametrize(
@@ -433,9 +435,9 @@ def test_large_blocks_are_decided_on_samples_where_these_are_clear(
     model_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(codec, "SAMPLED_NBYTES", 4000)
-    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 100)
-    monkeypatch.setattr(codec, "SAMPLES", 5)
+    monkeypatch.setattr(levels, "SAMPLED_NBYTES", 4000)
+    monkeypatch.setattr(levels, "SAMPLE_NBYTES", 100)
+    monkeypatch.setattr(levels, "SAMPLES", 5)
     data = random.Random(nbytes).randbytes(nbytes)
     cm, lm = Fixed(cm_share), Fixed(lm_share)
     monkeypatch.setattr(engine, "Engine", cm)
@@ -456,9 +458,9 @@ def test_large_blocks_give_context_models_longer(
     nbytes: int, lm_share: float, n_trial: int, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sample's 1.3 is clear only up to LARGE_NBYTES, 1.37 above, too."""
-    monkeypatch.setattr(codec, "SAMPLED_NBYTES", 4000)
-    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 1000)
-    monkeypatch.setattr(codec, "LARGE_NBYTES", 5000)
+    monkeypatch.setattr(levels, "SAMPLED_NBYTES", 4000)
+    monkeypatch.setattr(levels, "SAMPLE_NBYTES", 1000)
+    monkeypatch.setattr(levels, "LARGE_NBYTES", 5000)
     cm, lm = Fixed(0.5), Fixed(lm_share)
     monkeypatch.setattr(engine, "Engine", cm)
     monkeypatch.setattr(engine, "LmEngine", lm)
@@ -494,12 +496,12 @@ def test_records_have_fewer_streams(
     first, second = frame_info(packed).blocks or ()
     assert (first.method, first.streams, first.groups) == (Method.LM_CM, streams, groups)
     assert second.continues
-    assert second.coder == first.coder
+    assert second.engine == first.engine
 
 
 def test_a_seat_keeps_one_engine_of_a_method(model_file: Path) -> None:
     cm, lm = Compressor(6, model=model_file)._key(512 * KIB)
-    seat = codec._Seat((cm, lm))
+    seat = Seat((cm, lm))
     assert lm.thinned() != lm
     for coder in (cm, lm, lm.thinned(), lm.thinned(), cm, lm):
         made = seat.engine(coder, False)

@@ -149,9 +149,9 @@ class Replay:
         header = block.header
         if header.method == Method.STORED:
             self._engine = self._coder = None
-        elif self._engine is None or header.coder != self._coder:
+        elif self._engine is None or header.engine != self._coder:
             assert not header.continues
-            self._coder = header.coder
+            self._coder = header.engine
             if header.method == Method.CM:
                 self._engine = Engine(header.profile, header.streams, header.groups, header.enlarge)
             else:
