@@ -69,8 +69,8 @@ def test_blocks_that_are_left_or_damaged(model: Model, shape: tuple[int, int]) -
 
     def begin_decode(engine: LmEngine = engine) -> None:
         out, words = np.zeros(len(TEXT), np.uint8), np.frombuffer(payload, np.uint8)
-        engine._coder.begin_decode(out, words, True)
-        assert engine._coder.decode(1000)
+        engine._loop.begin_decode(out, words, True)
+        assert engine._loop.decode(1000)
 
     for begin in (partial(engine._begin_encode, TEXT), begin_decode):
         engine.reset()

@@ -23,6 +23,10 @@ RANK = {
     "cli": 6,
     "": 7,
 }
+# The same within the codec.
+ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | dict.fromkeys(
+    ["compressor", "decompressor", "survey"], 3
+)
 
 
 def modules() -> list[tuple[Path, ast.Module]]:
@@ -54,6 +58,19 @@ def test_imports_point_downward() -> None:
         for name in imported(tree):
             if name.split(".")[0] == "lmcodec" and part(name) and RANK[part(name)] > RANK[own]:
                 wrong.append(f"{path.name} imports {name}")
+    assert wrong == []
+
+
+def test_imports_of_the_codecs_rooms_point_downward() -> None:
+    """One of another of the same rank is an import of a room beside."""
+    wrong = []
+    folder = PACKAGE / "codec"
+    assert {path.stem for path in folder.glob("*.py")} == {*ROOM_RANK, "__init__"}
+    for room, rank in ROOM_RANK.items():
+        for name in imported(ast.parse((folder / f"{room}.py").read_text(encoding="utf-8"))):
+            parts = name.split(".")
+            if parts[:2] == ["lmcodec", "codec"] and (len(parts) < 3 or ROOM_RANK[parts[2]] >= rank):
+                wrong.append(f"{room} imports {name}")
     assert wrong == []
 
 

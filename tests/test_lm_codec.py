@@ -608,7 +608,7 @@ def test_alone_is_what_the_network_says(model: Model) -> None:
     assert abs(len(continued) - len(payload)) < 20
     assert LmEngine(model, None).decode(payload, len(TEXT)) == TEXT
     with pytest.raises(ValueError, match="learns nothing"):
-        _ = again._coder.learned
+        _ = again._loop.learned
 
 
 # Which model

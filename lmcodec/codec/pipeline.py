@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmcodec import ending
 from lmcodec.codec.arguments import available_cpus
-from lmcodec.codec.spec import EngineSpec, Key, make_engine
+from lmcodec.codec.spec import EngineSpec, Key, MakeEngine, make_engine
 from lmcodec.errors import LimitExceeded, LmcodecError
 from lmcodec.frame import Block
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from lmcodec import _kernel
-    from lmcodec.codec.spec import MakeEngine
     from lmcodec.engine import Engine, LmEngine
 
 # A block of a chain that is as small is coded at once: a thread would take longer to start.
@@ -512,6 +511,10 @@ class Reusable:
     def usable(self) -> bool:
         """False after an exception."""
         return self._failure is None
+
+    def make_engines_by(self, make: MakeEngine) -> None:
+        """Have all further engines made by `make`, in place of `spec.make_engine`: for measurements."""
+        self._pipeline.make_engine = make
 
     def unusable_if_this_fails(self) -> UnusableAfterError:
         return UnusableAfterError(self)

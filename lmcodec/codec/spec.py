@@ -14,7 +14,7 @@ from lmcodec.lm.store import Model
 if TYPE_CHECKING:
     from lmcodec.engine import Engine, LmEngine
 
-    MakeEngine = Callable[["EngineSpec"], Engine | LmEngine]
+MakeEngine = Callable[["EngineSpec"], "Engine | LmEngine"]
 
 # With a language model, a block of as many streams has two groups: while the network steps one, the other is
 # coded. Fewer streams a group would waste more of the products than that gains.

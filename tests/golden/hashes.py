@@ -194,7 +194,7 @@ def used() -> dict[str, str]:
     from lmcodec import engine
     from lmcodec.lm import store
 
-    return {"network": store.load(store.find(MODEL)).isa, "mixer": engine.Engine(1)._coder.isa}
+    return {"network": store.load(store.find(MODEL)).isa, "mixer": engine.Engine(1)._loop.isa}
 
 
 def compute() -> dict[str, dict[str, str]]:
