@@ -336,7 +336,12 @@ def lm_memory_nbytes(
     Raises:
       Unsupported: the model has no such profile.
     """
-    network = model.nbytes + _LM_TOKEN_NBYTES * len(model.vocabulary) + _LM_STREAM_NBYTES * streams
+    network = (
+        model.nbytes
+        + model.session_nbytes
+        + _LM_TOKEN_NBYTES * len(model.vocabulary)
+        + _LM_STREAM_NBYTES * streams
+    )
     network += _LM_BUFFER_NBYTES + (_LM_ENCODE_NBYTES * block_nbytes if encoding else 0)
     if profile is None:
         return network + _LM_ALONE_BLOCK_NBYTES * block_nbytes

@@ -26,6 +26,7 @@ from lmcodec.codec.spec import Chain, EngineSpec, Key, lm_groups
 from lmcodec.errors import ModelNotFound
 from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
 from lmcodec.lm import store
+from lmcodec.lm.executor import KERNEL, checked, require
 from lmcodec.lm.store import FilePath, Model
 
 # A flush ends a block. Where that is small, the blocks after it continue it, so that nothing of what was
@@ -58,12 +59,14 @@ class Compressor(Reusable):
         method: `auto` for the one that makes a block smallest of those that the level has; or the only one to
             use: `cm` (context models), `lm+cm` (a language model beside them), `lm` (a language model alone)
             or `stored`. What it does not make smaller is stored.
+        executor: what computes the language model: `kernel`, `numpy` (the definition, very slow), `torch` on
+            the CPU or `torch-cuda`. The frame does not depend on it.
 
     Raises:
-        TypeError, ValueError: if an argument is out of range, or a model is given for, or a method asks for
-            one of, a level or method that uses none.
+        TypeError, ValueError: if an argument is out of range, or a model or an executor is given for, or a
+            method asks for one of, a level or method that uses no model.
         ModelNotFound: if there is no such model.
-        ConfigError: if LMCODEC_ISA names no instruction set of this machine.
+        ConfigError: if LMCODEC_ISA names no instruction set of this machine, or the executor cannot run here.
     """
 
     CONTINUE = 0
@@ -82,6 +85,7 @@ class Compressor(Reusable):
         groups: int | None = None,
         model: FilePath | None = None,
         method: str = AUTO,
+        executor: str = KERNEL,
     ) -> None:
         if os.environ.get("LMCODEC_ISA"):
             from lmcodec.lm import isa
@@ -95,6 +99,11 @@ class Compressor(Reusable):
         if model is not None and not uses_model:
             which = f"method {method}" if self._plan.models else f"level {as_int(level)}"
             raise ValueError(f"{which} uses no language model: model makes no sense with it")
+        self._executor = checked(executor)
+        if executor != KERNEL and not uses_model:
+            which = f"method {method}" if self._plan.models else f"level {as_int(level)}"
+            raise ValueError(f"{which} uses no language model: executor {executor} has nothing to compute")
+        require(executor)
         self._source = store.default(model, self._plan.models) if uses_model else None
         if self._source is None and (self._method or Method.END) >= Method.LM_CM:
             raise ModelNotFound(f"method {method} needs a language model, and none is shipped or given")
@@ -216,7 +225,7 @@ class Compressor(Reusable):
 
     @property
     def _model(self) -> Model | None:
-        return None if self._source is None else store.load(self._source)
+        return None if self._source is None else store.load(self._source, executor=self._executor)
 
     def _header(self, several: bool, needs_model: bool = False) -> FrameWalk:
         """Write the header of a frame that has one block or several, unless it is there."""
@@ -260,7 +269,7 @@ class Compressor(Reusable):
         chained = self._solid or self._chain is not None
         tables_nbytes = self._tables_nbytes(len(data)) if flushed else 0
         nbytes = sum(c.memory_nbytes(len(data), chained, True, tables_nbytes) for c in key)
-        while not self._pipeline.room(nbytes, has_model=any(spec.model for spec in key)):
+        while not self._pipeline.room(nbytes, uses_helper=any(spec.uses_helper for spec in key)):
             self._take()
         previous = self._continued(len(data), key)
         if previous is not None:
@@ -353,6 +362,7 @@ def compress(
     groups: int | None = None,
     model: FilePath | None = None,
     method: str = AUTO,
+    executor: str = KERNEL,
 ) -> bytes:
     """Compress `data` (any buffer) to one frame.
 
@@ -373,5 +383,6 @@ def compress(
             groups=groups,
             model=model,
             method=method,
+            executor=executor,
         )
         return compressor.compress(view, Compressor.FLUSH_FRAME)

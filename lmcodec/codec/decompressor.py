@@ -15,6 +15,7 @@ from lmcodec.codec.spec import EngineSpec
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated
 from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
 from lmcodec.lm import store
+from lmcodec.lm.executor import KERNEL, checked, require
 from lmcodec.lm.store import FilePath, Model
 
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
@@ -65,9 +66,11 @@ class Decompressor(Reusable):
             Two share a block with a language model.
         model: a model file, or a shipped model's name, for a frame whose model is not a shipped one; by
             default what LMCODEC_MODEL names. A frame that needs another model is refused.
+        executor: what computes language models, as for `Compressor`; any gives back any frame.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
+        ConfigError: if the executor cannot run here.
     """
 
     def __init__(
@@ -79,8 +82,11 @@ class Decompressor(Reusable):
         max_cpu_seconds: float | None = None,
         threads: int | None = None,
         model: FilePath | None = None,
+        executor: str = KERNEL,
     ) -> None:
         self._given_model = model
+        self._executor = checked(executor)
+        require(executor)
         self._model: Model | None = None  # once a block needed it
         self._max_output = optional("max_output", max_output, 0)
         self._memory_limit = optional("memory_limit", memory_limit, 0)
@@ -288,7 +294,9 @@ class Decompressor(Reusable):
         if block.method >= Method.LM_CM and self._model is None:
             assert self._walk is not None
             assert self._walk.header.model_id is not None
-            self._model = store.for_frame(self._walk.header.model_id, self._given_model, self._memory_limit)
+            self._model = store.for_frame(
+                self._walk.header.model_id, self._given_model, self._memory_limit, self._executor
+            )
         model = self._model if block.method >= Method.LM_CM else None
         return EngineSpec(block.method, block.profile, block.streams, block.groups, model, block.enlarge)
 
@@ -303,12 +311,11 @@ class Decompressor(Reusable):
         block, walk = self._block, self._walk
         assert block is not None
         assert walk is not None
-        need = self._need(block)
-        if not self._pipeline.room(need, block.continues, block.method >= Method.LM_CM):
+        need, spec = self._need(block), self._spec(block)
+        if not self._pipeline.room(need, block.continues, spec is not None and spec.uses_helper):
             return False
         payload = bytes(memoryview(self._input)[block.header_nbytes : block.nbytes])
         where = f"block {walk.n_block} at offset {self._offset}"
-        spec = self._spec(block)
         key = None if spec is None else (spec,)
         self._consume(block.nbytes, is_block=True)
         self._block = None
@@ -354,8 +361,8 @@ class FrameReader:
         read: called with a number of bytes, returns that many or fewer (any buffer), b"" at the end.
         ready: whether `read` returns without waiting for somebody to write. Where it does not, every block
             that is all there is given out before; where it does, blocks are read ahead. None: it always does.
-        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model: as for `Decompressor`, but for
-            all frames together.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor: as for `Decompressor`,
+            but for all frames together.
     """
 
     def __init__(
@@ -369,6 +376,7 @@ class FrameReader:
         max_cpu_seconds: float | None = None,
         threads: int | None = None,
         model: FilePath | None = None,
+        executor: str = KERNEL,
     ) -> None:
         self._read, self._ready = read, ready
         self._limits: dict[str, Any] = {
@@ -378,6 +386,7 @@ class FrameReader:
             "max_cpu_seconds": max_cpu_seconds,
             "threads": threads,
             "model": model,
+            "executor": executor,
         }
         self._frame = self._open(0, 0)
         self._fresh = True  # not a byte of the frame has been read
@@ -506,6 +515,7 @@ def decompress(
     max_ratio: float | None = None,
     max_cpu_seconds: float | None = None,
     model: FilePath | None = None,
+    executor: str = KERNEL,
 ) -> bytes:
     """Decompress `data` (any buffer): one frame, or several one after another.
 
@@ -532,6 +542,7 @@ def decompress(
             max_cpu_seconds=max_cpu_seconds,
             threads=threads,
             model=model,
+            executor=executor,
         )
         try:
             return reader.read()

@@ -396,16 +396,18 @@ class Pipeline:
         most = max([nbytes, 1, *(job.nbytes for job in self._jobs)])
         return max(1, min(self._ahead, self._budget // most))
 
-    def room(self, nbytes: int, continues: bool = False, has_model: bool = False) -> bool:
+    def room(self, nbytes: int, continues: bool = False, uses_helper: bool = False) -> bool:
         """Whether a block that needs `nbytes` may start; one that continues another waits for its end.
 
-        A block with a language model has work for two threads: two such blocks on two threads would be no
+        A block that uses a helper has work for two threads: two such blocks on two threads would be no
         faster, and take twice the memory.
         """
         if not self._jobs:
             return True
         return (
-            not continues and not (has_model and self.threads == 2) and len(self._jobs) < self._limit(nbytes)
+            not continues
+            and not (uses_helper and self.threads == 2)
+            and len(self._jobs) < self._limit(nbytes)
         )
 
     @property

@@ -43,6 +43,11 @@ class EngineSpec(NamedTuple):
     enlarge: int = 0
     may_thin: bool = False
 
+    @property
+    def uses_helper(self) -> bool:
+        """Whether a second thread can help with a block."""
+        return self.model is not None and self.model.uses_helper
+
     def thinned(self) -> EngineSpec:
         """With a quarter of the streams, where their number is the codec's choice."""
         if not self.may_thin:

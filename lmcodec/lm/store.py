@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported, clear_frames
+from lmcodec.lm.executor import KERNEL, require
 
 if TYPE_CHECKING:
     from lmcodec import _kernel
@@ -83,11 +84,14 @@ class Model:
         model_id: 16 hexadecimal digits.
         config: the network's shape.
         vocabulary: what it predicts.
-        isa: the instruction set that its products use.
-        network: laid out in the kernel.
+        isa: the instruction set that its products use; where they are computed outside the kernel, that of
+            the sums of frequencies.
+        network: laid out in the kernel, or what calls the executor.
         coding: the network and the trie of its vocabulary, in the kernel.
         profiles: of the context models beside it; a block of method lm+cm names the first of them 1.
         nbytes: that it takes in memory, at most, while it is loaded too.
+        executor: what computes its steps, of `lm.executor.EXECUTORS`.
+        session_nbytes: that computing them takes for each block at work, beside what the kernel counts.
     """
 
     path: Path
@@ -96,10 +100,17 @@ class Model:
     config: NetConfig
     vocabulary: Vocabulary
     isa: str
-    network: _kernel.RecurrentModel = field(repr=False)
+    network: _kernel.LanguageModel = field(repr=False)
     coding: _kernel.TokenCoding = field(repr=False)
     profiles: tuple[Profile, ...] = field(repr=False)
     nbytes: int
+    executor: str = KERNEL
+    session_nbytes: int = 0
+
+    @property
+    def uses_helper(self) -> bool:
+        """Whether a second thread can help with a block: with steps that the kernel computes."""
+        return self.executor == KERNEL
 
     @property
     def frame_id(self) -> int | bytes:
@@ -165,13 +176,19 @@ def find(name_or_path: FilePath) -> Source:
     raise ModelNotFound(f"{asked}: neither a shipped model ({names}) nor a model file")
 
 
-def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit: int | None = None) -> Model:
+def for_frame(
+    model_id: int | bytes,
+    given: FilePath | None = None,
+    memory_limit: int | None = None,
+    executor: str = KERNEL,
+) -> Model:
     """The model that a frame's header names.
 
     Args:
         model_id: a shipped model's number, or 8 bytes.
         given: the model to take if it is not a shipped one; by default what LMCODEC_MODEL names.
         memory_limit: bytes; a model that takes more is not loaded.
+        executor: see `load`.
 
     Raises:
         ModelNotFound: it is neither shipped nor given.
@@ -181,18 +198,18 @@ def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit
     wanted = None if isinstance(model_id, int) else model_id.hex()
     if isinstance(model_id, int):
         if model_id in SHIPPED:
-            return load(_shipped(model_id), memory_limit)
+            return load(_shipped(model_id), memory_limit, executor)
         if model_id in RETIRED:
             wanted = RETIRED[model_id].model_id
     else:
         for number, shipped in SHIPPED.items():
             if shipped.model_id == wanted:
-                return load(_shipped(number), memory_limit)
+                return load(_shipped(number), memory_limit, executor)
     asked = given if given is not None else os.environ.get(MODEL_VARIABLE)
     offered = ""
     if asked:
         try:
-            model = load(find(asked), memory_limit)
+            model = load(find(asked), memory_limit, executor)
         except LimitExceeded:
             raise
         except LmcodecError as error:
@@ -235,11 +252,12 @@ _lock = threading.Lock()
 _loaded: dict[tuple[object, ...], Model] = {}
 
 
-def load(source: Source, memory_limit: int | None = None) -> Model:
+def load(source: Source, memory_limit: int | None = None, executor: str = KERNEL) -> Model:
     """The model, from memory if it was loaded before and its file has not changed. Thread-safe.
 
     Args:
         memory_limit: bytes that loading it may take.
+        executor: what is to compute its steps, of `lm.executor.EXECUTORS`.
 
     Raises:
         ModelNotFound: its file cannot be read.
@@ -252,14 +270,14 @@ def load(source: Source, memory_limit: int | None = None) -> Model:
         status = source.path.stat()
     except OSError as error:
         raise ModelNotFound(f"{source.path}: cannot be read: {error.strerror}") from None
-    key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA")
+    key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA"), executor
     with _lock:
         model = _loaded.pop(key, None)
         if model is None:
             while len(_loaded) >= _KEPT:
                 del _loaded[next(iter(_loaded))]
             try:
-                model = _load(source, memory_limit)
+                model = _load(source, memory_limit, executor)
             except BaseException as error:
                 clear_frames(error)  # which would keep the file's content
                 raise
@@ -313,13 +331,14 @@ class _Profiles:
         return tuple(self._profiles)
 
 
-def _load(source: Source, memory_limit: int | None) -> Model:
+def _load(source: Source, memory_limit: int | None, executor: str) -> Model:
+    require(executor)
     from lmcodec import _kernel
     from lmcodec.lm import weights
     from lmcodec.lm.recurrent import tables
 
     opened = weights.open_file(source.path)
-    need = _nbytes(opened.header.n_weight)
+    need = _nbytes(opened.header.n_weight, executor)
     if memory_limit is not None and need > memory_limit:
         raise LimitExceeded(
             f"loading model {opened.header.model_id} takes at least {need} bytes of memory, the limit is "
@@ -337,14 +356,21 @@ def _load(source: Source, memory_limit: int | None) -> Model:
             f"{source.path}: is model {integer.model_id}, model {source.number} of this version is "
             f"{source.model_id}; reinstall lmcodec"
         )
-    network, isa = _proved(integer, file.known)
+    network, isa = _proved(integer, file.known, executor)
     vocabulary = integer.vocabulary
     strings, offsets = vocabulary.flat()
     coding = _kernel.TokenCoding(network, strings, offsets, tables.log2())
     found = profiles.result()
     nbytes = (
-        _nbytes(integer.n_weight) + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
+        _nbytes(integer.n_weight, executor)
+        + _NODE_NBYTES * len(strings)
+        + 4 * sum(p.kernel.n_learned for p in found)
     )
+    session_nbytes = 0
+    if executor != KERNEL:
+        from lmcodec.lm.recurrent.executors import outside_nbytes
+
+        session_nbytes = outside_nbytes(integer)
     return Model(
         source.path,
         source.number,
@@ -356,24 +382,34 @@ def _load(source: Source, memory_limit: int | None) -> Model:
         coding,
         found,
         nbytes,
+        executor,
+        session_nbytes,
     )
 
 
-def _nbytes(n_weight: int) -> int:
-    """What weights take: as the file is decoded, and as they are laid out for the machine."""
-    return 2 * n_weight
+def _nbytes(n_weight: int, executor: str) -> int:
+    """What weights take: as the file is decoded, and as they are laid out for the machine or the executor.
+
+    That is float32 in torch, int32 while NumPy multiplies; on a GPU it is counted as if it were in memory.
+    """
+    return (2 if executor == KERNEL else 6) * n_weight
 
 
 _NODE_NBYTES = 64  # of a vocabulary's two tries, for each byte of its strings
 
 
-def _proved(model: IntegerModel, known: str) -> tuple[_kernel.RecurrentModel, str]:
+def _proved(model: IntegerModel, known: str, executor: str) -> tuple[_kernel.LanguageModel, str]:
     """The network in the best instruction set that gives the known answer, and its name."""
     from lmcodec import _kernel
     from lmcodec.lm import isa as environment
     from lmcodec.lm.recurrent.native import NativeNetwork, chosen_isa
 
     chosen = chosen_isa(None if environment.is_usable() else _kernel.network_isas()[0])
+    if executor != KERNEL:
+        from lmcodec.lm.interface import external
+        from lmcodec.lm.recurrent.executors import outside
+
+        return external(outside(model, executor, known), chosen), chosen
     failure: LmcodecError | None = None
     for isa in [chosen, *(other for other in _kernel.network_isas() if other != chosen)]:
         network = NativeNetwork(model, isa)
