@@ -96,8 +96,8 @@ def test_what_is_critical_and_unknown_is_refused(name: str) -> None:
         with pytest.raises(Unsupported) as raised:
             read(packed)
         assert str(raised.value) == (
-            "frame header at offset 0: its extension field of type 2 (id of a prior) must be understood, which "
-            "this lmcodec does not; a newer lmcodec wrote this, or the data is damaged"
+            "frame header at offset 0: its extension field of type 2 (id of a prior) must be understood, "
+            "which this lmcodec does not; a newer lmcodec wrote this, or the data is damaged"
         )
     with pytest.raises(Unsupported, match=r"extension field of type 70000 must be understood"):
         decompress(extended(FRAMES[name], (Extension(70_000, b"", critical=True),)))
