@@ -227,7 +227,7 @@ def named_files() -> dict[str, set[str]]:
 MODULE_SUFFIXES = {".py", ".pyi", ".h", ".cpp"}
 
 
-@pytest.mark.parametrize("folder", ["", "lm", "native", "train", "measure", "cli"])
+@pytest.mark.parametrize("folder", ["", "codec", "lm", "native", "train", "measure", "cli"])
 def test_the_map_of_files_is_that_of_the_tree(folder: str) -> None:
     path = ROOT / "lmcodec" / folder
     there = {p.name for p in path.iterdir() if p.suffix in MODULE_SUFFIXES}

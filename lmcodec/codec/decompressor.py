@@ -214,7 +214,7 @@ class Decompressor(Reusable):
 
     def _parse(self, start: bool) -> bool:
         if self._walk is None:
-            header = frame.parse_header(bytes(self._input[: frame.MAX_FRAME_HEADER_NBYTES]), self._offset)
+            header = frame.parse_header(self._input, self._offset)
             if header is not None:
                 self._require_output(header.content_size or 0)
                 self._walk = FrameWalk(header)
