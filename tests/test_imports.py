@@ -40,6 +40,8 @@ def imported(tree: ast.Module) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module == "lmcodec":
             names += [f"lmcodec.{alias.name}" for alias in node.names if alias.name in RANK]
+        elif isinstance(node, ast.ImportFrom) and node.module == "lmcodec.lm":
+            names += [f"lmcodec.lm.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.append(node.module)
     return names
@@ -110,7 +112,7 @@ def test_decoding_loads_little() -> None:
     frame, model = str(golden / "network.lmz"), str(golden / "network.lmm")
     decode = f"import lmcodec; lmcodec.decompress(open({frame!r}, 'rb').read(), model={model!r})"
     loaded = loaded_by(decode)
-    assert {"numpy", "lmcodec.engine", "lmcodec.lm.weights"} <= loaded
+    assert {"numpy", "lmcodec.engine", "lmcodec.lm.kinds"} <= loaded
     # The encoder's coder, and modules that take milliseconds.
     assert not loaded & {"constriction", "click", "importlib.resources", "tempfile", "concurrent.futures"}
 
@@ -121,3 +123,23 @@ def test_the_trainer_needs_nothing_but_torch_and_numpy() -> None:
     blocked = ("click", "constriction", "lmcodec._kernel", "matplotlib", "tokenizers")
     block = "; ".join(f"sys.modules[{name!r}] = None" for name in blocked)
     loaded_by(f"{block}; import lmcodec.train.__main__, lmcodec.train.loop")
+
+
+def kinds_of_models() -> set[str]:
+    """The packages in lm/: one for each kind."""
+    return {path.parent.name for path in (PACKAGE / "lm").glob("*/__init__.py")}
+
+
+def test_a_kind_is_known_to_itself_alone() -> None:
+    """What else needs one goes through `lm/kinds.py`; the trainer makes recurrent networks and no others."""
+    assert "recurrent" in kinds_of_models()
+    wrong = []
+    for path, tree in modules():
+        inside = path.relative_to(PACKAGE).parts
+        for name in imported(tree):
+            # `from lmcodec.lm import recurrent` and `from lmcodec.lm.recurrent import ...`
+            for kind in kinds_of_models():
+                own = inside[:2] == ("lm", kind) or (kind == "recurrent" and inside[0] == "train")
+                if f"{name}.".startswith(f"lmcodec.lm.{kind}.") and not own:
+                    wrong.append(f"{'/'.join(inside)} imports {name}")
+    assert wrong == []

@@ -88,7 +88,7 @@ def test_the_parts_are_the_whole(
     assert found.n_token == sum(map(len, made.tokens(TEXT)))
     assert found.n_decision == sum(len(d.bits) for d in made.trace(TEXT))
     assert (found.model_id, found.isa) == (model.model_id, model.isa)
-    macs = model.config.macs_per_token * found.n_token
+    macs = model.macs_per_token * found.n_token
     assert found.macs_per_byte == macs / len(TEXT)
     assert found.product_rate(found.decode) == macs / found.decode.stages["products"]
 

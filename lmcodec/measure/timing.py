@@ -376,7 +376,7 @@ def time_block(
         groups=block.groups,
         model_id=network.model_id if uses_network and network else None,
         isa=network.isa if uses_network and network else None,
-        macs_per_token=network.config.macs_per_token if uses_network and network else 0,
+        macs_per_token=network.macs_per_token if uses_network and network else 0,
         n_token=kept.n_token if kept else 0,
         n_decision=kept.n_decision if kept else 0,
         encode=encode,

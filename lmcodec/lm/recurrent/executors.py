@@ -12,6 +12,7 @@ from lmcodec.lm.executor import EXECUTORS
 from lmcodec.lm.interface import SESSION_STREAM_MAX, LanguageModel, Session
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.model import IntegerModel
+from lmcodec.lm.recurrent.shape import NetConfig
 
 if TYPE_CHECKING:
     from lmcodec.lm.recurrent.torch_backend import TorchNetwork
@@ -130,9 +131,8 @@ _TOKEN_NBYTES = 48  # a position: logits while they are made and in the kernel, 
 _CHANNEL_NBYTES = 64  # a position: int64 and float32 of the widest layers
 
 
-def outside_nbytes(model: IntegerModel) -> int:
+def outside_nbytes(shape: NetConfig) -> int:
     """What computing outside of the kernel takes for each block at work, at most."""
-    shape = model.config
     rows = max(min(_PIECE_ROWS, _PIECE_LOGITS // shape.vocab_size), SESSION_STREAM_MAX)
     widest = shape.dim + 3 * shape.recurrent + shape.mlp
     return rows * (_TOKEN_NBYTES * shape.vocab_size + _CHANNEL_NBYTES * widest)
