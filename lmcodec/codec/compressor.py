@@ -269,7 +269,7 @@ class Compressor(Reusable):
         chained = self._solid or self._chain is not None
         tables_nbytes = self._tables_nbytes(len(data)) if flushed else 0
         nbytes = sum(c.memory_nbytes(len(data), chained, True, tables_nbytes) for c in key)
-        while not self._pipeline.room(nbytes, uses_helper=any(spec.uses_helper for spec in key)):
+        while not self._pipeline.room(nbytes, may_be_helped=any(spec.may_be_helped for spec in key)):
             self._take()
         previous = self._continued(len(data), key)
         if previous is not None:

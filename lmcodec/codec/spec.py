@@ -44,9 +44,9 @@ class EngineSpec(NamedTuple):
     may_thin: bool = False
 
     @property
-    def uses_helper(self) -> bool:
+    def may_be_helped(self) -> bool:
         """Whether a second thread can help with a block."""
-        return self.model is not None and self.model.uses_helper
+        return self.model is not None and self.model.may_be_helped
 
     def thinned(self) -> EngineSpec:
         """With a quarter of the streams, where their number is the codec's choice."""

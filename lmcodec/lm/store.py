@@ -113,7 +113,7 @@ class Model:
     session_nbytes: int = 0
 
     @property
-    def uses_helper(self) -> bool:
+    def may_be_helped(self) -> bool:
         """Whether a second thread can help with a block: with steps that the kernel computes."""
         return self.executor == KERNEL
 
