@@ -21,9 +21,12 @@ MakeEngine = Callable[["EngineSpec"], "Engine | LmEngine"]
 LM_GROUPED_STREAMS = 8
 
 
-def lm_groups(streams: int) -> int:
-    """Groups of a block of so many lockstep streams with a language model."""
-    return 2 if streams >= LM_GROUPED_STREAMS else 1
+def lm_groups(streams: int, model: Model | None = None) -> int:
+    """Groups of a block of so many lockstep streams with a language model.
+
+    A large one has one group: two threads share each of its steps, which read its weights for all streams.
+    """
+    return 2 if streams >= LM_GROUPED_STREAMS and not (model and model.is_large) else 1
 
 
 class Chain(NamedTuple):
@@ -53,7 +56,7 @@ class EngineSpec(NamedTuple):
         if not self.may_thin:
             return self
         streams = max(self.streams // 4, 1)
-        return self._replace(streams=streams, groups=min(self.groups, lm_groups(streams)))
+        return self._replace(streams=streams, groups=min(self.groups, lm_groups(streams, self.model)))
 
     def block(
         self,

@@ -31,6 +31,9 @@ FilePath = str | os.PathLike[str]
 
 MODEL_VARIABLE = "LMCODEC_MODEL"
 _KEPT = 4  # models that stay loaded
+LARGE_MACS = (
+    16_000_000  # a token: of a model that takes most of the time of coding, whatever stands beside it
+)
 
 
 class Shipped(NamedTuple):
@@ -133,6 +136,11 @@ class Model:
         return self.header.macs_per_token
 
     @property
+    def is_large(self) -> bool:
+        """Whether its steps take most of the time of coding, so that no block is coded with it on trial."""
+        return self.macs_per_token > LARGE_MACS
+
+    @property
     def stream_nbytes(self) -> int:
         """What a session takes for each stream at most."""
         return self.header.stream_nbytes
@@ -182,6 +190,11 @@ def default(name_or_path: FilePath | None = None, names: tuple[str, ...] = ()) -
             return find(asked)
         except ModelNotFound as error:
             raise ModelNotFound(f"{error} ({MODEL_VARIABLE} in the environment names it)") from None
+    return own(names)
+
+
+def own(names: tuple[str, ...]) -> Source | None:
+    """The first shipped model of these names that is there."""
     numbers = {shipped.name: number for number, shipped in SHIPPED.items()}
     return next((_shipped(numbers[name]) for name in names if name in numbers), None)
 
