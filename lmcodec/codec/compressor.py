@@ -129,6 +129,7 @@ class Compressor(Reusable):
         if self._solid:
             threads = 1  # what a block continues is known when the one before it is coded
         self._pipeline = Pipeline(threads, ENCODE_BUDGET_NBYTES if threads is None else None)
+        self._last_choice: ModelChoice | None = None
         self._begin(optional("content_size", content_size, 0, (1 << 63) - 1))
         self._last_mode = self.FLUSH_FRAME
 
@@ -233,9 +234,9 @@ class Compressor(Reusable):
         return data
 
     @property
-    def model_choice(self) -> ModelChoice | None:
-        """What the frame's model is where the one that was asked for was a candidate; None until then."""
-        return self._choice
+    def last_choice(self) -> ModelChoice | None:
+        """The last frame's model, where the one that was asked for was a candidate; else None."""
+        return self._last_choice
 
     @property
     def _model(self) -> Model | None:
@@ -260,7 +261,7 @@ class Compressor(Reusable):
         job = Job(partial(choose_model, data, first, second), 0, Seat((first, second)))
         job.start()
         try:
-            self._choice = job.result()
+            self._choice = self._last_choice = job.result()
         except BaseException:
             job.cancel()
             job.wait()

@@ -202,16 +202,34 @@ class ModelChoice(NamedTuple):
     """Which of two models a frame has, as pieces of its first block told.
 
     Attributes:
-        model: the better one.
-        asked_nbytes: what the model that was asked for makes of the pieces.
-        other_nbytes: what the level's own makes of them.
+        asked: the model that was asked for, a large one.
+        other: the level's own.
+        asked_nbytes: what `asked` makes of the pieces.
+        other_nbytes: what `other` makes of them.
         sample_nbytes: bytes of the pieces.
     """
 
-    model: Model
+    asked: Model
+    other: Model
     asked_nbytes: int
     other_nbytes: int
     sample_nbytes: int
+
+    @property
+    def model(self) -> Model:
+        """The better one."""
+        return self.asked if self.asked_nbytes < self.other_nbytes else self.other
+
+    def describe(self) -> str:
+        """What was chosen and why, in a line."""
+        better, worse = self.asked, self.other
+        nbytes = self.asked_nbytes, self.other_nbytes
+        if self.model is self.other:
+            better, worse, nbytes = worse, better, nbytes[::-1]
+        return (
+            f"model {better.name}: of {self.sample_nbytes:,} bytes it makes {nbytes[0]:,}, "
+            f"{worse.name} {nbytes[1]:,}"
+        )
 
 
 def choose_model(data: bytes, asked: EngineSpec, other: EngineSpec, seat: Seat) -> ModelChoice:
@@ -229,10 +247,10 @@ def choose_model(data: bytes, asked: EngineSpec, other: EngineSpec, seat: Seat) 
         place = Seat((spec,), seat.make_engine, seat.cancel, seat.meter)
         return len(place.engine(spec, False, True).encode(sample))
 
+    assert asked.model is not None
+    assert other.model is not None
     asked_nbytes, other_nbytes = map(coded_nbytes, key)
-    model = asked.model if asked_nbytes < other_nbytes else other.model
-    assert model is not None
-    return ModelChoice(model, asked_nbytes, other_nbytes, len(sample))
+    return ModelChoice(asked.model, other.model, asked_nbytes, other_nbytes, len(sample))
 
 
 def _sampled_nbytes(key: Key) -> int:

@@ -121,6 +121,11 @@ class Model:
         return self.executor == KERNEL
 
     @property
+    def name(self) -> str:
+        """What users call it: a shipped one's name, or its file's without the suffix."""
+        return SHIPPED[self.number].name if self.number in SHIPPED else self.path.stem
+
+    @property
     def kind(self) -> str:
         """Of model (`lmcodec.lm.kinds`)."""
         return self.header.kind
