@@ -68,7 +68,9 @@ def bandwidth() -> float:
     return BANDWIDTH_NBYTES / best
 
 
-def measure(network: NativeTransformer, streams: int, helped: bool, runs: bool, context: int, repeats: int) -> None:
+def measure(
+    network: NativeTransformer, streams: int, helped: bool, runs: bool, context: int, repeats: int
+) -> None:
     """Prints a line: the best of `repeats`, after `context` positions of each stream."""
     config = network.model.config
     rng = np.random.default_rng(2)
@@ -104,7 +106,9 @@ def measure(network: NativeTransformer, streams: int, helped: bool, runs: bool, 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--layers", type=int, default=30)
     parser.add_argument("--vocab", type=int, default=49_152)
     parser.add_argument("--isa", default=None)
