@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from transformer_models import SHAPES, random_tokens, random_transformer
+from transformer_models import SHAPES, random_tokens, random_model
 
 from lmcodec.errors import ConfigError, Corrupt
 from lmcodec.lm.transformer import reference
@@ -19,7 +19,7 @@ shapes = pytest.mark.parametrize("shape", SHAPES)
 @shapes
 def test_steps_give_what_sequences_give(shape: str) -> None:
     """Past the window's end, and in whatever pieces."""
-    model = random_transformer(**SHAPES[shape])
+    model = random_model(**SHAPES[shape])
     tokens = random_tokens(model, 60, 3)
     whole = reference.sequence(model, tokens, reference.start(model, 3))
     state = reference.start(model, 3)
@@ -32,7 +32,7 @@ def test_steps_give_what_sequences_give(shape: str) -> None:
 
 @shapes
 def test_streams_do_not_see_one_another(shape: str) -> None:
-    model = random_transformer(**SHAPES[shape])
+    model = random_model(**SHAPES[shape])
     tokens = random_tokens(model, 40, 4)
     whole = reference.sequence(model, tokens, reference.start(model, 4))
     for b in range(4):
@@ -41,7 +41,7 @@ def test_streams_do_not_see_one_another(shape: str) -> None:
 
 
 def test_a_stream_begins_anew_among_others() -> None:
-    model = random_transformer()
+    model = random_model()
     tokens = random_tokens(model, 40, 2)
     state = reference.start(model, 2)
     reference.sequence(model, tokens, state)
@@ -53,7 +53,7 @@ def test_a_stream_begins_anew_among_others() -> None:
 
 def test_a_window_and_the_sinks_are_all_that_is_seen() -> None:
     """With one layer the tokens before them change nothing; those in them do."""
-    model = random_transformer(n_layer=1, window=16, sinks=2)
+    model = random_model(n_layer=1, window=16, sinks=2)
     tokens = random_tokens(model, 50, 1)
     last = reference.sequence(model, tokens, reference.start(model, 1))[-1]
 
@@ -114,10 +114,10 @@ def exact_logits(model: TransformerModel, tokens: np.ndarray) -> np.ndarray:
     return product(norm(x, model.norm), model.head) * c.logit_scale
 
 
-@pytest.mark.parametrize("shape", ["default", "every-option", "no-sinks", "wide-mlp"])
+@pytest.mark.parametrize("shape", ["plain", "all options", "no sinks", "wide MLP"])
 def test_the_integers_are_near_what_they_stand_for(shape: str) -> None:
     """Mean divergence of the next token's distribution: activations, keys and values have 8 bits."""
-    model = random_transformer(**(SHAPES[shape] | {"window": 64}))
+    model = random_model(**(SHAPES[shape] | {"window": 64}))
     tokens = random_tokens(model, 48, 1)
     got = reference.sequence(model, tokens, reference.start(model, 1))[:, 0] / 256
     expected = exact_logits(model, tokens[:, 0]) / 256
@@ -144,7 +144,7 @@ def test_silu_is_the_function() -> None:
 
 def test_extremes_stay_finite() -> None:
     """Scales and vectors at their bounds, zeros: no NaN, no infinity, no warning of NumPy's."""
-    model = random_transformer(n_layer=1)
+    model = random_model(n_layer=1)
     layer = model.layers[0]
     tokens = random_tokens(model, 20, 2)
 
@@ -181,7 +181,7 @@ def test_extremes_stay_finite() -> None:
 
 
 def test_positions_end() -> None:
-    model = random_transformer()
+    model = random_model()
     state = reference.start(model, 1)
     state.n[:] = MAX_POSITION - 1
     reference.step(model, np.array([0]), state)
@@ -190,7 +190,7 @@ def test_positions_end() -> None:
 
 
 def test_angles_are_those_of_the_positions() -> None:
-    model = random_transformer()
+    model = random_model()
     at = np.array([0, 1, 1023, 1024, 1025, 123_456, MAX_POSITION - 1])
     cosine, sine = reference.angles(model, at)
     angle = at[:, None] * np.arctan2(model.rotary[1], model.rotary[0])
@@ -199,7 +199,7 @@ def test_angles_are_those_of_the_positions() -> None:
 
 
 def test_the_identity_is_of_everything_but_the_card() -> None:
-    model = random_transformer()
+    model = random_model()
     assert replace(model, card={"a": 1}).model_id == model.model_id
     layer = replace(model.layers[1], mlp_norm=model.layers[1].mlp_norm * np.float32(2))
     others = [
@@ -238,7 +238,7 @@ def test_a_shape_out_of_bounds_is_refused(member: str, value: object) -> None:
 
 
 def test_a_value_out_of_bounds_is_refused() -> None:
-    model = random_transformer()
+    model = random_model()
     embed = model.embed
 
     def with_scale(value: float) -> Linear:

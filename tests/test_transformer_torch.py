@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from transformer_models import SHAPES, random_tokens, random_transformer
+from transformer_models import SHAPES, random_tokens, random_model
 
 from lmcodec.errors import ConfigError, Unsupported
 from lmcodec.lm.decisions import frequencies
@@ -36,7 +36,7 @@ def one_thread() -> Iterator[None]:
 @devices
 @pytest.mark.parametrize("shape", SHAPES)
 def test_the_integers_of_the_definition(shape: str, device: str) -> None:
-    model = random_transformer(**SHAPES[shape])
+    model = random_model(**SHAPES[shape])
     tokens = random_tokens(model, 50, 3)
     expected = reference.sequence(model, tokens, reference.start(model, 3))
     network = TorchTransformer(model, device)
@@ -54,7 +54,7 @@ def test_the_integers_of_the_definition(shape: str, device: str) -> None:
 
 @devices
 def test_streams_that_begin_at_other_times(device: str) -> None:
-    model = random_transformer()
+    model = random_model()
     tokens = random_tokens(model, 60, 2)
     network = TorchTransformer(model, device)
     state, expected_state = network.start(2), reference.start(model, 2)
@@ -68,7 +68,7 @@ def test_streams_that_begin_at_other_times(device: str) -> None:
 
 def test_settings_of_the_caller() -> None:
     """Threads, subnormal numbers, fewer bits in products: none changes an integer."""
-    model = random_transformer(**SHAPES["every-option"])
+    model = random_model(**SHAPES["all options"])
     tokens = random_tokens(model, 30, 2)
     expected = reference.sequence(model, tokens, reference.start(model, 2))
     network = TorchTransformer(model)
@@ -88,9 +88,9 @@ def test_settings_of_the_caller() -> None:
 
 def test_another_answer_is_refused() -> None:
     with pytest.raises(Unsupported, match="self-test"):
-        TorchTransformer(random_transformer()).self_test("0" * 64)
+        TorchTransformer(random_model()).self_test("0" * 64)
 
 
 def test_another_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="meta"):
-        TorchTransformer(random_transformer(), "meta")
+        TorchTransformer(random_model(), "meta")
