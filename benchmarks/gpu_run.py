@@ -1301,12 +1301,12 @@ def _replace_folder(source: Path, target: Path) -> None:
 def check_exact(device: str) -> str:
     """The smallest shipped model must compute on the device what its definition says."""
     import lmcodec.models
-    from lmcodec.lm import weights
+    from lmcodec.lm.recurrent import file as recurrent_file
     from lmcodec.lm.recurrent.torch_backend import TorchNetwork
 
     folder = Path(lmcodec.models.__file__).parent
     path = min(folder.glob("*.lmm"), key=lambda p: p.stat().st_size)
-    loaded = weights.load(path)
+    loaded = recurrent_file.load(path)
     answers = []
     for products in ("float32", "auto"):
         network = TorchNetwork(loaded.model, device, products)

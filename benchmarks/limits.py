@@ -77,7 +77,7 @@ def library_rates(model: Model) -> dict[int, float]:
         print("\nPyTorch is missing: the kernel's own products are the limit")
         return {}
     torch.set_num_threads(1)
-    products = [(n, k) for name, (n, k, _) in shapes(model.config).items() if name != "embed"]
+    products = [(n, k) for name, (n, k, _) in shapes(model.header.config).items() if name != "embed"]
     rates = {}
     for rows in ROWS:
         spent = 0.0
@@ -106,13 +106,13 @@ def kernel_rates(model: Model) -> dict[int, float]:
     rng = np.random.default_rng(1)
     for rows in ROWS:
         streams = min(rows, 16) if rows == SEQUENCE_ROWS else rows
-        tokens = rng.integers(0, model.config.vocab_size, (rows // streams, streams)).astype(np.uint32)
+        tokens = rng.integers(0, model.header.config.vocab_size, (rows // streams, streams)).astype(np.uint32)
         best = float("inf")
         for _ in range(REPEATS * max(1, 64 // rows)):
             session = _kernel.RecurrentSession(model.network, streams, False, True)
             session.run(tokens, None, None)
             best = min(best, session.times[0])
-        rates[rows] = model.config.macs_per_token * rows / best
+        rates[rows] = model.macs_per_token * rows / best
     return rates
 
 
@@ -135,7 +135,7 @@ def stage_limits(
     l2 = memory[L2]
     limits: dict[str, float] = {}
     if found.n_token and model is not None:
-        shape = model.config
+        shape = model.header.config
         rows = SEQUENCE_ROWS if encoding else -(-found.streams // found.groups)
         nearest = min(ROWS, key=lambda n: abs(n.bit_length() - rows.bit_length()))
         limits["products"] = found.macs_per_byte / rates[nearest]

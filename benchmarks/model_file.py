@@ -29,7 +29,8 @@ from pathlib import Path
 
 import numpy as np
 
-from lmcodec.lm import weights
+from lmcodec.lm import container, sections, weight_coding
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.lm.vocab import Vocabulary
 
@@ -78,8 +79,8 @@ def adaptive(w: np.ndarray) -> float:
 
 def in_file(w: np.ndarray) -> float:
     """Bits of a tensor alone in a file."""
-    coded = weights.encode_weights([w])
-    side = weights._compress(coded.row_class.tobytes() + coded.column_class.tobytes() + coded.codes.tobytes())
+    coded = weight_coding.encode_weights([w])
+    side = sections.compress(weight_coding.pack_tables(coded))
     return 8 * (len(coded.data) + len(side))
 
 
@@ -110,7 +111,7 @@ def rounded(folder: Path, step: float) -> dict[str, np.ndarray]:
 def model_of(path: Path) -> IntegerModel:
     """The model in a file, or of an export."""
     if path.is_file():
-        return weights.load(path).model
+        return recurrent_file.load(path).model
     from lmcodec.train.export import integer_model
     from lmcodec.train.exports import load_export
 
@@ -152,26 +153,26 @@ def print_sizes(tensors: dict[str, np.ndarray]) -> None:
 
 def print_load(model: IntegerModel, rounds: int, n_thread: int, out: Path | None) -> None:
     start = time.perf_counter()
-    data = weights.pack(model)
+    data = recurrent_file.pack(model)
     print(f"\npacked in {time.perf_counter() - start:.2f} s: {len(data)} bytes", end=", ")
     if out:
         out.write_bytes(data)
-    header, sections = weights._parse_header(data)
-    print(", ".join(f"{name} {size}" for name, size in header.sections.items()))
-    coded = weights.encode_weights([linear.weight for linear in model.tensors().values()])
+    opened = recurrent_file.open_container(container.parse(data))
+    parts = opened._sections
+    print(", ".join(f"{name} {size}" for name, size in opened.header.sections.items()))
+    coded = weight_coding.encode_weights([linear.weight for linear in model.tensors().values()])
 
     def sha256() -> None:
         vars(model).pop("sha256", None)
         _ = model.sha256
 
     steps: dict[str, Callable[[], object]] = {
-        "the whole file": lambda: weights.parse(data, n_thread=n_thread),
-        "header and digest": lambda: weights._parse_header(data),
-        "vocabulary": lambda: weights._parse_vocabulary(sections["vocabulary"], model.config.vocab_size),
-        "vectors": lambda: weights._parse_vectors(sections["vectors"], model.config),
-        "tables": lambda: weights._parse_tables(sections["tables"], header),
-        f"weights, {n_thread} threads": lambda: weights.decode_weights(coded, n_thread),
-        f"weights, {n_thread} threads, portable": lambda: weights.decode_weights(coded, n_thread, True),
+        "the whole file": lambda: recurrent_file.parse(data, n_thread=n_thread),
+        "header and digest": lambda: recurrent_file.open_container(container.parse(data)),
+        "vocabulary": lambda: sections.parse_vocabulary(parts["vocabulary"], model.config.vocab_size),
+        "vectors": lambda: recurrent_file._parse_vectors(parts["vectors"], model.config),
+        f"weights, {n_thread} threads": lambda: weight_coding.decode_weights(coded, n_thread),
+        f"weights, {n_thread} threads, portable": lambda: weight_coding.decode_weights(coded, n_thread, True),
         "model id": sha256,
     }
     for name, step in steps.items():

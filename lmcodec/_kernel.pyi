@@ -85,6 +85,20 @@ def decode_weights(
     n_thread: int = 1,
     portable: bool = False,
 ) -> str: ...
+def count_weights(
+    weight: np.ndarray,
+    row_class: np.ndarray,
+    column_class: np.ndarray,
+    counts: np.ndarray,
+    n_thread: int = 1,
+) -> None: ...
+def encode_weights(
+    weight: np.ndarray,
+    row_class: np.ndarray,
+    column_class: np.ndarray,
+    freq: np.ndarray,
+    n_thread: int = 1,
+) -> list[bytes]: ...
 def network_isas() -> list[str]: ...
 
 class LanguageModel:

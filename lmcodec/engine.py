@@ -43,8 +43,8 @@ class Decisions(NamedTuple):
     network_p16: np.ndarray | None
 
 
-class _Watched:
-    """What engines share: being watched, and stopped, by the thread that wants their work.
+class _Engine:
+    """What engines share: encoding, and being watched, and stopped, by the thread that wants their work.
 
     Attributes:
       between_calls: called between the calls of the kernel, some milliseconds of work each, while a block is
@@ -52,7 +52,8 @@ class _Watched:
     """
 
     between_calls: Callable[[], object] | None = None
-    _coder: _kernel.BlockCoder | _kernel.TokenCoder
+    _loop: _kernel.BlockCoder | _kernel.TokenCoder
+    position: int
     _cancel: _kernel.Cancel | None = None
 
     @property
@@ -63,7 +64,24 @@ class _Watched:
     @cancel.setter
     def cancel(self, flag: _kernel.Cancel | None) -> None:
         self._cancel = flag
-        self._coder.use_cancel(flag)
+        self._loop.use_cancel(flag)
+
+    def _begin_encode(self, data: bytes | memoryview) -> Callable[[np.ndarray, np.ndarray], int]:
+        """Begin a block; what fills bits and their p16 and returns how many, 0 at the block's end."""
+        raise NotImplementedError
+
+    def encode(self, data: bytes | memoryview) -> bytes:
+        """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
+        decisions = self._begin_encode(data)
+        bits, p16 = _room(np.uint8), _room(np.uint16)
+        encoder = coder.Encoder()
+        while n := decisions(bits, p16):
+            encoder.encode(bits[:n], p16[:n])
+            self._advance()
+        return encoder.finish()
+
+    def _advance(self) -> None:
+        self.position = self._loop.position
 
     def _look_up(self) -> None:
         """To be called between calls of the kernel."""
@@ -73,7 +91,7 @@ class _Watched:
             raise _kernel.Cancelled("the work was cancelled")
 
 
-class Engine(_Watched):
+class Engine(_Engine):
     """Codes blocks; its tables and history carry over from one call to the next until `reset`.
 
     One thread at a time may use it. After an exception it must be reset.
@@ -104,10 +122,10 @@ class Engine(_Watched):
         isa: str | None = None,
     ) -> None:
         loaded = load(profile) if isinstance(profile, int) else profile
-        self._coder: _kernel.BlockCoder
+        self._loop: _kernel.BlockCoder
         self.helped = False
         self.position = 0
-        self._coder = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(isa), enlarge)
+        self._loop = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(isa), enlarge)
 
     def reset(self, tables_nbytes: int = 0) -> None:
         """Forget everything: the next block is independent.
@@ -116,24 +134,20 @@ class Engine(_Watched):
           tables_nbytes: make the tables as large as a block of so many bytes asks for, which the next one may
             not exceed; 0: as that block itself does.
         """
-        self._coder.reset()
-        self._coder.size_tables(tables_nbytes)
+        self._loop.reset()
+        self._loop.size_tables(tables_nbytes)
 
-    def encode(self, data: bytes | memoryview) -> bytes:
-        """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
+    def _begin_encode(self, data: bytes | memoryview) -> Callable[[np.ndarray, np.ndarray], int]:
         block = np.frombuffer(data, np.uint8)
-        self._coder.begin(len(block))
-        return _payload(partial(self._coder.encode, block), self._advance)
-
-    def _advance(self) -> None:
-        self.position = self._coder.position
+        self._loop.begin(len(block))
+        return partial(self._loop.encode, block)
 
     def trace(self, data: bytes | memoryview) -> Iterator[Decisions]:
         """The decisions that `encode` codes; afterwards the engine is as `encode` leaves it."""
         block = np.frombuffer(data, np.uint8)
-        self._coder.begin(len(block))
+        self._loop.begin(len(block))
         bits, p16, offset = _room(np.uint8), _room(np.uint16), _room(np.uint32)
-        while n := self._coder.trace(block, bits, p16, offset):
+        while n := self._loop.trace(block, bits, p16, offset):
             yield Decisions(bits[:n], p16[:n], offset[:n], None)
 
     def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
@@ -142,31 +156,31 @@ class Engine(_Watched):
         Raises:
           Corrupt: no encoder writes such a payload. (Most damage shows only in the block's check.)
         """
-        self._coder.begin(nbytes)
+        self._loop.begin(nbytes)
         out = bytearray(nbytes)
         if coder.use_constriction():
             self._decode_outside(payload, out)
             return out
-        self._coder.load(np.frombuffer(payload, np.uint8))
+        self._loop.load(np.frombuffer(payload, np.uint8))
         block = np.frombuffer(out, np.uint8)
-        while not self._coder.done:
+        while not self._loop.done:
             self._look_up()
-            if not self._coder.decode(block, _DECISIONS_PER_CALL):
+            if not self._loop.decode(block, _DECISIONS_PER_CALL):
                 raise Corrupt(coder.NO_WORDS)
             self._advance()
         return out
 
     def _decode_outside(self, payload: bytes | memoryview, out: bytearray) -> None:
         decoder = coder.Decoder(payload)
-        while not self._coder.done:
+        while not self._loop.done:
             self._look_up()
-            at = self._coder.offset
-            bit = decoder.decode(self._coder.p)
+            at = self._loop.offset
+            bit = decoder.decode(self._loop.p)
             out[at] = (out[at] << 1 | bit) & 255
-            self._coder.push(bit)
+            self._loop.push(bit)
 
 
-class LmEngine(_Watched):
+class LmEngine(_Engine):
     """Codes blocks with a language model, which context models stand beside or not.
 
     Tables and history carry over as in `Engine`; the network begins anew with each block.
@@ -204,24 +218,16 @@ class LmEngine(_Watched):
     ) -> None:
         chosen = model.profile(profile) if isinstance(profile, int) else profile
         kernel = None if chosen is None else chosen.kernel
-        self._coder: _kernel.TokenCoder
+        self._loop: _kernel.TokenCoder
         self._vocabulary, self._streams = model.vocabulary, streams
         self.helped = False
         self.position = 0
-        self._coder = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(isa), enlarge)
+        self._loop = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(isa), enlarge)
 
     def reset(self, tables_nbytes: int = 0) -> None:
         """As `Engine.reset`."""
-        self._coder.reset()
-        self._coder.size_tables(tables_nbytes)
-
-    def encode(self, data: bytes | memoryview) -> bytes:
-        """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
-        self._begin_encode(data)
-        return _payload(self._coder.encode, self._advance)
-
-    def _advance(self) -> None:
-        self.position = self._coder.position
+        self._loop.reset()
+        self._loop.size_tables(tables_nbytes)
 
     def tokens(self, data: bytes | memoryview) -> list[np.ndarray]:
         """The tokens of a block's streams, (n,) uint32 each."""
@@ -229,15 +235,16 @@ class LmEngine(_Watched):
         borders = [s * len(block) // self._streams for s in range(self._streams + 1)]
         return [self._vocabulary.segment(block[a:b]) for a, b in pairwise(borders)]
 
-    def _begin_encode(self, data: bytes | memoryview) -> None:
+    def _begin_encode(self, data: bytes | memoryview) -> Callable[[np.ndarray, np.ndarray], int]:
         block, tokens = np.frombuffer(data, np.uint8), np.concatenate(self.tokens(data))
-        self._coder.begin_encode(block, tokens, self.helped)
+        self._loop.begin_encode(block, tokens, self.helped)
+        return self._loop.encode
 
     def trace(self, data: bytes | memoryview) -> Iterator[Decisions]:
         """The decisions that `encode` codes; afterwards the engine is as `encode` leaves it."""
         self._begin_encode(data)
         bits, p16, offset, network_p16 = _room(np.uint8), _room(np.uint16), _room(np.uint32), _room(np.uint16)
-        while n := self._coder.trace(bits, p16, offset, network_p16):
+        while n := self._loop.trace(bits, p16, offset, network_p16):
             yield Decisions(bits[:n], p16[:n], offset[:n], network_p16[:n])
 
     def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
@@ -248,16 +255,16 @@ class LmEngine(_Watched):
         """
         out = bytearray(nbytes)
         block, words = np.frombuffer(out, np.uint8), np.frombuffer(payload, np.uint8)
-        self._coder.begin_decode(block, words, self.helped)
+        self._loop.begin_decode(block, words, self.helped)
         if coder.use_constriction():
             decoder = coder.Decoder(payload)
-            while not self._coder.done:
+            while not self._loop.done:
                 self._look_up()
-                self._coder.push(decoder.decode(self._coder.p))
+                self._loop.push(decoder.decode(self._loop.p))
             return out
-        while not self._coder.done:
+        while not self._loop.done:
             self._look_up()
-            if not self._coder.decode(_DECISIONS_PER_CALL):
+            if not self._loop.decode(_DECISIONS_PER_CALL):
                 raise Corrupt(coder.NO_WORDS)
             self._advance()
         return out
@@ -265,19 +272,6 @@ class LmEngine(_Watched):
 
 def _room(dtype: type[np.generic]) -> np.ndarray:
     return np.empty(_DECISIONS_PER_CALL, dtype)
-
-
-def _payload(decisions: Callable[[np.ndarray, np.ndarray], int], advance: Callable[[], None]) -> bytes:
-    """Codes decisions: `decisions` fills bits and their p16 and returns how many, 0 at the block's end.
-
-    `advance` is called after each part.
-    """
-    bits, p16 = _room(np.uint8), _room(np.uint16)
-    encoder = coder.Encoder()
-    while n := decisions(bits, p16):
-        encoder.encode(bits[:n], p16[:n])
-        advance()
-    return encoder.finish()
 
 
 def _mixing_isa(isa: str | None) -> str:
@@ -342,7 +336,12 @@ def lm_memory_nbytes(
     Raises:
       Unsupported: the model has no such profile.
     """
-    network = model.nbytes + _LM_TOKEN_NBYTES * len(model.vocabulary) + _LM_STREAM_NBYTES * streams
+    network = (
+        model.nbytes
+        + model.session_nbytes
+        + _LM_TOKEN_NBYTES * len(model.vocabulary)
+        + _LM_STREAM_NBYTES * streams
+    )
     network += _LM_BUFFER_NBYTES + (_LM_ENCODE_NBYTES * block_nbytes if encoding else 0)
     if profile is None:
         return network + _LM_ALONE_BLOCK_NBYTES * block_nbytes

@@ -36,6 +36,7 @@ from lmcodec.codec import (
     scan,
 )
 from lmcodec.errors import LimitExceeded, LmcodecError, TrailingData, Truncated
+from lmcodec.lm.executor import KERNEL
 
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -497,9 +498,10 @@ class LMFile(io.BufferedIOBase):
     Args:
         file: a path, or a binary file object, which is left open when this one is closed.
         mode: r, w, x (must not exist) or a (append a frame), with or without b.
-        level, block_size, threads, solid, content_size, streams, groups, model, method: of writing, see
-            `Compressor`.
-        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model: of reading, see `Decompressor`.
+        level, block_size, threads, solid, content_size, streams, groups, model, method, executor: of writing,
+            see `Compressor`.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor: of reading, see
+            `Decompressor`.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -539,6 +541,7 @@ class LMFile(io.BufferedIOBase):
         max_cpu_seconds: float | None = None,
         model: str | os.PathLike[str] | None = None,
         method: str = AUTO,
+        executor: str = KERNEL,
     ) -> None:
         if mode not in ("r", "rb", "w", "wb", "x", "xb", "a", "ab"):
             raise ValueError(f"mode must be r, w, x or a, with or without b, not {mode!r}")
@@ -555,6 +558,7 @@ class LMFile(io.BufferedIOBase):
                 groups=groups,
                 model=model,
                 method=method,
+                executor=executor,
             )
         if isinstance(file, (str, bytes, os.PathLike)):
             # Without a buffer where it is written: what is in one would be written again by a forked process.
@@ -576,6 +580,7 @@ class LMFile(io.BufferedIOBase):
                 "max_cpu_seconds": max_cpu_seconds,
                 "threads": threads,
                 "model": model,
+                "executor": executor,
             }
             try:
                 self._decoded = _Decoded(self._fp, limits)

@@ -240,7 +240,7 @@ class Block:
         return 1 << self.tables_log2 if self.tables_log2 else 0
 
     @property
-    def coder(self) -> tuple[Method, int, int, int, int]:
+    def engine(self) -> tuple[Method, int, int, int, int]:
         """What a block and one that continues it have in common."""
         return self.method, self.profile, self.streams, self.groups, self.enlarge
 
@@ -318,7 +318,7 @@ def parse_block(
     if chained and continues:
         if previous is None or not previous.chained or previous.method != method:
             raise Corrupt(f"{where}: continues a chain that is not there; {_DAMAGED}")
-        _, profile, streams, groups, enlarge = previous.coder
+        _, profile, streams, groups, enlarge = previous.engine
     elif method >= Method.CM:
         if len(data) <= at:
             return None
@@ -501,7 +501,7 @@ class FrameWalk:
             Corrupt: if it may not follow the others, or the sizes do not add up to the frame's content size.
         """
         previous = self.previous
-        if block.continues and (previous is None or previous.coder != block.coder):
+        if block.continues and (previous is None or previous.engine != block.engine):
             raise Corrupt(f"{where}: continues a block that is not there or coded otherwise; {_DAMAGED}")
         self._count(block.nbytes, block.original_nbytes)
         self.previous = block

@@ -18,6 +18,9 @@ settings.register_profile("ci", deadline=None, max_examples=200, suppress_health
 settings.register_profile("expensive", deadline=None, max_examples=10_000)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
+# No test finds what the user keeps in the models folder.
+os.environ["LMCODEC_MODELS"] = os.path.join(os.path.dirname(__file__), "no models folder")
+
 WORDS = b"the of and to a in that he was it his I with as her for had you not be she at on but".split()
 
 

@@ -25,7 +25,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from lmcodec.lm import decisions, weights
+from lmcodec.lm import decisions
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent import reference as network
 from lmcodec.lm.recurrent.model import IntegerModel
 
@@ -1609,7 +1610,7 @@ def decode(data: bytes, model_files: list[bytes] | None = None) -> bytes:
     """The contents of the frames in data, which may name the models in these files."""
     models = {}
     for file in model_files or []:
-        model = weights.parse(file).model
+        model = recurrent_file.parse(file).model
         models[bytes.fromhex(model.model_id)] = model
     reader = Reader(data)
     out = decode_frame(reader, models)

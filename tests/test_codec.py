@@ -26,7 +26,15 @@ from hypothesis import strategies as st
 
 import lmcodec
 from lmcodec import codec, engine, frame
-from lmcodec.codec import Compressor, Decompressor, compress, decompress, frame_info, scan
+from lmcodec.codec import (
+    Compressor,
+    Decompressor,
+    compress,
+    decompress,
+    frame_info,
+    pipeline,
+    scan,
+)
 from lmcodec.errors import BadMagic, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Truncated
 from lmcodec.frame import Block, FrameHeader, Method
 from lmcodec.lm import store
@@ -253,11 +261,11 @@ def test_levels_and_streams() -> None:
 
     assert [only_block(level=level).profile for level in range(1, 10)] == [3] + [2] * 8
     assert [only_block(level=level).enlarge for level in range(1, 10)] == [0] * 6 + [1, 2, 3]
-    assert only_block().coder == (Method.CM, 2, 1, 1, 0)
-    assert only_block(streams=4, groups=2).coder == (Method.CM, 2, 4, 2, 0)
+    assert only_block().engine == (Method.CM, 2, 1, 1, 0)
+    assert only_block(streams=4, groups=2).engine == (Method.CM, 2, 4, 2, 0)
     large = b"ab" * (256 * KIB)
-    assert only_block(level=1, data=large).coder == (Method.CM, 3, 2, 1, 0)
-    assert only_block(level=1, data=large[:-1]).coder == (Method.CM, 3, 1, 1, 0)
+    assert only_block(level=1, data=large).engine == (Method.CM, 3, 2, 1, 0)
+    assert only_block(level=1, data=large[:-1]).engine == (Method.CM, 3, 1, 1, 0)
 
 
 def test_no_more_streams_than_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -488,8 +496,10 @@ class Counted(DeflateEngine):
 def test_threads_stay_within_memory(how: dict[str, Any], most: int, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = compress(TEXT * 2, block_size=KIB)
     monkeypatch.setattr(engine, "Engine", Counted)
-    monkeypatch.setattr(codec, "available_cpus", lambda: 16)
-    monkeypatch.setattr(codec, "DECODE_BUDGET_NBYTES", 2 * corruption.deflate_memory_nbytes(2, KIB))
+    monkeypatch.setattr(pipeline, "available_cpus", lambda: 16)
+    monkeypatch.setattr(
+        "lmcodec.codec.decompressor.DECODE_BUDGET_NBYTES", 2 * corruption.deflate_memory_nbytes(2, KIB)
+    )
     for decode in (decompress, lambda data, **how: Decompressor(**how).decompress(data)):
         Counted.most = Counted.made = 0
         assert decode(packed, **how) == TEXT * 2
@@ -512,17 +522,17 @@ def test_engines_of_other_kinds_are_dropped(monkeypatch: pytest.MonkeyPatch) -> 
     packed = b"".join(compress(TEXT, level, block_size=4 * KIB) for level in (1, 2, 1))
     monkeypatch.setattr(engine, "Engine", Counted)
     Counted.made = 0
-    pipelines: list[codec._Pipeline] = []
+    pipelines: list[pipeline.Pipeline] = []
 
-    class Noted(codec._Pipeline):
+    class Noted(pipeline.Pipeline):
         def __init__(self, *arguments: Any) -> None:
             super().__init__(*arguments)
             pipelines.append(self)
 
-    monkeypatch.setattr(codec, "_Pipeline", Noted)
+    monkeypatch.setattr("lmcodec.codec.decompressor.Pipeline", Noted)
     assert decompress(packed, threads=2) == TEXT * 3
     assert Counted.made == 6
-    assert max(len(pipeline._seats) for pipeline in pipelines) == 2
+    assert max(len(each._seats) for each in pipelines) == 2
 
 
 def test_idle_engines_count_as_well(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,7 +247,7 @@ def test_a_reset_in_the_middle_of_a_block() -> None:
     used = engine(1, 2, 2)
     used.reset()
     expected = used.encode(data)
-    block = used._coder
+    block = used._loop
     block.reset()
     block.begin(len(data))
     block.encode(np.frombuffer(data, np.uint8), np.empty(1001, np.uint8), np.empty(1001, np.uint16))
@@ -261,7 +261,7 @@ def test_a_reset_after_a_chain_that_filled_the_window(streams: int) -> None:
     block = bytes(100) + text(500)
     used = Engine(1, streams)
     for _ in range(3):
-        used._coder.begin(1 << 24)  # decides how much history there is; what is in it does not matter here
+        used._loop.begin(1 << 24)  # decides how much history there is; what is in it does not matter here
     used.reset()
     assert used.encode(block) == Engine(1, streams).encode(block)
 
@@ -306,7 +306,7 @@ def test_every_instruction_set(which: int | str) -> None:
     for isa in _kernel.mixing_isas():
         with environment(LMCODEC_ISA=isa):
             chosen = Engine(loaded(which), 2, 1)
-        assert chosen._coder.isa == isa
+        assert chosen._loop.isa == isa
         payloads.add((chosen.encode(data), chosen.encode(data[::-1])))
         chosen.reset()
         (first, second) = min(payloads)

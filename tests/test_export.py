@@ -13,7 +13,8 @@ pytest.importorskip("torch")
 import torch
 
 from lmcodec.errors import ConfigError, ModelNotFound, Unsupported
-from lmcodec.lm import decisions, weights
+from lmcodec.lm import decisions
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
@@ -133,7 +134,7 @@ def test_training_goes_on_from_an_integer_model(rounding: WeightRounding, tmp_pa
     net = make_net(rounding)
     model = integer_model(net, VOCABULARY, {"step": 7})
     path = tmp_path / "a.lmm"
-    path.write_bytes(weights.pack(model))
+    path.write_bytes(recurrent_file.pack(model))
     restored, document = load_export(path, VOCABULARY)
     assert document["step"] == 7
     for name, p in net.named_parameters():

@@ -135,7 +135,7 @@ def test_seek_decodes_only_what_is_needed(monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(DeflateEngine, "decode", noted)
     monkeypatch.setattr("lmcodec.file.READ_NBYTES", 10)
-    monkeypatch.setattr("lmcodec.codec.READ_NBYTES", 10)
+    monkeypatch.setattr("lmcodec.codec.decompressor.READ_NBYTES", 10)
     plain: dict[int, list[int]] = {
         9000: [8],
         9001: [],

@@ -19,7 +19,8 @@ from integer_models import random_model
 import lmcodec
 from lmcodec import _kernel, engine, profile
 from lmcodec.codec import METHODS
-from lmcodec.lm import store, weights
+from lmcodec.lm import store
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent.model import IntegerModel
 
 TESTS = Path(__file__).parent
@@ -325,7 +326,7 @@ def lm_model() -> IntegerModel:
 def lm_file() -> bytes:
     """Its file, with all profiles."""
     plain = b"".join(profile.pack(s, profile_start(s)) for s in map(lm_spec, range(N_LM_PART)))
-    return weights.pack(replace(lm_model(), mixer=plain))
+    return recurrent_file.pack(replace(lm_model(), mixer=plain))
 
 
 def profile_start(spec: dict[str, Any]) -> np.ndarray:

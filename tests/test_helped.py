@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from test_lm_codec import NOISE, TEXT, model, model_file  # noqa: F401
 
-from lmcodec import codec
 from lmcodec.codec import compress, decompress, frame_info, lm_streams
+from lmcodec.codec.pipeline import Pipeline
 from lmcodec.engine import LmEngine
 from lmcodec.errors import LmcodecError
 from lmcodec.lm.store import Model
@@ -69,8 +69,8 @@ def test_blocks_that_are_left_or_damaged(model: Model, shape: tuple[int, int]) -
 
     def begin_decode(engine: LmEngine = engine) -> None:
         out, words = np.zeros(len(TEXT), np.uint8), np.frombuffer(payload, np.uint8)
-        engine._coder.begin_decode(out, words, True)
-        assert engine._coder.decode(1000)
+        engine._loop.begin_decode(out, words, True)
+        assert engine._loop.decode(1000)
 
     for begin in (partial(engine._begin_encode, TEXT), begin_decode):
         engine.reset()
@@ -101,13 +101,13 @@ def test_two_threads_share_a_block_with_a_model(
 ) -> None:
     """Two such blocks at a time would be no faster than both threads on one; without a model they are."""
     most = [0]
-    start = codec._Pipeline.start
+    start = Pipeline.start
 
-    def counted(self: codec._Pipeline, *arguments: Any, **named: Any) -> None:
+    def counted(self: Pipeline, *arguments: Any, **named: Any) -> None:
         start(self, *arguments, **named)
         most[0] = max(most[0], self.n_at_work)
 
-    monkeypatch.setattr(codec._Pipeline, "start", counted)
+    monkeypatch.setattr(Pipeline, "start", counted)
     text = TEXT * (4096 // len(TEXT) + 1)
     for method, asked, expected in (
         ("lm+cm", model_file, 1 if threads == 2 else threads),

@@ -23,6 +23,10 @@ RANK = {
     "cli": 6,
     "": 7,
 }
+# The same within the codec.
+ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | dict.fromkeys(
+    ["compressor", "decompressor", "survey"], 3
+)
 
 
 def modules() -> list[tuple[Path, ast.Module]]:
@@ -36,6 +40,8 @@ def imported(tree: ast.Module) -> list[str]:
             names += [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module == "lmcodec":
             names += [f"lmcodec.{alias.name}" for alias in node.names if alias.name in RANK]
+        elif isinstance(node, ast.ImportFrom) and node.module == "lmcodec.lm":
+            names += [f"lmcodec.lm.{alias.name}" for alias in node.names]
         elif isinstance(node, ast.ImportFrom) and node.module:
             names.append(node.module)
     return names
@@ -54,6 +60,19 @@ def test_imports_point_downward() -> None:
         for name in imported(tree):
             if name.split(".")[0] == "lmcodec" and part(name) and RANK[part(name)] > RANK[own]:
                 wrong.append(f"{path.name} imports {name}")
+    assert wrong == []
+
+
+def test_imports_of_the_codecs_rooms_point_downward() -> None:
+    """One of another of the same rank is an import of a room beside."""
+    wrong = []
+    folder = PACKAGE / "codec"
+    assert {path.stem for path in folder.glob("*.py")} == {*ROOM_RANK, "__init__"}
+    for room, rank in ROOM_RANK.items():
+        for name in imported(ast.parse((folder / f"{room}.py").read_text(encoding="utf-8"))):
+            parts = name.split(".")
+            if parts[:2] == ["lmcodec", "codec"] and (len(parts) < 3 or ROOM_RANK[parts[2]] >= rank):
+                wrong.append(f"{room} imports {name}")
     assert wrong == []
 
 
@@ -93,7 +112,7 @@ def test_decoding_loads_little() -> None:
     frame, model = str(golden / "network.lmz"), str(golden / "network.lmm")
     decode = f"import lmcodec; lmcodec.decompress(open({frame!r}, 'rb').read(), model={model!r})"
     loaded = loaded_by(decode)
-    assert {"numpy", "lmcodec.engine", "lmcodec.lm.weights"} <= loaded
+    assert {"numpy", "lmcodec.engine", "lmcodec.lm.kinds"} <= loaded
     # The encoder's coder, and modules that take milliseconds.
     assert not loaded & {"constriction", "click", "importlib.resources", "tempfile", "concurrent.futures"}
 
@@ -104,3 +123,23 @@ def test_the_trainer_needs_nothing_but_torch_and_numpy() -> None:
     blocked = ("click", "constriction", "lmcodec._kernel", "matplotlib", "tokenizers")
     block = "; ".join(f"sys.modules[{name!r}] = None" for name in blocked)
     loaded_by(f"{block}; import lmcodec.train.__main__, lmcodec.train.loop")
+
+
+def kinds_of_models() -> set[str]:
+    """The packages in lm/: one for each kind."""
+    return {path.parent.name for path in (PACKAGE / "lm").glob("*/__init__.py")}
+
+
+def test_a_kind_is_known_to_itself_alone() -> None:
+    """What else needs one goes through `lm/kinds.py`; the trainer makes recurrent networks and no others."""
+    assert "recurrent" in kinds_of_models()
+    wrong = []
+    for path, tree in modules():
+        inside = path.relative_to(PACKAGE).parts
+        for name in imported(tree):
+            # `from lmcodec.lm import recurrent` and `from lmcodec.lm.recurrent import ...`
+            for kind in kinds_of_models():
+                own = inside[:2] == ("lm", kind) or (kind == "recurrent" and inside[0] == "train")
+                if f"{name}.".startswith(f"lmcodec.lm.{kind}.") and not own:
+                    wrong.append(f"{'/'.join(inside)} imports {name}")
+    assert wrong == []

@@ -313,7 +313,7 @@ def test_a_cancelled_engine_stops(model: Model, name: str, helped: bool, directi
     payload = made.encode(TEXT)
     made.reset()
     flag = made.cancel = _kernel.Cancel()
-    coder = made._coder
+    coder = made._loop
     if direction == "decode":
         out = np.zeros(len(TEXT), np.uint8)
         words = np.frombuffer(payload, np.uint8)
@@ -325,7 +325,7 @@ def test_a_cancelled_engine_stops(model: Model, name: str, helped: bool, directi
     elif isinstance(made, LmEngine):
         made._begin_encode(TEXT)
     else:
-        made._coder.begin(len(TEXT))
+        made._loop.begin(len(TEXT))
     flag.set()
     bits, p16 = np.zeros(1 << 20, np.uint8), np.zeros(1 << 20, np.uint16)
     code: Callable[[], object]

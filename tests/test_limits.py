@@ -25,7 +25,7 @@ from test_weights import rebuild
 from lmcodec import frame, profile
 from lmcodec.frame import Block, FrameHeader, Method, pack_varint
 from lmcodec.lm import vocab
-from lmcodec.lm.weights import MAGIC as MODEL_MAGIC
+from lmcodec.lm.container import MAGIC as MODEL_MAGIC
 
 if not Path("/proc/self/status").exists():
     pytest.skip("needs /proc to measure memory", allow_module_level=True)
@@ -105,7 +105,7 @@ def small_profile() -> bytes:
 
 
 def model(mixer: bytes) -> Callable[[Path], object]:
-    return lambda path: path.write_bytes(rebuild(sections={"mixer": mixer}))
+    return lambda path: path.write_bytes(rebuild(replaced={"mixer": mixer}))
 
 
 def profiles(data: bytes) -> Callable[[Path], object]:
@@ -175,7 +175,7 @@ _SHARD = (
     "vocabulary = Vocabulary.load()",
     "shards.parse_shard(Path(path), vocabulary)",
 )
-_IMPORT = "import lmcodec, lmcodec.engine, lmcodec.lm.store, lmcodec.lm.weights\nlmcodec.open"
+_IMPORT = "import lmcodec, lmcodec.engine, lmcodec.lm.store, lmcodec.lm.recurrent.file\nlmcodec.open"
 
 
 def _seek(limits: str) -> tuple[str, str]:

@@ -22,11 +22,14 @@ from integer_models import random_model
 import lmcodec
 from lmcodec import _kernel, codec, engine, frame, profile
 from lmcodec.cli.main import main
-from lmcodec.codec import Compressor, Decompressor, compress, decompress, frame_info, lm_streams
+from lmcodec.codec import Compressor, Decompressor, compress, decompress, frame_info, levels, lm_streams
+from lmcodec.codec.pipeline import Seat
+from lmcodec.codec.spec import EngineSpec
 from lmcodec.engine import LmEngine, lm_memory_nbytes
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
 from lmcodec.frame import Block, FrameHeader, Method
-from lmcodec.lm import store, weights
+from lmcodec.lm import store
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent import native
 from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.lm.store import Model, Retired, Shipped
@@ -104,7 +107,7 @@ def with_profiles(model: IntegerModel) -> IntegerModel:
 @pytest.fixture(scope="session")
 def model_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("models") / "tiny.lmm"
-    path.write_bytes(weights.pack(with_profiles(tiny_model())))
+    path.write_bytes(recurrent_file.pack(with_profiles(tiny_model())))
     return path
 
 
@@ -292,7 +295,7 @@ def test_solid_blocks_continue_with_what_the_first_chose(model_file: Path) -> No
     info = frame_info(compress(TEXT, model=model_file, block_size=KIB, solid=True))
     blocks = info.blocks or ()
     assert [b.continues for b in blocks] == [False] + [True] * (len(blocks) - 1)
-    assert {b.coder for b in blocks} == {(Method.LM_CM, 2, 1, 1, 0)}
+    assert {b.engine for b in blocks} == {(Method.LM_CM, 2, 1, 1, 0)}
     apart = compress(TEXT, model=model_file, block_size=KIB)
     assert sum(b.payload_nbytes for b in blocks) < sum(
         b.payload_nbytes for b in frame_info(apart).blocks or ()
@@ -348,7 +351,7 @@ def test_levels_choose_profiles_and_streams(model: Model) -> None:
         assert {c.enlarge for c in key} == {max(level - 6, 0)}
         assert (key[-1].model is None) == (level < 3)
     (alone,) = Compressor(9, model=model.path, method="lm")._key(4 << 20)
-    assert alone == codec._Coder(Method.LM, 0, 1, 1, model)
+    assert alone == EngineSpec(Method.LM, 0, 1, 1, model)
 
 
 @pytest.mark.parametrize(
@@ -433,9 +436,9 @@ def test_large_blocks_are_decided_on_samples_where_these_are_clear(
     model_file: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(codec, "SAMPLED_NBYTES", 4000)
-    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 100)
-    monkeypatch.setattr(codec, "SAMPLES", 5)
+    monkeypatch.setattr(levels, "SAMPLED_NBYTES", 4000)
+    monkeypatch.setattr(levels, "SAMPLE_NBYTES", 100)
+    monkeypatch.setattr(levels, "SAMPLES", 5)
     data = random.Random(nbytes).randbytes(nbytes)
     cm, lm = Fixed(cm_share), Fixed(lm_share)
     monkeypatch.setattr(engine, "Engine", cm)
@@ -456,9 +459,9 @@ def test_large_blocks_give_context_models_longer(
     nbytes: int, lm_share: float, n_trial: int, model_file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A sample's 1.3 is clear only up to LARGE_NBYTES, 1.37 above, too."""
-    monkeypatch.setattr(codec, "SAMPLED_NBYTES", 4000)
-    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 1000)
-    monkeypatch.setattr(codec, "LARGE_NBYTES", 5000)
+    monkeypatch.setattr(levels, "SAMPLED_NBYTES", 4000)
+    monkeypatch.setattr(levels, "SAMPLE_NBYTES", 1000)
+    monkeypatch.setattr(levels, "LARGE_NBYTES", 5000)
     cm, lm = Fixed(0.5), Fixed(lm_share)
     monkeypatch.setattr(engine, "Engine", cm)
     monkeypatch.setattr(engine, "LmEngine", lm)
@@ -494,12 +497,12 @@ def test_records_have_fewer_streams(
     first, second = frame_info(packed).blocks or ()
     assert (first.method, first.streams, first.groups) == (Method.LM_CM, streams, groups)
     assert second.continues
-    assert second.coder == first.coder
+    assert second.engine == first.engine
 
 
 def test_a_seat_keeps_one_engine_of_a_method(model_file: Path) -> None:
     cm, lm = Compressor(6, model=model_file)._key(512 * KIB)
-    seat = codec._Seat((cm, lm))
+    seat = Seat((cm, lm))
     assert lm.thinned() != lm
     for coder in (cm, lm, lm.thinned(), lm.thinned(), cm, lm):
         made = seat.engine(coder, False)
@@ -591,7 +594,7 @@ def test_methods_that_make_no_sense(model_file: Path) -> None:
 
 def test_models_without_profiles_code_alone(tmp_path: Path) -> None:
     path = tmp_path / "bare.lmm"
-    path.write_bytes(weights.pack(tiny_model()))
+    path.write_bytes(recurrent_file.pack(tiny_model()))
     packed = compress(TEXT, model=path, method="lm", block_size=KIB)
     assert {b.method for b in frame_info(packed).blocks or ()} == {Method.LM}
     assert decompress(packed, model=path) == TEXT
@@ -606,7 +609,7 @@ def test_alone_is_what_the_network_says(model: Model) -> None:
     assert abs(len(continued) - len(payload)) < 20
     assert LmEngine(model, None).decode(payload, len(TEXT)) == TEXT
     with pytest.raises(ValueError, match="learns nothing"):
-        _ = again._coder.learned
+        _ = again._loop.learned
 
 
 # Which model
@@ -618,10 +621,10 @@ def test_missing_and_wrong_models(
     monkeypatch.setattr(engine, "Engine", NeverSmaller)
     packed = compress(TEXT, model=model_file)
     other = tmp_path / "other.lmm"
-    other.write_bytes(weights.pack(with_profiles(tiny_model(9))))
+    other.write_bytes(recurrent_file.pack(with_profiles(tiny_model(9))))
     other_id = store.load(store.find(other)).model_id
     with pytest.raises(
-        ModelNotFound, match=f"^block 1 at offset 15: needs model {model.model_id}, which is none"
+        ModelNotFound, match=f"^block 1 at offset 15: needs model {model.model_id}, which is neither"
     ):
         decompress(packed)
     with pytest.raises(
@@ -673,7 +676,7 @@ def test_what_is_shipped() -> None:
     assert len(set(numbers)) == len(set(ids)) == len(numbers)
     assert len({shipped.name for shipped in SHIPPED.values()}) == len(SHIPPED)
     for shipped in SHIPPED.values():
-        header = weights.read_header(Path(profile.__file__).parent / "models" / shipped.file)
+        header = recurrent_file.read_header(Path(profile.__file__).parent / "models" / shipped.file)
         assert header.model_id == shipped.model_id
 
 
@@ -709,14 +712,14 @@ def test_loading_without_a_further_thread(
 
 def test_models_without_profiles_only_measure(tmp_path: Path) -> None:
     path = tmp_path / "bare.lmm"
-    path.write_bytes(weights.pack(tiny_model()))
+    path.write_bytes(recurrent_file.pack(tiny_model()))
     with pytest.raises(Unsupported, match="holds no profile of the context models"):
         compress(TEXT, model=path)
-    path.write_bytes(weights.pack(replace(tiny_model(), mixer=b"LMZP")))
+    path.write_bytes(recurrent_file.pack(replace(tiny_model(), mixer=b"LMZP")))
     with pytest.raises(Corrupt, match=r"bare\.lmm: mixer: not a profile"):
         compress(TEXT, model=path)
     packed = (Path(profile.__file__).parent / "models" / "profile-1.lmp").read_bytes()
-    path.write_bytes(weights.pack(replace(tiny_model(), mixer=packed)))
+    path.write_bytes(recurrent_file.pack(replace(tiny_model(), mixer=packed)))
     with pytest.raises(Corrupt, match="for blocks without a language model"):
         compress(TEXT, model=path)
 
@@ -758,7 +761,7 @@ def test_models_are_loaded_once_unless_their_file_changes(
     path.write_bytes(model_file.read_bytes())
     first = store.load(store.find(path))
     assert store.load(store.find(path)) is first
-    path.write_bytes(weights.pack(with_profiles(tiny_model(11))))
+    path.write_bytes(recurrent_file.pack(with_profiles(tiny_model(11))))
     assert store.load(store.find(path)).model_id != first.model_id
     for i in range(2 * store._KEPT):
         copy = tmp_path / f"{i}.lmm"
@@ -831,7 +834,7 @@ def test_memory_of_large_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     }
     monkeypatch.setitem(globals(), "SPECS", [spec])
     path = tmp_path / "large.lmm"
-    path.write_bytes(weights.pack(with_profiles(tiny_model())))
+    path.write_bytes(recurrent_file.pack(with_profiles(tiny_model())))
     check_memory(path, 1, 1, 1 << 17)
 
 
@@ -963,7 +966,7 @@ def test_commands_on_models(
     assert "no model is shipped" in capfd.readouterr().out
     monkeypatch.setattr(store, "SHIPPED", {5: Shipped("small", str(model_file), model.model_id)})
     assert run("model", "list") == 0
-    assert ["5", "small", model.model_id] == capfd.readouterr().out.splitlines()[1].split()[:3]
+    assert ["small", model.model_id, "recurrent"] == capfd.readouterr().out.splitlines()[1].split()[:3]
     assert run("model", "show", "small") == 0
     out = capfd.readouterr().out
     for part in (f"{model.model_id}, number 5", "300 tokens, width 24", "layers.0.in", "head"):
@@ -973,7 +976,7 @@ def test_commands_on_models(
     assert all("sound" in line for line in lines)
     assert {f"kernel, {isa}: sound" for isa in _kernel.network_isas()} < set(lines)
     lying = tmp_path / "lying.lmm"
-    lying.write_bytes(weights.pack(tiny_model(), known="0" * 64))
+    lying.write_bytes(recurrent_file.pack(tiny_model(), known="0" * 64))
     assert run("model", "verify", lying) == 1
     out, err = capfd.readouterr()
     assert "definition: FAILED" in out
@@ -1008,9 +1011,9 @@ def test_export(tmp_path: Path, model_file: Path, capfd: pytest.CaptureFixture[s
     assert (
         run("model", "export", tmp_path / "run", *common, "--card", "x=[1]", "--mixer-from", model_file) == 0
     )
-    made = weights.load(out)
+    made = recurrent_file.load(out)
     assert made.header.card == {"name": "toy", "step": 3, "x": [1]}
-    assert made.model.mixer == weights.load(model_file).model.mixer
+    assert made.model.mixer == recurrent_file.load(model_file).model.mixer
     before = out.read_bytes()
     assert decompress(compress(TEXT, model=out), model=out) == TEXT
     capfd.readouterr()

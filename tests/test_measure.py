@@ -27,7 +27,8 @@ from test_trace import HOW, KIB, MIXED, ROWS
 import lmcodec
 from lmcodec import engine
 from lmcodec.codec import Compressor, compress
-from lmcodec.lm import store, weights
+from lmcodec.lm import store
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.measure import processes
 from lmcodec.measure.bpb import Measurement, Meter, bits_per_byte
@@ -111,14 +112,14 @@ def test_a_uniform_model_takes_log2_of_its_vocabulary(
     """
     monkeypatch.setattr(engine, "Engine", NeverSmaller)
     path = tmp_path / "uniform.lmm"
-    path.write_bytes(weights.pack(uniform(with_profiles(tiny_model()))))
+    path.write_bytes(recurrent_file.pack(uniform(with_profiles(tiny_model()))))
     found = bits_per_byte(TEXT, model=path, streams=streams)
     assert found.n_token is not None
     assert found.n_token < 0.9 * len(TEXT)
     assert found.bits_per_token == pytest.approx(math.log2(300), rel=5e-4)
     bytes_only = make_vocabulary([])
     made = random_model(3, vocab_size=256, dim=24, n_layer=1, recurrent=19, mlp=20)
-    path.write_bytes(weights.pack(uniform(with_profiles(replace(made, vocabulary=bytes_only)))))
+    path.write_bytes(recurrent_file.pack(uniform(with_profiles(replace(made, vocabulary=bytes_only)))))
     found = bits_per_byte(TEXT, model=path, streams=streams)
     assert (found.n_token, found.network_bits) == (len(TEXT), 8.0 * len(TEXT))
     assert (trace(TEXT, model=path, streams=streams).lm_bits == 8).all()
@@ -126,7 +127,7 @@ def test_a_uniform_model_takes_log2_of_its_vocabulary(
 
 def test_a_model_without_profiles_is_measured_alone(tmp_path: Path, model_file: Path) -> None:  # noqa: F811
     path = tmp_path / "bare.lmm"
-    path.write_bytes(weights.pack(tiny_model()))
+    path.write_bytes(recurrent_file.pack(tiny_model()))
     found = bits_per_byte(TEXT, model=path)
     assert found == bits_per_byte(TEXT, model=model_file, network_only=True)
     assert found.frame_bpb is None
@@ -449,7 +450,7 @@ def test_what_cannot_be_measured_is_said_and_the_rest_goes_on(
 def test_a_model_without_profiles_on_the_command_line(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "bare.lmm").write_bytes(weights.pack(tiny_model()))
+    (tmp_path / "bare.lmm").write_bytes(recurrent_file.pack(tiny_model()))
     (tmp_path / "text").write_bytes(TEXT)
     assert run("measure", "--model", tmp_path / "bare.lmm", tmp_path / "text") == 0
     out, err = capfd.readouterr()

@@ -10,9 +10,8 @@ from typing import Any
 import pytest
 
 import lmcodec
-from lmcodec import codec
 from lmcodec.cli.progress import Progress
-from lmcodec.codec import Compressor, Decompressor, FrameReader
+from lmcodec.codec import Compressor, Decompressor, FrameReader, levels
 from lmcodec.engine import Engine, LmEngine
 
 TEXT = b"".join(
@@ -99,11 +98,11 @@ def test_decompressing(name: str, watched: Watched) -> None:
 
 def test_a_large_block_is_sampled_first(watched: Watched, monkeypatch: pytest.MonkeyPatch) -> None:
     """The sample's trials count too, and what it rules out brings the end nearer."""
-    monkeypatch.setattr(codec, "SAMPLED_NBYTES", 8192)
-    monkeypatch.setattr(codec, "SAMPLE_NBYTES", 1024)
+    monkeypatch.setattr(levels, "SAMPLED_NBYTES", 8192)
+    monkeypatch.setattr(levels, "SAMPLE_NBYTES", 1024)
     for clear in (0.0, 100.0):  # the model's trial alone, both
-        monkeypatch.setattr(codec, "LM_CLEAR", clear)
-        monkeypatch.setattr(codec, "CM_CLEAR", 0.0)
+        monkeypatch.setattr(levels, "LM_CLEAR", clear)
+        monkeypatch.setattr(levels, "CM_CLEAR", 0.0)
         watched.seen.clear()
         compressor = Compressor(6, threads=1)
         watched.position = lambda it=compressor: it.position

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from lmcodec import codec, engine
-from lmcodec.codec import Compressor, compress, decompress, frame_info
+from lmcodec.codec import Compressor, compress, decompress, frame_info, levels, pipeline
+from lmcodec.errors import LmcodecError
 from lmcodec.lm import store
 
 KIB = 1024
@@ -70,7 +71,8 @@ def frames_of(blocks: list[bytes], **how: Any) -> list[bytes]:
 @pytest.mark.parametrize("streams", [1, 3])
 def test_no_byte_shows_it(name: str, streams: int, monkeypatch: pytest.MonkeyPatch) -> None:
     frames = frames_of(FRAMES[name], streams=streams)
-    monkeypatch.setattr(codec, "REPEAT_SHARE", 1 << 40)
+    for module in (levels, pipeline):
+        monkeypatch.setattr(module, "REPEAT_SHARE", 1 << 40)
     assert frames_of(FRAMES[name], streams=streams) == frames
 
 
@@ -112,7 +114,7 @@ def test_a_repeated_block_is_checked() -> None:
     for at in range(len(packed)):
         damaged = bytearray(packed)
         damaged[at] ^= 1
-        with pytest.raises(codec.LmcodecError):
+        with pytest.raises(LmcodecError):
             decompress(damaged, threads=1)
     assert decompress(packed, threads=1) == A * 3
 

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from lmcodec import _kernel
-from lmcodec.lm import store, weights
+from lmcodec.lm import store
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.native import NativeNetwork
 from lmcodec.lm.vocab import Vocabulary
@@ -24,8 +25,8 @@ TEXT = (
 
 
 @cache
-def load(number: int) -> weights.LoadedModel:
-    return weights.load(Path(str(resources.files("lmcodec.models"))) / store.SHIPPED[number].file)
+def load(number: int) -> recurrent_file.LoadedModel:
+    return recurrent_file.load(Path(str(resources.files("lmcodec.models"))) / store.SHIPPED[number].file)
 
 
 def inputs(number: int, n_position: int, n_stream: int) -> np.ndarray:
@@ -46,7 +47,7 @@ def test_file_is_the_one_that_is_named(number: int) -> None:
     assert header.nbytes <= 16 << 20
     assert {"name", "data", "licence", "trained_nbytes", "bpb"} <= header.card.keys()
     assert (
-        weights.pack(model, load(number).known)
+        recurrent_file.pack(model, load(number).known)
         == (Path(str(resources.files("lmcodec.models"))) / store.SHIPPED[number].file).read_bytes()
     )
 

@@ -25,6 +25,8 @@ import lmcodec
 from lmcodec import codec, frame
 from lmcodec.cli import lmz
 from lmcodec.codec import Compressor, Decompressor, compress, decompress, frame_info
+from lmcodec.codec.pipeline import Pipeline, Seat
+from lmcodec.codec.spec import EngineSpec
 from lmcodec.errors import BadMagic, Corrupt, LimitExceeded, TrailingData, Truncated
 from lmcodec.file import LMFile
 from lmcodec.frame import Block, Method
@@ -187,9 +189,9 @@ def test_tables_of_a_chain_are_checked_against_limits_before_they_are_made(
     assert block.tables_log2 == 20
     payload = small[at + block.header_nbytes :]
     assert Decompressor(memory_limit=100 << 20).decompress(small) == b"an event\n" * 9
-    limit = codec._Coder(Method.CM, block.profile, 1, 1, enlarge=3).memory_nbytes(9, False)
+    limit = EngineSpec(Method.CM, block.profile, 1, 1, enlarge=3).memory_nbytes(9, False)
     huge = Block(Method.CM, 9, 8, block.profile, 1, 1, chained=True, tables_log2=24, enlarge=3)
-    monkeypatch.setattr(codec._Seat, "engine", lambda *_: pytest.fail("an engine was made"))
+    monkeypatch.setattr(Seat, "engine", lambda *_: pytest.fail("an engine was made"))
     with pytest.raises(LimitExceeded, match="raise memory_limit"):
         Decompressor(memory_limit=limit).decompress(small[:at] + huge.pack(b"", payload))
 
@@ -311,7 +313,8 @@ def test_flushed_events_are_handed_out_at_once(source: str, reader: str) -> None
 def test_flushed_blocks_are_handed_out_at_once(
     options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(codec, "SMALL_NBYTES", 0)
+    for module in ("compressor", "decompressor"):
+        monkeypatch.setattr(f"lmcodec.codec.{module}.SMALL_NBYTES", 0)
     read_fd, write_fd = os.pipe()
     with os.fdopen(read_fd, "rb") as opened, LMFile(opened) as file:
         check_keeps_up(*writing_to(write_fd), lambda: iter(file), **options)
@@ -343,15 +346,15 @@ def test_flushed_events_come_through_the_command(arguments: list[str]) -> None:
 def test_blocks_of_a_file_are_still_read_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for blocks is for what may have to wait for its writer."""
     most = 0
-    start = codec._Pipeline.start
+    start = Pipeline.start
 
-    def started(self: codec._Pipeline, *arguments: Any, **named: Any) -> None:
+    def started(self: Pipeline, *arguments: Any, **named: Any) -> None:
         nonlocal most
         start(self, *arguments, **named)
         most = max(most, self.n_at_work)
 
     packed = compress(b"".join(log.encode() for log in log_records(2000)), 1, block_size=8192)
-    monkeypatch.setattr(codec._Pipeline, "start", started)
+    monkeypatch.setattr(Pipeline, "start", started)
     with LMFile(io.BytesIO(packed), threads=4) as file:
         file.read()
     assert most == 4

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from test_lm_codec import NOISE, TEXT, _nothing_shipped, model_file  # noqa: F40
 from test_token_coder import ROOM, array, new_coder, tokens_of
 
 from lmcodec import _kernel, codec, coder, engine, profile
-from lmcodec.codec import compress, frame_info
+from lmcodec.codec import Compressor, compress, frame_info
 from lmcodec.errors import ConfigError, LmcodecError
 from lmcodec.lm import store
 from lmcodec.measure import timing
@@ -87,7 +88,7 @@ def test_the_parts_are_the_whole(
     assert found.n_token == sum(map(len, made.tokens(TEXT)))
     assert found.n_decision == sum(len(d.bits) for d in made.trace(TEXT))
     assert (found.model_id, found.isa) == (model.model_id, model.isa)
-    macs = model.config.macs_per_token * found.n_token
+    macs = model.macs_per_token * found.n_token
     assert found.macs_per_byte == macs / len(TEXT)
     assert found.product_rate(found.decode) == macs / found.decode.stages["products"]
 
@@ -206,7 +207,7 @@ def test_what_measuring_takes_is_taken_off(plain: float, seconds: float) -> None
 def test_the_clock_knows_what_it_takes() -> None:
     text = generate("prose", 20_000, 1)
     began = time.perf_counter()
-    run = timing._run(lambda: compress(text, 1), watched=True)
+    run = timing._run(partial(timing._compress, data=text, level=1, block_nbytes=1 << 16), watched=True)
     spent = time.perf_counter() - began
     assert 0.5 * spent < run.seconds < spent
     (call,) = run.calls
@@ -249,26 +250,26 @@ def test_runs_take_turns_and_the_fastest_count(monkeypatch: pytest.MonkeyPatch) 
     assert (found.decode.plain_seconds, found.decode.seconds) == (93, 92)
 
 
-def test_engines_are_left_as_they_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    before = engine.Engine, engine.LmEngine
-    time_block(b"abc", 1)
-    assert (engine.Engine, engine.LmEngine) == before
-    calls = iter(range(100))
+def test_what_else_is_coded_meanwhile_is_not_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Engines are watched that the measured calls make, and no others."""
+    made: list[type] = []
+    plain = timing._compress
 
-    def decompress(*arguments: Any, **options: Any) -> bytes:
-        if next(calls):  # the second one is watched
-            raise KeyboardInterrupt
-        return b"abc"
+    def and_another(make: Any, **options: Any) -> bytes:
+        compressor = Compressor(1)
+        compressor.compress(TEXT, Compressor.FLUSH_FRAME)
+        made.extend(type(each) for seat in compressor._pipeline._seats for each in seat._engines.values())
+        return plain(make, **options)
 
-    monkeypatch.setattr(timing, "decompress", decompress)
-    with pytest.raises(KeyboardInterrupt):
-        time_block(b"abc", 1)
-    assert (engine.Engine, engine.LmEngine) == before
+    monkeypatch.setattr(timing, "_compress", and_another)
+    found = time_block(TEXT, 1)
+    assert made == [engine.Engine] * 2
+    assert found.encode.stages["choice"] == 0
 
 
 def test_a_build_that_codes_otherwise_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(timing, "decompress", lambda *_, **__: b"another")
+        patch.setattr(timing, "_decompress", lambda *_, **__: b"another")
         with pytest.raises(LmcodecError, match="did not come back from its frame"):
             time_block(TEXT, 1)
     patch = monkeypatch

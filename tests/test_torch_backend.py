@@ -27,7 +27,8 @@ from integer_models import (
 
 import lmcodec
 from lmcodec.errors import ConfigError, Unsupported
-from lmcodec.lm import decisions, store, weights
+from lmcodec.lm import decisions, store
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.model import IntegerModel, Linear
 from lmcodec.lm.recurrent.shape import MAX_FAN_IN
@@ -337,7 +338,7 @@ def test_devices_without_int8_products(error: Exception, monkeypatch: pytest.Mon
 
 
 def load_small() -> IntegerModel:
-    return weights.load(store.find("small").path).model
+    return recurrent_file.load(store.find("small").path).model
 
 
 @pytest.mark.parametrize("n_position", [8, pytest.param(60, marks=pytest.mark.slow)])

@@ -14,7 +14,8 @@ import lmcodec
 from lmcodec import _kernel, coder, engine
 from lmcodec.codec import compress, frame_info
 from lmcodec.engine import Engine, LmEngine
-from lmcodec.lm import decisions, store, weights
+from lmcodec.lm import decisions, store
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent import reference
 from lmcodec.measure.trace import Trace, trace
 
@@ -139,7 +140,7 @@ def test_alternatives_are_the_networks(
     assert traced.token_p is not None
     assert traced.alternative_id is not None
     assert traced.alternative_p is not None
-    made = weights.load(traced.model.path).model
+    made = recurrent_file.load(traced.model.path).model
     before = -1
     for i, (at, token) in enumerate(zip(traced.token_begin.tolist(), traced.token_id.tolist(), strict=True)):
         if at in cuts:

@@ -36,10 +36,12 @@ from lmcodec.errors import (
     Truncated,
     Unsupported,
 )
-from lmcodec.lm import weights
+from lmcodec.lm import container, sections, weight_coding
+from lmcodec.lm.recurrent import file as recurrent_file
+from lmcodec.lm.recurrent.file import inspect, pack, parse
 from lmcodec.lm.recurrent.model import SHAPE, IntegerModel, Layer, Linear
 from lmcodec.lm.recurrent.reference import compute_known_answer
-from lmcodec.lm.weights import CodedTensors, decode_reference, encode_weights, inspect, pack, parse
+from lmcodec.lm.weight_coding import CodedTensors, decode_reference, encode_reference, encode_weights
 
 GOLDEN = Path(__file__).with_name("golden") / "model.lmm"
 GOLDEN_SHA256 = "1f464ade645b3583d3ee8fc3d4391240ada7845a4658dbe452e3a3e7130829e8"
@@ -139,7 +141,7 @@ def check_same_weights(coded: CodedTensors) -> list[bytes] | None:
     expected = outcome(decode_reference, coded)
     for portable in (True, False):
         for n_thread in (1, 3):
-            decode = partial(weights.decode_weights, n_thread=n_thread, portable=portable)
+            decode = partial(weight_coding.decode_weights, n_thread=n_thread, portable=portable)
             found = outcome(decode, coded)
             assert found == expected, (portable, n_thread)
     return expected
@@ -151,6 +153,49 @@ def test_tensors_come_back(name: str) -> None:
     coded = encode_weights(tensors)
     assert [shape[:2] for shape in coded.shapes] == [w.shape for w in tensors]
     assert check_same_weights(coded) == [w.tobytes() for w in tensors]
+
+
+@pytest.mark.parametrize("name", TENSORS)
+def test_the_kernel_encodes_what_numpy_does(name: str) -> None:
+    expected = encode_reference(TENSORS[name])
+    for n_thread in (1, 3):
+        found = encode_weights(TENSORS[name], n_thread)
+        for part in ("row_class", "column_class", "codes", "data"):
+            assert getattr(found, part).tobytes() == getattr(expected, part).tobytes()
+        assert (found.shapes, found.n_word) == (expected.shapes, expected.n_word)
+
+
+def test_large_tensors_are_fitted_by_some_of_their_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weight_coding, "_FITTED", 3000)
+    tensors = [*TENSORS["uneven"], TENSORS["around a block"][2]]
+    coded = encode_weights(tensors)
+    assert check_same_weights(coded) == [w.tobytes() for w in tensors]
+    assert sum(map(sum, coded.n_word)) * 16 < 0.87 * sum(map(order0_nbits, tensors))
+
+
+def test_the_encoder_refuses_what_it_cannot_code() -> None:
+    w = np.zeros((4, 5), np.int8)
+    certain = np.zeros((1, 128), np.uint16)
+    certain[0, 64] = 4096
+    row, column = np.zeros(4, np.int8), np.zeros(5, np.int8)
+    (chunk,) = _kernel.encode_weights(w, row, column, certain)
+    assert chunk == np.full(32, 1 << 16, "<u4").tobytes()
+    rare = w.copy()
+    rare[2, 2] = 1
+    for arguments in (
+        (rare, row, column, certain),
+        (np.full((4, 5), -65, np.int8), row, column, certain),
+        (w, row, column, certain * 2),
+        (w, row[1:], column, certain),
+        (w, row, column[1:], certain),
+        (w[:0], row[:0], column, certain),
+        (w, row + 64, column, certain),
+        (w, row, column, certain[:, :127].copy()),
+        (w, row, column, certain[:0]),
+        (w, row, column, np.repeat(certain, 17, axis=0)),
+    ):
+        with pytest.raises(ValueError, match=r"."):
+            _kernel.encode_weights(*arguments)
 
 
 def order0_nbits(w: np.ndarray) -> float:
@@ -271,7 +316,7 @@ def test_frequencies() -> None:
     codes[rng.random(codes.shape) < rng.random((500, 1))] = 0
     codes[:, 0] = 0
     codes[:, 64] = np.maximum(codes[:, 64], 1)
-    freq = weights.frequencies(codes)
+    freq = weight_coding.frequencies(codes)
     assert (freq.sum(axis=1) == 4096).all()
     assert ((freq > 0) == (codes > 0)).all()
     # The most and the least uneven ones.
@@ -279,15 +324,15 @@ def test_frequencies() -> None:
     extremes[1] = 96
     extremes[2, 50] = 96
     extremes[:, 0] = 0
-    assert (weights.frequencies(extremes).sum(axis=1) == 4096).all()
+    assert (weight_coding.frequencies(extremes).sum(axis=1) == 4096).all()
     for at, code in ((0, 1), (5, 97), (5, 255)):
         bad = extremes.copy()
         bad[1, at] = code
         with pytest.raises(Corrupt, match="code is out of range"):
-            weights.frequencies(bad)
+            weight_coding.frequencies(bad)
     extremes[1] = 0
     with pytest.raises(Corrupt, match="without symbols"):
-        weights.frequencies(extremes)
+        weight_coding.frequencies(extremes)
 
 
 # --- the file ---
@@ -316,11 +361,11 @@ def test_models_come_back(name: str) -> None:
 
 
 def test_golden() -> None:
-    loaded = weights.load(GOLDEN)
+    loaded = recurrent_file.load(GOLDEN)
     assert loaded.model.sha256 == GOLDEN_SHA256
     assert loaded.known == compute_known_answer(loaded.model)
     assert loaded.model.card == CARD
-    assert weights.read_header(GOLDEN) == loaded.header
+    assert recurrent_file.read_header(GOLDEN) == loaded.header
 
 
 def seal(body: bytes) -> bytes:
@@ -330,22 +375,22 @@ def seal(body: bytes) -> bytes:
 def rebuild(
     change: Callable[[dict[str, Any]], Any] = lambda content: None,
     text: Callable[[bytes], bytes] = lambda header: header,
-    sections: dict[str, bytes] | None = None,
+    replaced: dict[str, bytes] | None = None,
 ) -> bytes:
     """The packed tiny model with another header or other sections, all sizes and the digest made to fit."""
     data = packed()
     n_header = PREFIX.unpack_from(data)[2]
     content = json.loads(data[PREFIX.size : PREFIX.size + n_header])
     at, parts = PREFIX.size + n_header, {}
-    for name in weights.SECTIONS:
+    for name in recurrent_file.SECTIONS:
         parts[name] = data[at : at + content["sections"][name]]
         at += content["sections"][name]
-    parts |= sections or {}
+    parts |= replaced or {}
     content["sections"] = {name: len(part) for name, part in parts.items()}
     change(content)
     header = text(json.dumps(content, sort_keys=True, separators=(",", ":")).encode())
     nbytes = PREFIX.size + len(header) + sum(map(len, parts.values())) + 32
-    return seal(PREFIX.pack(weights.MAGIC, 1, len(header), nbytes) + header + b"".join(parts.values()))
+    return seal(PREFIX.pack(container.MAGIC, 1, len(header), nbytes) + header + b"".join(parts.values()))
 
 
 def put(*path: str | int, value: Any) -> Callable[[], bytes]:
@@ -373,8 +418,8 @@ def prefix(**changed: int | bytes) -> Callable[[], bytes]:
 def vectors(change: Callable[[Linear], Linear], start: np.ndarray | None = None) -> Callable[[], bytes]:
     def make() -> bytes:
         linears = [change(linear) for linear in tiny().tensors().values()]
-        planes = weights._pack_vectors(linears, tiny().start if start is None else start)
-        return rebuild(sections={"vectors": weights._compress(planes)})
+        planes = recurrent_file._pack_vectors(linears, tiny().start if start is None else start)
+        return rebuild(replaced={"vectors": sections.compress(planes)})
 
     return make
 
@@ -391,9 +436,9 @@ def other_config(**changed: Any) -> Callable[[], bytes]:
 
 def vocabulary(change: Callable[[bytearray], Any]) -> Callable[[], bytes]:
     def make() -> bytes:
-        data = bytearray(weights._pack_vocabulary(tiny().vocabulary))
+        data = bytearray(sections.pack_vocabulary(tiny().vocabulary))
         change(data)
-        return rebuild(sections={"vocabulary": weights._compress(bytes(data))})
+        return rebuild(replaced={"vocabulary": sections.compress(bytes(data))})
 
     return make
 
@@ -405,7 +450,7 @@ def side(at: int, value: int) -> Callable[[], bytes]:
         coded = encode_weights([linear.weight for linear in tiny().tensors().values()])
         data = bytearray(coded.row_class.tobytes() + coded.column_class.tobytes() + coded.codes.tobytes())
         data[at] = value
-        return rebuild(sections={"tables": weights._compress(bytes(data))})
+        return rebuild(replaced={"tables": sections.compress(bytes(data))})
 
     return make
 
@@ -414,7 +459,7 @@ def with_words(change: Callable[[bytearray], Any]) -> Callable[[], bytes]:
     def make() -> bytes:
         data = bytearray(packed()[-32 - inspect(packed()).sections["weights"] : -32])
         change(data)
-        return rebuild(sections={"weights": bytes(data)})
+        return rebuild(replaced={"weights": bytes(data)})
 
     return make
 
@@ -427,7 +472,11 @@ REFUSALS: dict[str, tuple[Callable[[], bytes], type[LmcodecError], str]] = {
     "inside the header": (lambda: packed()[:100], Truncated, "ends at byte 100 of"),
     "without its last byte": (lambda: packed()[:-1], Truncated, "ends at byte"),
     "a byte more": (lambda: packed() + b"\0", Corrupt, "1 bytes after the end"),
-    "version": (prefix(version=2), Unsupported, "model file of version 2; this lmcodec reads version 1"),
+    "version": (
+        prefix(version=3),
+        Unsupported,
+        "model file of version 3; this lmcodec reads versions 1 and 2",
+    ),
     "header too long": (prefix(header_nbytes=(1 << 20) + 1), Corrupt, "header of 1048577 bytes, at most"),
     "header longer than the file": (prefix(header_nbytes=1 << 20), Corrupt, "with a header of 1048576"),
     "file too long": (prefix(nbytes=(256 << 20) + 1), Corrupt, "file of 268435457 bytes, at most 268435456"),
@@ -509,18 +558,18 @@ REFUSALS: dict[str, tuple[Callable[[], bytes], type[LmcodecError], str]] = {
         "a start state is 67108865, at most 67108864",
     ),
     "vectors too short": (
-        lambda: rebuild(sections={"vectors": weights._compress(bytes(100))}),
+        lambda: rebuild(replaced={"vectors": sections.compress(bytes(100))}),
         Corrupt,
         "section vectors does not unpack to",
     ),
     "vectors no LZMA": (
-        lambda: rebuild(sections={"vectors": b"\xff" * 50}),
+        lambda: rebuild(replaced={"vectors": b"\xff" * 50}),
         Corrupt,
         "section vectors cannot be unpacked",
     ),
-    "vectors empty": (lambda: rebuild(sections={"vectors": b""}), Corrupt, "vectors"),
+    "vectors empty": (lambda: rebuild(replaced={"vectors": b""}), Corrupt, "vectors"),
     "bytes after the vectors": (
-        lambda: rebuild(sections={"vectors": weights._compress(_tiny_vectors()) + b"\0"}),
+        lambda: rebuild(replaced={"vectors": sections.compress(_tiny_vectors()) + b"\0"}),
         Corrupt,
         "section vectors does not unpack to",
     ),
@@ -545,12 +594,12 @@ REFUSALS: dict[str, tuple[Callable[[], bytes], type[LmcodecError], str]] = {
         "coded weights: wrong words",
     ),
     "last word": (with_words(lambda d: d.__setitem__(-1, d[-1] ^ 255)), Corrupt, "wrong words"),
-    "another mixer": (lambda: rebuild(sections={"mixer": b"x"}), Corrupt, "content is that of model"),
+    "another mixer": (lambda: rebuild(replaced={"mixer": b"x"}), Corrupt, "content is that of model"),
 }
 
 
 def _tiny_vectors() -> bytes:
-    return weights._pack_vectors(list(tiny().tensors().values()), tiny().start)
+    return recurrent_file._pack_vectors(list(tiny().tensors().values()), tiny().start)
 
 
 @pytest.mark.parametrize("name", REFUSALS)
@@ -576,7 +625,7 @@ def test_rebuilding_changes_nothing() -> None:
 
 def bombs() -> dict[str, Callable[[], bytes]]:
     def bomb(name: str) -> Callable[[], bytes]:
-        return lambda: rebuild(sections={name: weights._compress(bytes(16 << 20))})
+        return lambda: rebuild(replaced={name: sections.compress(bytes(16 << 20))})
 
     return {
         **{f"{name} of 16 MiB": bomb(name) for name in ("vocabulary", "tables", "vectors")},
@@ -699,24 +748,24 @@ def test_what_cannot_be_packed() -> None:
 def test_files(tmp_path: Path) -> None:
     path = tmp_path / "tiny.lmm"
     path.write_bytes(packed())
-    assert weights.load(path).model.sha256 == tiny().sha256
-    opened = weights.open_file(path)
-    assert opened.header == weights.load(path).header
+    assert recurrent_file.load(path).model.sha256 == tiny().sha256
+    opened = recurrent_file.open_file(path)
+    assert opened.header == recurrent_file.load(path).header
     assert opened.mixer == tiny().mixer
     assert opened.decode(1).model.sha256 == tiny().sha256
     with pytest.raises(ModelNotFound, match="no such model file"):
-        weights.load(tmp_path / "none.lmm")
+        recurrent_file.load(tmp_path / "none.lmm")
     with pytest.raises(ModelNotFound, match="cannot be read"):
-        weights.read_header(tmp_path)
+        recurrent_file.read_header(tmp_path)
     path.write_bytes(packed()[:-1])
     with pytest.raises(Truncated, match=r"tiny\.lmm: file ends"):
-        weights.load(path)
+        recurrent_file.load(path)
     path.write_bytes(packed() + bytes(70_000))
     with pytest.raises(Corrupt, match=r"tiny\.lmm: 70000 bytes after the end"):
-        weights.load(path)
+        recurrent_file.load(path)
     path.write_bytes(b"no model" * 1000)
     with pytest.raises(BadMagic, match=r"tiny\.lmm: not an lmcodec model file"):
-        weights.load(path)
+        recurrent_file.load(path)
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
@@ -725,7 +774,7 @@ def test_a_pipe(tmp_path: Path) -> None:
     os.mkfifo(path)
     writer = threading.Thread(target=path.write_bytes, args=(packed(),))
     writer.start()
-    assert weights.load(path).model.sha256 == tiny().sha256
+    assert recurrent_file.load(path).model.sha256 == tiny().sha256
     writer.join()
 
 

@@ -108,7 +108,14 @@ BLOCK_SIZE: dict[str, Any] = {
     "type": Size(1 << 10, 1 << 24),
     "help": "Original bytes in a block, 1K to 16M.  [default: 4M]",
 }
-_MODEL = [click.Option(["--model"], **MODEL)]
+_MODEL = [
+    click.Option(["--model"], **MODEL),
+    click.Option(
+        ["--device"],
+        type=click.Choice(["cpu", "cuda"]),
+        help="What computes the language model; cuda takes PyTorch. No byte depends on it.  [default: cpu]",
+    ),
+]
 _ENCODING = [
     click.Option(["--method"], **METHOD),
     click.Option(["--block-size", "block_nbytes"], **BLOCK_SIZE),

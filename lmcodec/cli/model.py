@@ -1,21 +1,21 @@
-"""`lmcodec model`: what models there are, what is in one, making one from a training run, proof of one."""
+"""`lmcodec model`: what models there are, what is in one, making one from a training run, proof of one.
+
+Knows no kind of model: what it shows and checks comes from `lm/kinds.py`.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from lmcodec.cli.safe_file import write_file
 from lmcodec.cli.table import table
 from lmcodec.errors import ConfigError, LmcodecError, one_line
-from lmcodec.lm import store
-
-if TYPE_CHECKING:
-    from lmcodec.lm.weights import Header
+from lmcodec.lm import folder, store
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -25,62 +25,84 @@ def model() -> None:
 
 @model.command("list")
 def list_models() -> None:
-    """List the models that are shipped with lmcodec."""
-    from lmcodec.lm.weights import read_header
+    """List the models that come with lmcodec and those of the models folder."""
+    from lmcodec.lm.kinds import read_header
 
-    rows = [("Number", "Name", "Id", "Weights", "Bits each", "Bytes")]
+    rows = [("Name", "Id", "Kind", "Weights", "Bits each", "Bytes", "Source")]
+
+    def add(name: str, path: Path, source: str) -> None:
+        header = read_header(path)
+        sizes = f"{header.n_weight:,}", f"{header.bits_each:.2f}", f"{header.nbytes:,}"
+        rows.append((name, header.model_id, header.kind, *sizes, source))
+
     for number, shipped in store.SHIPPED.items():
-        header = read_header(store.find(shipped.name).path)
-        n_weight, bits = _weights(header)
-        rows.append(
-            (
-                str(number),
-                shipped.name,
-                header.model_id,
-                f"{n_weight:,}",
-                f"{bits:.2f}",
-                f"{header.nbytes:,}",
-            )
-        )
-    if store.SHIPPED:
-        click.echo(table(rows, right=(0, 3, 4, 5)), nl=False)
+        add(shipped.name, store.find(shipped.name).path, f"lmcodec, number {number}")
+    damaged = []
+    for path in folder.files():
+        try:
+            add(_visible(path.stem), path, _visible(str(path)))
+        except LmcodecError as error:
+            damaged.append(one_line(error))
+    if len(rows) > 1:
+        click.echo(table(rows, right=(3, 4, 5)), nl=False)
     else:
         click.echo("no model is shipped with this version")
+    for message in damaged:
+        click.echo(f"lmcodec: warning: skipped: {_visible(message)}", err=True)
 
 
 @model.command()
-@click.argument("model", metavar="FILE|NAME")
+@click.argument("model", metavar="FILE|NAME|ID")
 def show(model: str) -> None:
     """Show what a model file says of itself."""
-    from lmcodec.lm.recurrent.model import shapes
-    from lmcodec.lm.weights import read_header
+    from lmcodec.lm.kinds import open_file
 
     source = store.find(model)
-    header = read_header(source.path)
-    n_weight, bits = _weights(header)
-    shape = header.config
+    header = open_file(source.path).header
     number = f", number {source.number} of this version" if source.number is not None else ""
     facts = [
         ("file", str(source.path)),
         ("id", header.model_id + number),
+        ("kind", header.kind),
         ("bytes", f"{header.nbytes:,}"),
-        ("weights", f"{n_weight:,}, {bits:.3f} bits each"),
+        ("weights", f"{header.n_weight:,}, {header.bits_each:.3f} bits each"),
+        ("shape", header.describe()),
+        ("work", f"{header.macs_per_token:,} multiply-accumulates a token"),
         (
-            "shape",
-            f"{shape.vocab_size} tokens, width {shape.dim}, {shape.n_layer} layers of {shape.recurrent} "
-            f"channels and {shape.mlp} hidden units",
+            "memory",
+            f"{header.memory_nbytes:,} bytes at most, without vocabulary and profiles, and "
+            f"{header.stream_nbytes:,} a stream",
         ),
-        ("work", f"{shape.macs_per_token:,} multiply-accumulates a token"),
+        *header.facts(),
         ("sections", ", ".join(f"{name} {nbytes:,}" for name, nbytes in header.sections.items()) + " bytes"),
         *((f"card: {key}", _plain(value)) for key, value in header.card.items()),
     ]
-    click.echo(table(facts, right=()))
-    rows = [("Tensor", "Rows", "Columns", "Contexts", "Shift", "Bits each")]
-    for (name, (n, k, _)), contexts, shift, each in zip(
-        shapes(shape).items(), header.n_context, header.shifts, header.bits_per_weight.values(), strict=True
-    ):
-        rows.append((name, str(n), str(k), str(contexts), str(shift), f"{each:.3f}"))
-    click.echo(table(rows, right=range(1, 6)), nl=False)
+    rows = header.tensors()
+    click.echo(table([(_visible(name), _visible(fact)) for name, fact in facts], right=()), nl=bool(rows))
+    if rows:
+        click.echo(table(rows, right=range(1, len(rows[0]))), nl=False)
+
+
+@model.command()
+@click.argument("model", metavar="NAME|ID")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+def remove(model: str, yes: bool) -> None:
+    """Remove a model from the models folder.
+
+    Frames that were compressed with it cannot be decompressed without it.
+    """
+    source = store.find(model)
+    if source.number is not None:
+        raise ConfigError(f"{model}: comes with lmcodec and cannot be removed")
+    if source.path not in folder.files():
+        raise ConfigError(f"{model}: is not in {folder.shown()}; only what is there is removed")
+    if not yes:
+        if not sys.stdin.isatty():
+            raise ConfigError(f"{model}: there is nobody to ask; --yes removes it without asking")
+        if not click.confirm(f"Remove {_visible(str(source.path))}?"):
+            raise ConfigError(f"{model}: not removed")
+    source.path.unlink()
+    click.echo(f"removed {_visible(str(source.path))}")
 
 
 @model.command()
@@ -110,21 +132,28 @@ def export(
     if mixer and mixer_from:
         raise ConfigError("--mixer and --mixer-from exclude each other")
     entries = dict(map(_entry, card))
-    from lmcodec.lm import weights
+    from lmcodec.lm import kinds
+    from lmcodec.lm.sections import MAX_MIXER_NBYTES
 
-    profiles = b"".join(_read_profile(path, weights.MAX_MIXER_NBYTES) for path in mixer)
+    profiles = b"".join(_read_profile(path, MAX_MIXER_NBYTES) for path in mixer)
     if mixer_from:
-        profiles = weights.load(store.find(mixer_from).path).model.mixer
+        profiles = kinds.open_file(store.find(mixer_from).path).mixer
     if profiles:
         from lmcodec.profile import parse_all
 
         parse_all(profiles, "--mixer" if mixer else str(mixer_from))
-    data = weights.pack(_integer_model(checkpoint, vocab, entries, profiles))
+    try:
+        import torch  # noqa: F401
+    except ImportError:
+        raise ConfigError("export needs torch: pip install 'lmcodec[torch]'") from None
+    from lmcodec.train.export import pack_export
+
+    data = pack_export(checkpoint, vocab, entries, profiles)
     write_file(str(output), [data], overwrite=True)
-    header = weights.inspect(data)
-    n_weight, bits = _weights(header)
+    header = kinds.inspect(data)
     click.echo(
-        f"{output}: {len(data):,} bytes, model {header.model_id}, {n_weight:,} weights of {bits:.3f} bits"
+        f"{output}: {len(data):,} bytes, model {header.model_id}, {header.n_weight:,} weights of "
+        f"{header.bits_each:.3f} bits"
     )
     if not profiles:
         click.echo("It holds no profile of the context models: only --method lm compresses with it.")
@@ -138,67 +167,25 @@ def _read_profile(path: Path, most: int) -> bytes:
     return data
 
 
-def _integer_model(folder: Path, vocab: Path | None, card: dict[str, Any], mixer: bytes) -> Any:
-    from dataclasses import replace
-
-    try:
-        import torch  # noqa: F401
-    except ImportError:
-        raise ConfigError("export needs torch: pip install 'lmcodec[torch]'") from None
-    from lmcodec.lm.vocab import Vocabulary
-    from lmcodec.train.export import integer_model
-    from lmcodec.train.exports import load_export
-
-    if (folder / "export" / "manifest.json").is_file():
-        folder = folder / "export"
-    vocabulary = Vocabulary.load(vocab)
-    net, document = load_export(folder, vocabulary)
-    known = {key: document[key] for key in ("name", "step", "trained_nbytes") if key in document}
-    return replace(integer_model(net, vocabulary, known | card), mixer=mixer)
-
-
 @model.command()
-@click.argument("model", metavar="FILE|NAME")
+@click.argument("model", metavar="FILE|NAME|ID")
 def verify(model: str) -> None:
     """Check a model file, and that whatever can run it here computes what it should."""
-    from importlib.util import find_spec
-
-    from lmcodec import _kernel
-    from lmcodec.lm import weights
-    from lmcodec.lm.recurrent import reference
-    from lmcodec.lm.recurrent.native import NativeNetwork
+    from lmcodec.lm.kinds import open_file
     from lmcodec.profile import parse_all
 
     source = store.find(model)
-    loaded = weights.load(source.path)
-    integer, known = loaded.model, loaded.known
-    click.echo(f"file: sound, {loaded.header.nbytes:,} bytes, model {integer.model_id}")
-    if source.model_id not in (None, integer.model_id):
+    opened = open_file(source.path)
+    loaded = opened.decode()
+    click.echo(f"file: sound, {loaded.header.nbytes:,} bytes, model {loaded.model_id}")
+    if source.model_id not in (None, loaded.model_id):
         raise LmcodecError(f"{source.path}: model {source.number} of this version is {source.model_id}")
 
-    def definition() -> None:
-        if reference.compute_known_answer(integer) != known:
-            raise LmcodecError("another answer than the file's")
-
-    def native(isa: str) -> None:
-        NativeNetwork(integer, isa).self_test(known)
-
-    def torch(device: str) -> None:
-        from lmcodec.lm.recurrent.torch_backend import TorchNetwork
-
-        TorchNetwork(integer, device).self_test(known)
-
     def profiles() -> None:
-        if not parse_all(integer.mixer):
+        if not parse_all(opened.mixer):
             raise LmcodecError("none: only --method lm compresses with the model")
 
-    checks: list[tuple[str, Callable[[], None]]] = [("profiles", profiles), ("definition", definition)]
-    checks += [(f"kernel, {isa}", lambda isa=isa: native(isa)) for isa in _kernel.network_isas()]  # type: ignore[misc]
-    if find_spec("torch"):
-        import torch as framework
-
-        devices = ["cpu", *(["cuda"] if framework.cuda.is_available() else [])]
-        checks += [(f"torch, {device}", lambda device=device: torch(device)) for device in devices]  # type: ignore[misc]
+    checks = [("profiles", profiles), *loaded.checks()]
     failed = 0
     for name, check in checks:
         try:
@@ -225,9 +212,6 @@ def _plain(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _weights(header: Header) -> tuple[int, float]:
-    """How many weights a model has, and the bits that each of them takes in its file."""
-    from lmcodec.lm.recurrent.model import shapes
-
-    n_weight = sum(n * k for n, k, _ in shapes(header.config).values())
-    return n_weight, 8 * (header.sections["weights"] + header.sections["tables"]) / n_weight
+def _visible(text: str) -> str:
+    """Text of a file as a terminal may show it: in one line, without control characters."""
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)

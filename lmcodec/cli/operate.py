@@ -62,6 +62,7 @@ class Settings:
     level: int = 6
     model: str | None = None  # a shipped model's name, or a file
     method: str = "auto"  # see codec.Compressor
+    device: str | None = None  # of the language model: cpu or cuda
     threads: int | None = None
     block_nbytes: int | None = None
     solid: bool = False
@@ -72,6 +73,13 @@ class Settings:
     json: bool = False
     verbosity: int = 0
     progress: bool = True
+
+    @property
+    def executor(self) -> str:
+        """What computes the language model."""
+        from lmcodec.lm.executor import OF_DEVICE
+
+        return OF_DEVICE[self.device or "cpu"]
 
 
 def operate(settings: Settings, operands: tuple[str, ...]) -> int:
@@ -90,7 +98,11 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
         if settings.to_stdout or settings.recursive or settings.mode in ("test", "list"):
             raise ConfigError("-o does not go together with -c, -r, -t or -l")
     if settings.mode == "compress":
-        check_model(f"-{settings.level}", settings.level, settings.method, settings.model)
+        shown, on_device = f"-{settings.level}", settings.device if settings.device != "cpu" else None
+        check_model(shown, settings.level, settings.method, settings.model)
+        check_model(shown, settings.level, settings.method, on_device, f"--device {on_device}")
+    if settings.mode != "list":
+        _require_device(settings.device)
     reserve_standard_descriptors()
     # Who writes into a pipe may share the terminal with another program (tar -v, less): no progress unasked.
     writes_stdout = settings.to_stdout or (operands == ("-",) and settings.output is None)
@@ -98,6 +110,22 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
     console = Console(settings.program, settings.verbosity, progress=settings.progress and not quiet)
     work = _Work(settings, console)
     return console.supervise(lambda: work.run(operands))
+
+
+def _require_device(device: str | None) -> None:
+    """Refuse a device that is not there, once, before any file is touched.
+
+    Raises:
+      ConfigError
+    """
+    if device in (None, "cpu"):
+        return
+    from lmcodec.lm.executor import OF_DEVICE, require
+
+    try:
+        require(OF_DEVICE[str(device)])
+    except ConfigError as error:
+        raise ConfigError(f"--device {device}: {error}") from None
 
 
 def check_model(shown: str, level: int, method: str, model: str | None, option: str = "--model") -> None:
@@ -271,7 +299,7 @@ class _Work:
         if settings.verify:
             from lmcodec.cli.verify import Verifier
 
-            verifier = Verifier(settings.threads, settings.model)
+            verifier = Verifier(settings.threads, settings.model, settings.executor)
         # What was written to a file is read back; what went into a pipe is decoded as it goes.
         reads_back = isinstance(target, Target) and target.can_rewind
         compressor = Compressor(
@@ -281,6 +309,7 @@ class _Work:
             solid=settings.solid,
             model=settings.model,
             method=settings.method,
+            executor=settings.executor,
         )
 
         progress.follow(lambda: (compressor.position, 0))
@@ -339,6 +368,7 @@ class _Work:
             max_cpu_seconds=settings.max_cpu_seconds,
             threads=settings.threads,
             model=settings.model,
+            executor=settings.executor,
         )
         progress.follow(lambda: reader.position)
         yield from iter(lambda: reader.read(_OUTPUT_NBYTES), b"")

@@ -14,8 +14,10 @@ _OUTPUT_NBYTES = 1 << 18
 class Verifier:
     """Takes what was read and the one frame that was written, in pieces, and compares by SHA-256."""
 
-    def __init__(self, threads: int | None = None, model: str | None = None) -> None:
-        self._decompressor = Decompressor(threads=threads, model=model)
+    def __init__(
+        self, threads: int | None = None, model: str | None = None, executor: str = "kernel"
+    ) -> None:
+        self._decompressor = Decompressor(threads=threads, model=model, executor=executor)
         self._original, self._decoded = hashlib.sha256(), hashlib.sha256()
 
     def position(self) -> tuple[int, int]:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from lmcodec import _kernel
 
 LOGIT_MAX = 1 << 24  # largest magnitude of a logit
+SESSION_STREAM_MAX = 128
 
 
 class Session(ABC):

@@ -1,26 +1,30 @@
-"""Where models are: those shipped with the package, by name and number, and model files.
+"""Where models are: those shipped with the package, those in the models folder, and model files.
 
-A model is loaded once a process and proves itself before it is used. Nothing is ever downloaded, and nothing
-but `weights` reads a file. Importing this module imports neither NumPy nor the kernel.
+A model is loaded once a process and proves itself before it is used. Nothing is ever downloaded, nothing but
+`container` reads a file, and what kind a model is only `kinds` knows. Importing this module imports neither
+NumPy nor the kernel.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import threading
-import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported, clear_frames
+from lmcodec.lm import folder
+from lmcodec.lm.executor import KERNEL, require
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from lmcodec import _kernel
-    from lmcodec.lm.recurrent.model import IntegerModel
-    from lmcodec.lm.recurrent.shape import NetConfig
-    from lmcodec.lm.vocab import Vocabulary
-    from lmcodec.lm.weights import ModelFile
+    from lmcodec.lm.kinds import Header, LoadedModel, ModelFile
+    from lmcodec.lm.vocab import Buffer, Vocabulary
     from lmcodec.profile import Profile
 
 FilePath = str | os.PathLike[str]
@@ -75,31 +79,67 @@ class Source:
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A model as loaded: the network laid out for this machine, its vocabulary and its profiles.
+    """A model as loaded: laid out for this machine, with its vocabulary and its profiles.
 
     Attributes:
         path: of its file.
         number: of a shipped one, None for others.
         model_id: 16 hexadecimal digits.
-        config: the network's shape.
+        header: what its file says of it.
         vocabulary: what it predicts.
-        isa: the instruction set that its products use.
-        network: laid out in the kernel.
+        segment: makes (m,) uint32 tokens of bytes: some tokens that spell them.
+        isa: the instruction set that its products use; where they are computed outside the kernel, that of
+            the sums of frequencies.
+        network: laid out in the kernel, or what calls the executor.
         coding: the network and the trie of its vocabulary, in the kernel.
         profiles: of the context models beside it; a block of method lm+cm names the first of them 1.
         nbytes: that it takes in memory, at most, while it is loaded too.
+        executor: what computes its steps, of `lm.executor.EXECUTORS`.
+        session_nbytes: that computing them takes for each block at work, beside what the kernel counts.
     """
 
     path: Path
     number: int | None
     model_id: str
-    config: NetConfig
+    header: Header
     vocabulary: Vocabulary
+    segment: Callable[[Buffer], np.ndarray] = field(repr=False)
     isa: str
-    network: _kernel.RecurrentModel = field(repr=False)
+    network: _kernel.LanguageModel = field(repr=False)
     coding: _kernel.TokenCoding = field(repr=False)
     profiles: tuple[Profile, ...] = field(repr=False)
     nbytes: int
+    executor: str = KERNEL
+    session_nbytes: int = 0
+
+    @property
+    def uses_helper(self) -> bool:
+        """Whether a second thread can help with a block: with steps that the kernel computes."""
+        return self.executor == KERNEL
+
+    @property
+    def kind(self) -> str:
+        """Of model (`lmcodec.lm.kinds`)."""
+        return self.header.kind
+
+    @property
+    def n_weight(self) -> int:
+        """Weights of all tensors."""
+        return self.header.n_weight
+
+    @property
+    def macs_per_token(self) -> int:
+        """Multiply-accumulates of one step of one stream."""
+        return self.header.macs_per_token
+
+    @property
+    def stream_nbytes(self) -> int:
+        """What a session takes for each stream at most."""
+        return self.header.stream_nbytes
+
+    def describe(self) -> str:
+        """The shape, in a line."""
+        return self.header.describe()
 
     @property
     def frame_id(self) -> int | bytes:
@@ -147,52 +187,72 @@ def default(name_or_path: FilePath | None = None, names: tuple[str, ...] = ()) -
 
 
 def find(name_or_path: FilePath) -> Source:
-    """The model of that name, or in that file.
+    """The model of that name or id, or in that file.
+
+    Names of shipped models come first, then those of the models folder, then paths: `./NAME` is a file even
+    if there is a model of that name. An id is 16 hexadecimal digits.
 
     Raises:
-        ModelNotFound: there is neither.
+        ModelNotFound: there is none.
     """
     asked = os.fspath(name_or_path)
     for number, shipped in SHIPPED.items():
-        if asked == shipped.name:
+        if asked in (shipped.name, shipped.model_id):
             return _shipped(number)
+    if os.path.basename(asked) == asked:
+        if found := folder.find(asked):
+            return Source(found)
+        if re.fullmatch("[0-9a-f]{16}", asked) and (files := folder.with_id(asked)):
+            return Source(files[0])
     path = Path(asked)
     if path.is_file():
         return Source(path)
     names = ", ".join(shipped.name for shipped in SHIPPED.values()) or "none"
     if path.exists():
         raise ModelNotFound(f"{asked}: not a model file; the shipped models are: {names}")
-    raise ModelNotFound(f"{asked}: neither a shipped model ({names}) nor a model file")
+    raise ModelNotFound(
+        f"{asked}: neither a shipped model ({names}) nor one in {folder.shown()} nor a model file"
+    )
 
 
-def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit: int | None = None) -> Model:
+def for_frame(
+    model_id: int | bytes,
+    given: FilePath | None = None,
+    memory_limit: int | None = None,
+    executor: str = KERNEL,
+) -> Model:
     """The model that a frame's header names.
 
     Args:
         model_id: a shipped model's number, or 8 bytes.
-        given: the model to take if it is not a shipped one; by default what LMCODEC_MODEL names.
+        given: where it is if it is not a shipped one; by default what LMCODEC_MODEL names. The models folder
+            is searched, too.
         memory_limit: bytes; a model that takes more is not loaded.
+        executor: see `load`.
 
     Raises:
-        ModelNotFound: it is neither shipped nor given.
+        ModelNotFound: it is neither shipped, given nor in the models folder.
         LimitExceeded: it takes more than `memory_limit`.
         LmcodecError: its file is damaged.
     """
     wanted = None if isinstance(model_id, int) else model_id.hex()
     if isinstance(model_id, int):
         if model_id in SHIPPED:
-            return load(_shipped(model_id), memory_limit)
+            return load(_shipped(model_id), memory_limit, executor)
         if model_id in RETIRED:
             wanted = RETIRED[model_id].model_id
     else:
         for number, shipped in SHIPPED.items():
             if shipped.model_id == wanted:
-                return load(_shipped(number), memory_limit)
+                return load(_shipped(number), memory_limit, executor)
     asked = given if given is not None else os.environ.get(MODEL_VARIABLE)
     offered = ""
     if asked:
         try:
-            model = load(find(asked), memory_limit)
+            source = find(asked)
+            found = source.model_id or _header_id(source.path)
+            if found == wanted:
+                return load(source, memory_limit, executor)
         except LimitExceeded:
             raise
         except LmcodecError as error:
@@ -200,10 +260,25 @@ def for_frame(model_id: int | bytes, given: FilePath | None = None, memory_limit
                 raise
             offered = f" (the environment's {MODEL_VARIABLE} gives none: {error})"
         else:
-            if model.model_id == wanted:
-                return model
-            offered = f" (the one given, {os.fspath(asked)}, is {model.model_id})"
+            offered = f" (the one given, {os.fspath(asked)}, is {found})"
+    if wanted is not None:
+        failure: LmcodecError | None = None
+        for file in folder.with_id(wanted):
+            try:
+                return load(Source(file), memory_limit, executor)
+            except LimitExceeded:
+                raise
+            except LmcodecError as error:
+                failure = error
+        if failure is not None:
+            raise failure
     raise ModelNotFound(f"needs {_advice(model_id)}{offered}")
+
+
+def _header_id(path: Path) -> str:
+    from lmcodec.lm import container
+
+    return container.read_header(path).model_id
 
 
 def _advice(model_id: int | bytes) -> str:
@@ -212,8 +287,9 @@ def _advice(model_id: int | bytes) -> str:
 
     if not isinstance(model_id, int):
         return (
-            f"model {model_id.hex()}, which is none of those shipped with lmcodec {__version__}; name its "
-            f"file (model=, or {MODEL_VARIABLE} in the environment)"
+            f"model {model_id.hex()}, which is neither shipped with lmcodec {__version__} nor in "
+            f"{folder.shown()}; put its file there, or name its file (model=, or {MODEL_VARIABLE} in the "
+            "environment)"
         )
     if model_id in RETIRED:
         name, version, wanted = RETIRED[model_id]
@@ -235,31 +311,34 @@ _lock = threading.Lock()
 _loaded: dict[tuple[object, ...], Model] = {}
 
 
-def load(source: Source, memory_limit: int | None = None) -> Model:
+def load(source: Source, memory_limit: int | None = None, executor: str = KERNEL) -> Model:
     """The model, from memory if it was loaded before and its file has not changed. Thread-safe.
 
     Args:
+        source: where it is.
         memory_limit: bytes that loading it may take.
+        executor: what is to compute its steps, of `lm.executor.EXECUTORS`.
 
     Raises:
         ModelNotFound: its file cannot be read.
         LimitExceeded: it takes more than `memory_limit`; its weights are not decoded then.
+        ConfigError: there is no such executor or device.
         Corrupt: it is damaged, not the one that was shipped, or no instruction set of this machine gives its
             known answer.
-        LmcodecError: as `weights.parse`.
+        LmcodecError: as `kinds.open_file`.
     """
     try:
         status = source.path.stat()
     except OSError as error:
         raise ModelNotFound(f"{source.path}: cannot be read: {error.strerror}") from None
-    key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA")
+    key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA"), executor
     with _lock:
         model = _loaded.pop(key, None)
         if model is None:
             while len(_loaded) >= _KEPT:
                 del _loaded[next(iter(_loaded))]
             try:
-                model = _load(source, memory_limit)
+                model = _load(source, memory_limit, executor)
             except BaseException as error:
                 clear_frames(error)  # which would keep the file's content
                 raise
@@ -313,77 +392,58 @@ class _Profiles:
         return tuple(self._profiles)
 
 
-def _load(source: Source, memory_limit: int | None) -> Model:
+def _load(source: Source, memory_limit: int | None, executor: str) -> Model:
+    require(executor)
     from lmcodec import _kernel
-    from lmcodec.lm import weights
-    from lmcodec.lm.recurrent import tables
+    from lmcodec.lm import kinds, tables
 
-    opened = weights.open_file(source.path)
-    need = _nbytes(opened.header.n_weight)
-    if memory_limit is not None and need > memory_limit:
-        raise LimitExceeded(
-            f"loading model {opened.header.model_id} takes at least {need} bytes of memory, the limit is "
-            f"{memory_limit}; raise memory_limit"
-        )
+    opened = kinds.open_file(source.path, memory_limit, outside=executor != KERNEL)
+    header = opened.header
     profiles = _Profiles(opened)
     try:
-        file = opened.decode()
+        loaded = opened.decode()
     except BaseException:
         profiles.wait()
         raise
-    integer = file.model
-    if source.model_id is not None and integer.model_id != source.model_id:
+    if source.model_id is not None and loaded.model_id != source.model_id:
         raise Corrupt(
-            f"{source.path}: is model {integer.model_id}, model {source.number} of this version is "
+            f"{source.path}: is model {loaded.model_id}, model {source.number} of this version is "
             f"{source.model_id}; reinstall lmcodec"
         )
-    network, isa = _proved(integer, file.known)
-    vocabulary = integer.vocabulary
+    network, isa = _network(loaded, executor)
+    vocabulary = loaded.vocabulary
     strings, offsets = vocabulary.flat()
     coding = _kernel.TokenCoding(network, strings, offsets, tables.log2())
     found = profiles.result()
-    nbytes = (
-        _nbytes(integer.n_weight) + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
-    )
+    own_nbytes = header.memory_nbytes if executor == KERNEL else header.outside_memory_nbytes
+    nbytes = own_nbytes + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
+    session_nbytes = 0 if executor == KERNEL else header.outside_block_nbytes
     return Model(
         source.path,
         source.number,
-        integer.model_id,
-        integer.config,
+        loaded.model_id,
+        header,
         vocabulary,
+        loaded.segmenter(),
         isa,
         network,
         coding,
         found,
         nbytes,
+        executor,
+        session_nbytes,
     )
-
-
-def _nbytes(n_weight: int) -> int:
-    """What weights take: as the file is decoded, and as they are laid out for the machine."""
-    return 2 * n_weight
 
 
 _NODE_NBYTES = 64  # of a vocabulary's two tries, for each byte of its strings
 
 
-def _proved(model: IntegerModel, known: str) -> tuple[_kernel.RecurrentModel, str]:
-    """The network in the best instruction set that gives the known answer, and its name."""
-    from lmcodec import _kernel
-    from lmcodec.lm import isa as environment
-    from lmcodec.lm.recurrent.native import NativeNetwork, chosen_isa
+def _network(loaded: LoadedModel, executor: str) -> tuple[_kernel.LanguageModel, str]:
+    """The model as the kernel's loop takes it, proved, and the name of the instruction set."""
+    if executor == KERNEL:
+        return loaded.network()
+    from lmcodec.lm import isa
+    from lmcodec.lm.interface import external
 
-    chosen = chosen_isa(None if environment.is_usable() else _kernel.network_isas()[0])
-    failure: LmcodecError | None = None
-    for isa in [chosen, *(other for other in _kernel.network_isas() if other != chosen)]:
-        network = NativeNetwork(model, isa)
-        try:
-            network.self_test(known)
-        except Corrupt as error:
-            failure = error
-            continue
-        if failure is not None:
-            warnings.warn(f"{failure}; {isa} is used instead", RuntimeWarning, stacklevel=2)
-        return network.kernel, isa
-    assert failure is not None
-    raise failure
+    chosen = isa.usable()
+    return external(loaded.outside(executor), chosen), chosen

@@ -142,16 +142,16 @@ class Replay:
     def __init__(self, model: Model | None) -> None:
         self._model = model
         self._engine: Engine | LmEngine | None = None
-        self._coder: tuple[int, ...] | None = None
+        self._coded_by: tuple[int, ...] | None = None
 
     def engine(self, block: CodedBlock) -> Engine | LmEngine | None:
         """What codes the block, as it stands before the block; None for a stored one."""
         header = block.header
         if header.method == Method.STORED:
-            self._engine = self._coder = None
-        elif self._engine is None or header.coder != self._coder:
+            self._engine = self._coded_by = None
+        elif self._engine is None or header.engine != self._coded_by:
             assert not header.continues
-            self._coder = header.coder
+            self._coded_by = header.engine
             if header.method == Method.CM:
                 self._engine = Engine(header.profile, header.streams, header.groups, header.enlarge)
             else:

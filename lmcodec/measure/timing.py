@@ -1,6 +1,6 @@
 """Where the time of coding a block goes, in both directions, on one thread.
 
-The codec runs as it always does, its choice of the method included; the engines that it makes are watched.
+The codec runs as it always does, its choice of the method included; it is given engines that are watched.
 In the kernel a clock is switched on (native/phase_clock.h), which gives the time since its last mark to the
 part of a round that has just ended. Calls from Python are timed around it, so that all parts together are the
 whole. A run with nothing measured is timed beside it: by what the measured one took longer, each part is
@@ -9,17 +9,17 @@ lowered as it has marks, but at most by what a mark takes by itself, which the c
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar, cast
 
 import numpy as np
 
 from lmcodec import coder, engine, frame
-from lmcodec.codec import DEFAULT_LEVEL, MIN_BLOCK_NBYTES, compress, decompress, frame_info
+from lmcodec.codec import DEFAULT_LEVEL, MIN_BLOCK_NBYTES, Compressor, Decompressor, compress, frame_info
+from lmcodec.codec.spec import MakeEngine, make_engine
 from lmcodec.errors import ConfigError, LmcodecError
 from lmcodec.frame import Method
 from lmcodec.lm.store import FilePath
@@ -165,29 +165,28 @@ class _Call:
         return sum(self.clock.values())
 
 
-_calls: list[_Call] = []
 _AnyEngine = TypeVar("_AnyEngine", "_TimedEngine", "_TimedLmEngine")
 
 
 def _watched(
     timed: _AnyEngine, work: Callable[[], bytes | bytearray], payload: bytes | memoryview | None = None
 ) -> bytes | bytearray:
-    """What `work`, a call of an engine, returns, with an entry in the list of calls.
+    """What `work`, a call of an engine, returns, with an entry in the engine's list of calls.
 
     Args:
       payload: that is decoded; None if it encodes.
     """
-    kernel = timed._coder
+    kernel = timed._loop
     kernel.timed = True
     timed.segment_seconds, timed.n_token = 0.0, 0
     watch = _Watch(kernel)
-    timed._coder = cast(Any, watch)
+    timed._loop = cast(Any, watch)
     began = time.perf_counter()
     try:
         result = work()
     finally:
         ended = time.perf_counter()
-        timed._coder = kernel
+        timed._loop = kernel
     times, clock = kernel.times, kernel.clock_times
     kernel.timed = False
     stages = {name: times[name] for name in _PHASES[1:]}
@@ -202,13 +201,17 @@ def _watched(
     if payload is None and watch.coding_began is not None:
         stages["coder"] += ended - watch.coding_began - watch.coding_seconds
     coded = bytes(result if payload is None else payload)
-    _calls.append(_Call(coded, ended - began, timed.n_token, watch.n_decision, stages, clock))
+    timed.calls.append(_Call(coded, ended - began, timed.n_token, watch.n_decision, stages, clock))
     return result
 
 
 class _TimedEngine(engine.Engine):
     segment_seconds = 0.0
     n_token = 0
+
+    def __init__(self, calls: list[_Call], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.calls = calls
 
     def encode(self, data: bytes | memoryview) -> bytes:
         return bytes(_watched(self, lambda: super(_TimedEngine, self).encode(data)))
@@ -222,6 +225,10 @@ class _TimedEngine(engine.Engine):
 class _TimedLmEngine(engine.LmEngine):
     segment_seconds = 0.0
     n_token = 0
+
+    def __init__(self, calls: list[_Call], *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.calls = calls
 
     def tokens(self, data: bytes | memoryview) -> list[np.ndarray]:
         began = time.perf_counter()
@@ -239,25 +246,6 @@ class _TimedLmEngine(engine.LmEngine):
         )
 
 
-_lock = threading.Lock()
-
-
-@contextmanager
-def _watching() -> Iterator[list[_Call]]:
-    """Let all engines that the codec makes meanwhile be watched; their calls are in the list."""
-    names = {"Engine": _TimedEngine, "LmEngine": _TimedLmEngine}
-    with _lock:
-        plain = {name: getattr(engine, name) for name in names}
-        _calls.clear()
-        for name, timed in names.items():
-            setattr(engine, name, timed)
-        try:
-            yield _calls
-        finally:
-            for name, original in plain.items():
-                setattr(engine, name, original)
-
-
 @dataclass
 class _Run:
     """One call of the codec: what came out and what it took."""
@@ -268,19 +256,27 @@ class _Run:
     calls: list[_Call]
 
 
-def _run(work: Callable[[], bytes], *, watched: bool) -> _Run:
+def _run(work: Callable[[MakeEngine], bytes], *, watched: bool) -> _Run:
+    """Call `work` with what makes its engines, which note their calls if they are watched."""
     calls: list[_Call] = []
-    if not watched:
-        cpu, began = time.process_time(), time.perf_counter()
-        result = work()
-        return _Run(result, time.perf_counter() - began, time.process_time() - cpu, calls)
-    with _watching() as seen:
-        began = time.perf_counter()
-        result = work()
-        seconds = time.perf_counter() - began
-        calls += seen
-        seen.clear()
-    return _Run(result, seconds, 0.0, calls)
+    make = make_engine
+    if watched:
+        make = partial(make_engine, cm=partial(_TimedEngine, calls), lm=partial(_TimedLmEngine, calls))
+    cpu, began = time.process_time(), time.perf_counter()
+    result = work(make)
+    return _Run(result, time.perf_counter() - began, time.process_time() - cpu, calls)
+
+
+def _compress(make: MakeEngine, data: bytes, level: int, block_nbytes: int, **options: Any) -> bytes:
+    compressor = Compressor(level, block_size=block_nbytes, threads=1, content_size=len(data), **options)
+    compressor.make_engines_by(make)
+    return compressor.compress(data, Compressor.FLUSH_FRAME)
+
+
+def _decompress(make: MakeEngine, packed: bytes, model: FilePath | None) -> bytes:
+    decompressor = Decompressor(threads=1, model=model)
+    decompressor.make_engines_by(make)
+    return decompressor.decompress(packed)
 
 
 def _direction(plain: list[_Run], watched: list[_Run], payload: bytes) -> tuple[Direction, _Call | None]:
@@ -312,8 +308,7 @@ def time_block(
 ) -> BlockTiming:
     """Compress `data` as one block and decompress it, on one thread, and tell where the time goes.
 
-    The frame is the same, byte for byte, as with nothing measured; that is checked. What else this process
-    codes meanwhile would be measured too.
+    The frame is the same, byte for byte, as with nothing measured; that is checked.
 
     Args:
       data: any buffer of 1 byte to 16 MiB.
@@ -338,9 +333,7 @@ def time_block(
     options: dict[str, Any] = {"model": model, "method": method}
     block_nbytes = max(len(data), MIN_BLOCK_NBYTES)
 
-    def pack() -> bytes:
-        return compress(data, level, block_size=block_nbytes, threads=1, **options)
-
+    pack = partial(_compress, data=data, level=level, block_nbytes=block_nbytes, **options)
     # What is loaded once a process is there, and its code warm, before the first run.
     compress(data[:_WARM_NBYTES], level, **options)
     network = model_of(level, model)
@@ -358,7 +351,7 @@ def time_block(
             done += 1
         for watched in (False, True):
             on_step(done, total)
-            run = _run(lambda: decompress(packed, threads=1, model=model), watched=watched)  # noqa: B023
+            run = _run(partial(_decompress, packed=packed, model=model), watched=watched)
             _require(run.result == data, "did not come back from its frame")
             decode_runs[watched].append(run)
             done += 1
@@ -383,7 +376,7 @@ def time_block(
         groups=block.groups,
         model_id=network.model_id if uses_network and network else None,
         isa=network.isa if uses_network and network else None,
-        macs_per_token=network.config.macs_per_token if uses_network and network else 0,
+        macs_per_token=network.macs_per_token if uses_network and network else 0,
         n_token=kept.n_token if kept else 0,
         n_decision=kept.n_decision if kept else 0,
         encode=encode,

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <mutex>
 #include <thread>
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
@@ -95,14 +96,12 @@ void make_slots(const std::uint16_t* freq, std::size_t n_table, Slot* slot) {
       for (std::uint32_t i = 0, f = freq[s]; i < f; ++i) *slot++ = f << 19 | s << 12 | i;
 }
 
-// context[i] of the n weights from `at` on: class of the row plus class of the column, within the tensor's contexts.
-void fill_contexts(const CodedWeights& coded, const Layout& layout, const Chunk& chunk, std::size_t at, std::size_t n,
-                   std::uint8_t* context) {
-  const WeightTensor& tensor = coded.tensors[chunk.tensor];
-  const std::int8_t* rows = coded.row_class + layout.row_at[chunk.tensor];
-  const std::int8_t* columns = coded.column_class + layout.column_at[chunk.tensor];
+// context[i] of the n weights from weight `first` of the tensor on: class of the row plus class of the column, within
+// the tensor's contexts.
+void fill_contexts(const WeightTensor& tensor, const std::int8_t* rows, const std::int8_t* columns, std::size_t first,
+                   std::size_t n, std::uint8_t* context) {
   const auto last = static_cast<std::int8_t>(tensor.n_context - 1);
-  std::size_t row = (chunk.first + at) / tensor.n_column, column = (chunk.first + at) % tensor.n_column;
+  std::size_t row = first / tensor.n_column, column = first % tensor.n_column;
   while (n > 0) {
     const std::size_t run = std::min(n, tensor.n_column - column);
     const std::int8_t r = rows[row];
@@ -209,9 +208,12 @@ bool decode_chunk(const CodedWeights& coded, const Layout& layout, const Chunk& 
   // Whole groups may read past the chunk, never past the data: a chunk that does so is found out at its end.
   const std::uint8_t* const data_end = coded.data + coded.nbytes;
   std::uint8_t context[kBlock];
+  const WeightTensor& tensor = coded.tensors[chunk.tensor];
+  const std::int8_t* const rows = coded.row_class + layout.row_at[chunk.tensor];
+  const std::int8_t* const columns = coded.column_class + layout.column_at[chunk.tensor];
   for (std::size_t at = 0; at < chunk.n; at += kBlock) {
     const std::size_t n = std::min(kBlock, chunk.n - at);
-    fill_contexts(coded, layout, chunk, at, n, context);
+    fill_contexts(tensor, rows, columns, chunk.first + at, n, context);
     std::int8_t* target = out + chunk.out_at + at;
     std::size_t i = kWeightLanes * decode_groups(state, &word, data_end, context, slots, target, n / kWeightLanes);
     for (; i < n; ++i) {
@@ -230,7 +232,112 @@ bool decode_chunk(const CodedWeights& coded, const Layout& layout, const Chunk& 
   return word == end && std::all_of(state, state + kWeightLanes, [](std::uint32_t x) { return x == kLeastState; });
 }
 
+// How a symbol is encoded in a context.
+struct Code {
+  std::uint16_t freq, start;
+};
+
+// Appends states and words of the n weights from weight `first` of the tensor on to out; false if a weight has no
+// frequency. The inverse of decode_chunk: from the last weight to the first, words from the last to the first.
+bool encode_chunk(const WeightTensor& tensor, const std::int8_t* weight, const std::int8_t* rows,
+                  const std::int8_t* columns, const Code* codes, std::size_t first, std::size_t n,
+                  std::vector<std::uint8_t>& context, std::vector<std::uint16_t>& words, std::vector<std::uint8_t>& out) {
+  fill_contexts(tensor, rows, columns, first, n, context.data());
+  std::uint32_t state[kWeightLanes];
+  std::fill_n(state, kWeightLanes, kLeastState);
+  std::size_t at = n;
+  for (std::size_t i = n; i-- > 0;) {
+    const int symbol = weight[first + i] + kWeightSymbols / 2;
+    if (symbol < 0 || symbol >= kWeightSymbols) return false;
+    const Code code = codes[static_cast<std::size_t>(context[i]) * kWeightSymbols + static_cast<std::size_t>(symbol)];
+    const std::uint32_t f = code.freq;
+    if (f == 0) return false;
+    std::uint32_t x = state[i % kWeightLanes];
+    // With x < f 2^20 the state after coding stays below 2^32.
+    if (x >> 20 >= f) {
+      words[--at] = static_cast<std::uint16_t>(x);
+      x >>= 16;
+    }
+    const std::uint32_t quotient = x / f;
+    state[i % kWeightLanes] = (quotient << kWeightPrecision) + (x - quotient * f) + code.start;
+  }
+  out.reserve(out.size() + kStateBytes + 2 * (n - at));
+  for (const std::uint32_t x : state)
+    for (int byte = 0; byte < 4; ++byte) out.push_back(static_cast<std::uint8_t>(x >> 8 * byte));
+  for (std::size_t i = at; i < n; ++i) {
+    out.push_back(static_cast<std::uint8_t>(words[i]));
+    out.push_back(static_cast<std::uint8_t>(words[i] >> 8));
+  }
+  return true;
+}
+
+// Runs work(0), ..., work(n - 1) in up to n_thread threads, the calling one among them.
+template <typename Work>
+void in_threads(std::size_t n, int n_thread, const Work& work) {
+  constexpr int kMost = 64;
+  const std::size_t n_worker =
+      std::max<std::size_t>(1, std::min<std::size_t>(static_cast<std::size_t>(std::clamp(n_thread, 1, kMost)), n));
+  std::atomic<std::size_t> next{0};
+  const auto run = [&] {
+    for (std::size_t i; (i = next++) < n;) work(i);
+  };
+  std::vector<std::thread> helpers;
+  helpers.reserve(n_worker - 1);
+  try {
+    for (std::size_t i = 1; i < n_worker; ++i) helpers.emplace_back(run);
+  } catch (const std::exception&) {
+    // No more threads to be had: those that run do the work.
+  }
+  run();
+  for (std::thread& helper : helpers) helper.join();
+}
+
 }  // namespace
+
+void count_weights(const WeightTensor& tensor, const std::int8_t* weight, const std::int8_t* rows,
+                   const std::int8_t* columns, std::uint64_t* counts, int n_thread) {
+  constexpr std::size_t kPart = std::size_t{1} << 16;  // weights: counts of 32 bits suffice
+  const std::size_t size = tensor.n_row * tensor.n_column, n_count = tensor.n_context * kWeightSymbols;
+  std::fill_n(counts, n_count, std::uint64_t{0});
+  std::mutex lock;
+  in_threads((size + kPart - 1) / kPart, n_thread, [&](std::size_t part) {
+    std::uint8_t context[kBlock];
+    // Neighbours count in different tables: an increment need not wait for the one before.
+    std::uint32_t own[2][kWeightContexts * kWeightSymbols] = {};
+    const std::size_t end = std::min(size, (part + 1) * kPart);
+    for (std::size_t at = part * kPart; at < end; at += kBlock) {
+      const std::size_t n = std::min(kBlock, end - at);
+      fill_contexts(tensor, rows, columns, at, n, context);
+      for (std::size_t i = 0; i < n; ++i)
+        ++own[i & 1][static_cast<std::size_t>(context[i]) * kWeightSymbols +
+                     (static_cast<std::size_t>(weight[at + i] + kWeightSymbols / 2) & (kWeightSymbols - 1))];
+    }
+    const std::lock_guard<std::mutex> held(lock);
+    for (std::size_t i = 0; i < n_count; ++i) counts[i] += own[0][i] + own[1][i];
+  });
+}
+
+bool encode_weights(const WeightTensor& tensor, const std::int8_t* weight, const std::int8_t* rows,
+                    const std::int8_t* columns, const std::uint16_t* freq, int n_thread,
+                    std::vector<std::vector<std::uint8_t>>& chunks) {
+  const std::size_t size = tensor.n_row * tensor.n_column;
+  std::vector<Code> codes(tensor.n_context * kWeightSymbols);
+  for (std::size_t at = 0, start = 0; at < codes.size(); ++at) {
+    if (at % kWeightSymbols == 0) start = 0;
+    codes[at] = {freq[at], static_cast<std::uint16_t>(start)};
+    start += freq[at];
+    if (start > kSlots) return false;
+  }
+  chunks.assign((size + kWeightChunk - 1) / kWeightChunk, {});
+  std::atomic<bool> good{true};
+  in_threads(chunks.size(), n_thread, [&](std::size_t c) {
+    const std::size_t first = c * kWeightChunk, n = std::min(kWeightChunk, size - first);
+    std::vector<std::uint8_t> context(n);
+    std::vector<std::uint16_t> words(n);  // a weight takes at most one
+    if (!encode_chunk(tensor, weight, rows, columns, codes.data(), first, n, context, words, chunks[c])) good = false;
+  });
+  return good;
+}
 
 const char* decode_weights(const CodedWeights& coded, std::int8_t* out, std::size_t n_out, int n_thread,
                            bool portable) {

@@ -1,7 +1,7 @@
-// Decoder of entropy-coded weights: interleaved rANS with static tables. FORMAT.md section 7.4.
+// Entropy-coded weights: interleaved rANS with static tables. FORMAT.md section 7.4.
 //
-// lmcodec/lm/weights.py is the definition and holds the encoder. Everything here is read from a file that may be
-// hostile: sizes are checked before a byte is read or written, and a wrong one is an answer, not a crash.
+// lmcodec/lm/weight_coding.py is the definition and chooses classes and tables. All that is decoded is read from a file
+// that may be hostile: sizes are checked before a byte is read or written, and a wrong one is an answer, not a crash.
 #pragma once
 
 #include <cstddef>
@@ -38,5 +38,15 @@ struct CodedWeights {
 // out holds nothing of use; nullptr if all is well. At most n_thread threads work, the calling one among them; portable: no
 // instructions but those every machine has.
 const char* decode_weights(const CodedWeights& coded, std::int8_t* out, std::size_t n_out, int n_thread, bool portable);
+
+// Counts the symbols of a tensor in each context: counts (n_context, 128). Weights are -64 to 63, classes within 63 of 0.
+void count_weights(const WeightTensor& tensor, const std::int8_t* weight, const std::int8_t* rows,
+                   const std::int8_t* columns, std::uint64_t* counts, int n_thread);
+
+// Each chunk of a tensor: its states and words. freq: (n_context, 128). False if a weight that occurs has no frequency,
+// or the frequencies of a context have a sum above 2^12.
+bool encode_weights(const WeightTensor& tensor, const std::int8_t* weight, const std::int8_t* rows,
+                    const std::int8_t* columns, const std::uint16_t* freq, int n_thread,
+                    std::vector<std::vector<std::uint8_t>>& chunks);
 
 }  // namespace lmcodec

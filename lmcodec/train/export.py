@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ from torch import Tensor
 
 from lmcodec.errors import ConfigError
 from lmcodec.lm.decisions import LOGIT_BITS
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent import model as integer
 from lmcodec.lm.recurrent.reference import NORM_EPS
 from lmcodec.lm.vocab import Vocabulary
@@ -64,6 +67,31 @@ def integer_model(
         start=np.zeros((2, net.config.n_layer, net.config.recurrent), np.int32),
         card=card or {},
     )
+
+
+def pack_export(
+    folder: Path, vocab: Path | None = None, card: dict[str, Any] | None = None, mixer: bytes = b""
+) -> bytes:
+    """The model file of a run.
+
+    Args:
+        folder: of the run or of its export.
+        vocab: vocabulary file; None for the shipped one.
+        card: what the model says of itself, beside what the export says.
+        mixer: profiles of the context models beside it.
+
+    Raises:
+        LmcodecError: the export is damaged, or as `integer_model` and `lm.recurrent.file.pack`.
+    """
+    from lmcodec.train.exports import load_export
+
+    if (folder / "export" / "manifest.json").is_file():
+        folder = folder / "export"
+    vocabulary = Vocabulary.load(vocab)
+    net, document = load_export(folder, vocabulary)
+    known = {key: document[key] for key in ("name", "step", "trained_nbytes") if key in document}
+    model = integer_model(net, vocabulary, known | (card or {}))
+    return recurrent_file.pack(replace(model, mixer=mixer))
 
 
 def float_network(model: integer.IntegerModel) -> Net:

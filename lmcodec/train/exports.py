@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lmcodec.errors import ConfigError, Corrupt, ModelNotFound
-from lmcodec.lm import weights
+from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train import checkpoint
@@ -79,7 +79,7 @@ def load_export(folder: Path, vocabulary: Vocabulary) -> tuple[Net, dict[str, An
 
 
 def _load_integer(path: Path, vocabulary: Vocabulary) -> tuple[Net, dict[str, Any]]:
-    model = weights.load(path).model
+    model = recurrent_file.load(path).model
     if model.vocabulary != vocabulary:
         raise ModelNotFound(
             f"{path}: model over vocabulary {model.vocabulary.vocab_id}, expected {vocabulary.vocab_id}"

@@ -94,7 +94,7 @@ def make_model() -> bytes:
     import numpy as np
 
     from lmcodec import _kernel, profile
-    from lmcodec.lm import weights
+    from lmcodec.lm.recurrent import file as recurrent_file
     from lmcodec.lm.recurrent import tables
     from lmcodec.lm.recurrent.native import NativeNetwork
     from lmcodec.lm.vocab import Vocabulary
@@ -120,7 +120,7 @@ def make_model() -> bytes:
                     while coder.encode(bits, p16):
                         pass
         packed.append(profile.pack(spec, coder.learned))
-    return weights.pack(replace(model, mixer=b"".join(packed)))
+    return recurrent_file.pack(replace(model, mixer=b"".join(packed)))
 
 
 def _sha256(*parts: bytes) -> str:
@@ -194,7 +194,7 @@ def used() -> dict[str, str]:
     from lmcodec import engine
     from lmcodec.lm import store
 
-    return {"network": store.load(store.find(MODEL)).isa, "mixer": engine.Engine(1)._coder.isa}
+    return {"network": store.load(store.find(MODEL)).isa, "mixer": engine.Engine(1)._loop.isa}
 
 
 def compute() -> dict[str, dict[str, str]]:

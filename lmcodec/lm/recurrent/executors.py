@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmcodec.lm.interface import LanguageModel, Session
+from lmcodec.errors import Corrupt
+from lmcodec.lm.executor import EXECUTORS
+from lmcodec.lm.interface import SESSION_STREAM_MAX, LanguageModel, Session
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.model import IntegerModel
+from lmcodec.lm.recurrent.shape import NetConfig
 
 if TYPE_CHECKING:
     from lmcodec.lm.recurrent.torch_backend import TorchNetwork
@@ -22,7 +26,26 @@ class _Recurrent(LanguageModel):
 
 
 class Reference(_Recurrent):
-    """The definition: hundreds of times slower than the kernel."""
+    """The definition: hundreds of times slower than the kernel.
+
+    Args:
+        model: what to run.
+        known: what the self-test must answer; None for no test.
+
+    Raises:
+        Corrupt: this NumPy gives another answer.
+    """
+
+    def __init__(self, model: IntegerModel, known: str | None = None) -> None:
+        super().__init__(model)
+        if known is None:
+            return
+        found = reference.compute_known_answer(model)
+        if found != known:
+            raise Corrupt(
+                f"model {model.model_id} fails its self-test: NumPy {np.__version__} answers {found[:16]}, "
+                f"expected {known[:16]}; its file is damaged or this build computes wrongly"
+            )
 
     def session(self, n_stream: int) -> Session:
         return _ReferenceSession(self.model, n_stream)
@@ -62,14 +85,15 @@ class Torch(_Recurrent):
 
         self._network = TorchNetwork(model, device)
         self._network.self_test(known)
+        self._lock = threading.Lock()  # blocks in several threads share the device and torch's settings
 
     def session(self, n_stream: int) -> Session:
-        return _TorchSession(self._network, n_stream)
+        return _TorchSession(self._network, n_stream, self._lock)
 
 
 class _TorchSession(Session):
-    def __init__(self, network: TorchNetwork, n_stream: int) -> None:
-        self._network = network
+    def __init__(self, network: TorchNetwork, n_stream: int, lock: threading.Lock) -> None:
+        self._network, self._lock = network, lock
         self._state = network.start(np.zeros(n_stream, bool))
 
     def begin(self, stream: int, cut: bool) -> None:
@@ -79,7 +103,36 @@ class _TorchSession(Session):
         self._state.h = h
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
-        return self._network.step(tokens, self._state).cpu().numpy()
+        with self._lock:
+            return self._network.step(tokens, self._state).cpu().numpy()
 
     def run(self, tokens: np.ndarray) -> np.ndarray:
-        return self._network.sequence(tokens, self._state).cpu().numpy()
+        with self._lock:
+            return self._network.sequence(tokens, self._state).cpu().numpy()
+
+
+def outside(model: IntegerModel, executor: str, known: str) -> LanguageModel:
+    """The model as an executor other than the kernel's computes it.
+
+    Args:
+        executor: of `lm.executor.EXECUTORS`.
+        known: what the self-test must answer.
+
+    Raises:
+        ConfigError: torch finds no such device.
+        Corrupt: another answer came out.
+    """
+    device = EXECUTORS[executor]
+    return Reference(model, known) if device is None else Torch(model, device, known)
+
+
+_PIECE_ROWS, _PIECE_LOGITS = 256, 1 << 22  # native/external_model.cpp: positions of a piece, at most
+_TOKEN_NBYTES = 48  # a position: logits while they are made and in the kernel, frequencies, their sums
+_CHANNEL_NBYTES = 64  # a position: int64 and float32 of the widest layers
+
+
+def outside_nbytes(shape: NetConfig) -> int:
+    """What computing outside of the kernel takes for each block at work, at most."""
+    rows = max(min(_PIECE_ROWS, _PIECE_LOGITS // shape.vocab_size), SESSION_STREAM_MAX)
+    widest = shape.dim + 3 * shape.recurrent + shape.mlp
+    return rows * (_TOKEN_NBYTES * shape.vocab_size + _CHANNEL_NBYTES * widest)

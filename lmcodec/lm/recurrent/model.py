@@ -1,6 +1,6 @@
 """An integer model in memory: weights, multipliers, start states; what every executor runs.
 
-Knows neither how it was trained nor how its file looks (`weights.py`) nor how it runs (`reference.py`). The
+Knows neither how it was trained nor how its file looks (`file.py`) nor how it runs (`reference.py`). The
 bounds checked here are those that FORMAT.md section 6.3 proves the arithmetic with.
 """
 

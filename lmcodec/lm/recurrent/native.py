@@ -7,43 +7,19 @@ and no coder.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 
 import numpy as np
 
 from lmcodec import _kernel
-from lmcodec.errors import ConfigError, Corrupt
+from lmcodec.errors import Corrupt
+from lmcodec.lm.isa import chosen_isa
 from lmcodec.lm.recurrent import reference, tables
 from lmcodec.lm.recurrent.model import IntegerModel
 
 _AMX_STREAMS = (
     6  # of the self-test, whose 8 positions then fill a pair of tiles (32 rows) and half of another
 )
-
-
-def chosen_isa(isa: str | None = None) -> str:
-    """The instruction set to use: `isa`, else what the environment's LMCODEC_ISA names, else the best.
-
-    What only the mixer has stands for what the network has of it (`avx512` for `avx512vnni`), or for the best
-    there is: the machine may have AVX-512 without VNNI, NEON without the dot product.
-
-    Raises:
-        ConfigError: the machine has no such instruction set.
-    """
-    available = _kernel.network_isas()
-    asked = isa or os.environ.get("LMCODEC_ISA", "")
-    if not asked:
-        return available[0]
-    if asked not in available and asked in _kernel.mixing_isas():
-        return next((name for name in available if name.startswith(asked)), available[0])
-    if asked not in available:
-        named = asked if isa else f"LMCODEC_ISA={asked}"
-        raise ConfigError(
-            f"{named}: not an instruction set that the network can use on this machine, which has "
-            f"{', '.join(available)}; unset LMCODEC_ISA to let lmcodec choose"
-        )
-    return asked
 
 
 class NativeNetwork:

@@ -1,0 +1,388 @@
+"""Compressor and compress: cuts the original into blocks, sets them to work and writes the frame in order."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from functools import partial
+from operator import index as as_int
+from typing import Any
+
+from lmcodec import frame
+from lmcodec.codec.arguments import byte_view, number, optional
+from lmcodec.codec.levels import (
+    AUTO,
+    DEFAULT_BLOCK_NBYTES,
+    DEFAULT_LEVEL,
+    LEVELS,
+    MAX_STREAMS,
+    MIN_BLOCK_NBYTES,
+    encode_block,
+    lm_streams,
+    method_named,
+)
+from lmcodec.codec.pipeline import SMALL_NBYTES, Pipeline, Reusable
+from lmcodec.codec.spec import Chain, EngineSpec, Key, lm_groups
+from lmcodec.errors import ModelNotFound
+from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
+from lmcodec.lm import store
+from lmcodec.lm.executor import KERNEL, checked, require
+from lmcodec.lm.store import FilePath, Model
+
+# A flush ends a block. Where that is small, the blocks after it continue it, so that nothing of what was
+# learned is lost. Such a chain has the tables of a block of CHAIN_NBYTES. It ends before it holds more than
+# that, or more than a block may: what lies in it is decoded from its start.
+CHAIN_NBYTES = 1 << 20
+
+# What the engines of one object may take together where the caller sets neither threads nor a limit.
+ENCODE_BUDGET_NBYTES = 1 << 30
+
+
+class Compressor(Reusable):
+    """Compresses data that comes in pieces; the frame does not depend on where these are cut.
+
+    A frame's header is written with its first block: what fits one block gets neither index nor content size.
+    After an exception the object is unusable. Not for several threads at once.
+
+    Args:
+        level: 1 (fast) to 9.
+        block_size: bytes of the original in a block, 1 KiB to 16 MiB; 4 MiB if None.
+        threads: blocks coded at once; None for one a CPU, fewer if their memory would exceed 1 GiB. Two
+            share a block with a language model. The frame does not depend on it.
+        solid: let each block continue the one before it: smaller, but one thread and no random access.
+        content_size: bytes that the first frame will hold, to be said in its header if it has several blocks.
+        streams: lockstep streams a block, 1 to 4, with a language model to 128; by the block's size if None.
+        groups: 1 or 2, at most `streams`; None for what the level does. With a language model, two can be
+            decoded in two threads.
+        model: the language model of levels 3 to 9, by a shipped model's name or as a model file; by default
+            the one that LMCODEC_MODEL names, else the level's.
+        method: `auto` for the one that makes a block smallest of those that the level has; or the only one to
+            use: `cm` (context models), `lm+cm` (a language model beside them), `lm` (a language model alone)
+            or `stored`. What it does not make smaller is stored.
+        executor: what computes the language model: `kernel`, `numpy` (the definition, very slow), `torch` on
+            the CPU or `torch-cuda`. The frame does not depend on it.
+
+    Raises:
+        TypeError, ValueError: if an argument is out of range, or a model or an executor is given for, or a
+            method asks for one of, a level or method that uses no model.
+        ModelNotFound: if there is no such model.
+        ConfigError: if LMCODEC_ISA names no instruction set of this machine, or the executor cannot run here.
+    """
+
+    CONTINUE = 0
+    FLUSH_BLOCK = 1
+    FLUSH_FRAME = 2
+
+    def __init__(
+        self,
+        level: int = DEFAULT_LEVEL,
+        *,
+        block_size: int | None = None,
+        threads: int | None = None,
+        solid: bool = False,
+        content_size: int | None = None,
+        streams: int | None = None,
+        groups: int | None = None,
+        model: FilePath | None = None,
+        method: str = AUTO,
+        executor: str = KERNEL,
+    ) -> None:
+        if os.environ.get("LMCODEC_ISA"):
+            from lmcodec.lm import isa
+
+            isa.require()
+        self._plan = LEVELS[number("level", level, min(LEVELS), max(LEVELS))]
+        self._method = method_named(method)
+        if not self._plan.models and (self._method or Method.END) >= Method.LM_CM:
+            raise ValueError(f"level {as_int(level)} uses no language model: it cannot use method {method}")
+        uses_model = bool(self._plan.models) and self._method not in (Method.STORED, Method.CM)
+        if model is not None and not uses_model:
+            which = f"method {method}" if self._plan.models else f"level {as_int(level)}"
+            raise ValueError(f"{which} uses no language model: model makes no sense with it")
+        self._executor = checked(executor)
+        if executor != KERNEL and not uses_model:
+            which = f"method {method}" if self._plan.models else f"level {as_int(level)}"
+            raise ValueError(f"{which} uses no language model: executor {executor} has nothing to compute")
+        require(executor)
+        self._source = store.default(model, self._plan.models) if uses_model else None
+        if self._source is None and (self._method or Method.END) >= Method.LM_CM:
+            raise ModelNotFound(f"method {method} needs a language model, and none is shipped or given")
+        most = MAX_STREAMS[self._method or (Method.LM_CM if self._source else Method.CM)]
+        self._streams = optional("streams", streams, 1, most)
+        self._groups = optional("groups", groups, 1, 2)
+        if groups is not None and groups > (self._streams or 1):
+            raise ValueError(f"groups must be at most streams, not {groups} of {self._streams or 1}")
+        self._block_nbytes = (
+            optional("block_size", block_size, MIN_BLOCK_NBYTES, frame.MAX_BLOCK_NBYTES)
+            or DEFAULT_BLOCK_NBYTES
+        )
+        self._solid = bool(solid)
+        threads = optional("threads", threads, 1)
+        if self._solid:
+            threads = 1  # what a block continues is known when the one before it is coded
+        self._pipeline = Pipeline(threads, ENCODE_BUDGET_NBYTES if threads is None else None)
+        self._begin(optional("content_size", content_size, 0, (1 << 63) - 1))
+        self._last_mode = self.FLUSH_FRAME
+
+    def _begin(self, content_size: int | None = None) -> None:
+        self._content_size = content_size
+        self._taken_nbytes = 0
+        self._pending = bytearray()
+        self._walk: FrameWalk | None = None  # once the header is written
+        self._chain: Chain | None = None  # that the last block is in, if a flush began it
+        self._chain_nbytes = 0  # of the block that the last one's chain began with; of all of `_chain`
+        self._chain_key: Key = ()  # what it had the choice of
+        self._out: list[bytes] = []
+
+    def _release(self) -> None:
+        self._pending = bytearray()
+        self._out = []
+
+    @property
+    def position(self) -> int:
+        """Original bytes that are coded, of blocks at work the part that is done; any thread may ask."""
+        return self._pipeline.position[0]
+
+    @property
+    def last_mode(self) -> int:
+        """The mode of the last call; FLUSH_FRAME before the first, so that it means "no frame is open"."""
+        return self._last_mode
+
+    def compress(self, data: Any, mode: int = CONTINUE) -> bytes:
+        """Take `data` (any buffer) and return what of the frame is ready.
+
+        Args:
+            mode: CONTINUE; FLUSH_BLOCK or FLUSH_FRAME for what `flush` does.
+
+        Raises:
+            ValueError: if there is more data than `content_size` said.
+        """
+        self._require_usable()
+        if mode not in (self.CONTINUE, self.FLUSH_BLOCK, self.FLUSH_FRAME):
+            raise ValueError(f"mode must be CONTINUE, FLUSH_BLOCK or FLUSH_FRAME, not {mode!r}")
+        with byte_view(data) as view:
+            try:
+                for original, last, flushed in self._cut(view, mode):
+                    self._pipeline.start(**self._prepared(original, last, flushed))
+                if mode == self.FLUSH_FRAME:
+                    self._end()
+                elif mode == self.FLUSH_BLOCK:
+                    self._drain()
+                out = b"".join(self._out)
+                if mode == self.FLUSH_FRAME:
+                    self._begin()
+                else:
+                    self._out.clear()
+                self._last_mode = mode
+            except BaseException as error:
+                self.fail(error)
+                raise
+        return out
+
+    def flush(self, mode: int = FLUSH_FRAME) -> bytes:
+        """End the frame, or (FLUSH_BLOCK) the block so that all data so far decodes; return what is left.
+
+        A block that a flush ended costs some ten bytes more than its data would have taken; the next one
+        goes on from what was learned, until they hold 1 MiB or `block_size` together.
+
+        Raises:
+            ValueError: if the frame ends with less data than `content_size` said.
+        """
+        if mode not in (self.FLUSH_BLOCK, self.FLUSH_FRAME):
+            raise ValueError(f"mode must be FLUSH_BLOCK or FLUSH_FRAME, not {mode!r}")
+        return self.compress(b"", mode)
+
+    def end_chain(self) -> None:
+        """Let the next block be independent of the flushed ones before it."""
+        self._chain = None
+
+    def _cut(self, view: memoryview, mode: int) -> Iterator[tuple[bytes, bool, bool]]:
+        """Take `view` in; the blocks that are full or end here, whether each is the last, or a flush ends it.
+
+        Raises:
+            ValueError: as `compress`.
+        """
+        self._taken_nbytes += len(view)
+        pledged, taken = self._content_size, self._taken_nbytes
+        if pledged is not None and (taken > pledged or (mode == self.FLUSH_FRAME and taken < pledged)):
+            raise ValueError(f"content_size said {pledged} bytes, got {taken}")
+        at = 0
+        # A full block waits until more data comes: it may be the last.
+        while len(self._pending) + len(view) - at > self._block_nbytes:
+            end = at + self._block_nbytes - len(self._pending)
+            self._pending += view[at:end]
+            at = end
+            yield self._taken(), False, False
+        self._pending += view[at:]
+        if self._pending and mode != self.CONTINUE:
+            yield self._taken(), mode == self.FLUSH_FRAME, mode == self.FLUSH_BLOCK
+
+    def _taken(self) -> bytes:
+        """The pending bytes, which are a block now."""
+        data = bytes(self._pending)
+        self._pending.clear()
+        return data
+
+    @property
+    def _model(self) -> Model | None:
+        return None if self._source is None else store.load(self._source, executor=self._executor)
+
+    def _header(self, several: bool, needs_model: bool = False) -> FrameWalk:
+        """Write the header of a frame that has one block or several, unless it is there."""
+        if self._walk is None:
+            content_size = self._content_size if several else None
+            model_id = self._model.frame_id if needs_model and self._model else None
+            self._walk = FrameWalk(FrameHeader(content_size, model_id, has_index=several))
+            self._out.append(self._walk.header.pack())
+        return self._walk
+
+    def _key(self, nbytes: int) -> Key:
+        """The specs to choose from for a block that continues no other."""
+        plan, methods = self._plan, [self._method] if self._method else [Method.CM, Method.LM_CM]
+        key: Key = ()
+        for method in methods:
+            enlarge = plan.enlarge
+            if method == Method.CM:
+                wanted = self._streams or (2 if 0 < plan.second_stream_nbytes <= nbytes else 1)
+                model, profile, streams = None, plan.profile, min(wanted, MAX_STREAMS[method])
+            elif method == Method.STORED or self._model is None:
+                continue
+            else:
+                model, profile = self._model, 0
+                streams = self._streams or lm_streams(nbytes, plan)
+                if method == Method.LM:
+                    enlarge = 0
+                else:
+                    model.profile(1)  # refuses a model without one
+                    profile = min(plan.model_profile, len(model.profiles))
+            streams = min(streams, nbytes)
+            groups = self._groups or (lm_groups(streams) if model else 1)
+            may_thin = method == Method.LM_CM and self._streams is None and self._groups is None
+            key += (EngineSpec(method, profile, streams, min(groups, streams), model, enlarge, may_thin),)
+        return key
+
+    def _prepared(self, data: bytes, last: bool, flushed: bool) -> dict[str, Any]:
+        """Wait for room; what `Pipeline.start` is to be called with to code `data` as one block."""
+        key = self._key(len(data))
+        if not last:
+            self._header(several=True, needs_model=True)
+        chained = self._solid or self._chain is not None
+        tables_nbytes = self._tables_nbytes(len(data)) if flushed else 0
+        nbytes = sum(c.memory_nbytes(len(data), chained, True, tables_nbytes) for c in key)
+        while not self._pipeline.room(nbytes, uses_helper=any(spec.uses_helper for spec in key)):
+            self._take()
+        previous = self._continued(len(data), key)
+        if previous is not None:
+            key = (previous,)
+            self._chain_nbytes += len(data) if self._chain and not self._solid else 0
+        else:
+            self._chain = Chain(tables_nbytes.bit_length() - 1) if tables_nbytes else None
+            self._chain_nbytes = tables_nbytes if self._solid and tables_nbytes else len(data)
+            self._chain_key = key
+        continues, chain = previous is not None, self._chain
+        model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
+        small = chain is not None and len(data) <= SMALL_NBYTES
+        helped = self._pipeline.helped and not small
+        work = partial(encode_block, data, key, model_nbytes, last, continues, chain, helped)
+        if not flushed and not self._solid:
+            self._chain = None  # a block that no flush ended may still be at work when the next one begins
+        return {
+            "work": work,
+            "nbytes": nbytes,
+            "key": key,
+            "continues": continues,
+            "original_nbytes": len(data),
+            "threaded": not small,
+        }
+
+    def _tables_nbytes(self, nbytes: int) -> int:
+        """What the tables of a chain are sized for that a flush begins with so many bytes; 0 for no chain."""
+        if self._method in (Method.STORED, Method.LM):
+            return 0  # they have no tables
+        most = self._block_nbytes if self._solid else min(self._block_nbytes, CHAIN_NBYTES)
+        return 1 << (most - 1).bit_length() if 2 * nbytes <= most else 0
+
+    def _continued(self, nbytes: int, key: Key) -> EngineSpec | None:
+        """What coded the block before, if one of so many bytes, which by itself had `key`, continues it."""
+        if not self._solid and self._chain is None:
+            return None
+        previous = self._previous_spec()
+        if previous is None or previous.streams > nbytes:
+            return None
+        if self._solid:
+            # A chain's tables are as large as its first block asks for.
+            return previous if nbytes <= 4 * self._chain_nbytes else None
+        if self._chain_nbytes + nbytes > min(self._block_nbytes, CHAIN_NBYTES):
+            return None
+        fits = [other.streams for c in key for other in (c, c.thinned()) if c.method == previous.method]
+        return previous if previous.streams in fits else None
+
+    def _previous_spec(self) -> EngineSpec | None:
+        """What the block before was coded by, if another one may continue it."""
+        previous = None if self._walk is None else self._walk.previous
+        if previous is None:
+            return None
+        specs = [variant for spec in self._chain_key for variant in (spec, spec.thinned())]
+        return next((c for c in specs if c.block(0, 0, False, False).engine == previous.engine), None)
+
+    def _take(self) -> None:
+        block, packed = self._pipeline.take()
+        walk = self._header(several=False, needs_model=block.method >= Method.LM_CM)
+        walk.admit(block, f"block {walk.n_block + 1}")
+        self._out.append(packed)
+
+    def _drain(self) -> None:
+        while self._pipeline.n_at_work:
+            self._take()
+
+    def _end(self) -> None:
+        self._drain()
+        if self._walk is None or not self._walk.ended:
+            walk = self._header(several=False)
+            end = Block(Method.END, last=True)
+            walk.admit(end, "end block")
+            self._out.append(end.pack())
+        assert self._walk is not None
+        self._out.append(self._walk.tail())
+
+
+def _model_field_nbytes(key: Key) -> int:
+    """Bytes of the field of a frame's header that names the model."""
+    return max((1 if c.model is None or c.model.number is not None else 9 for c in key), default=0)
+
+
+def compress(
+    data: Any,
+    level: int = DEFAULT_LEVEL,
+    *,
+    block_size: int | None = None,
+    threads: int | None = None,
+    solid: bool = False,
+    streams: int | None = None,
+    groups: int | None = None,
+    model: FilePath | None = None,
+    method: str = AUTO,
+    executor: str = KERNEL,
+) -> bytes:
+    """Compress `data` (any buffer) to one frame.
+
+    Args: see `Compressor`.
+
+    Raises:
+        TypeError, ValueError: as `Compressor`.
+        LmcodecError: if the model is not there, damaged or not one to compress with.
+    """
+    with byte_view(data) as view:
+        compressor = Compressor(
+            level,
+            block_size=block_size,
+            threads=threads,
+            solid=solid,
+            content_size=len(view),
+            streams=streams,
+            groups=groups,
+            model=model,
+            method=method,
+            executor=executor,
+        )
+        return compressor.compress(view, Compressor.FLUSH_FRAME)

@@ -1,0 +1,116 @@
+"""How a block is coded: the numbers that make an engine, the engine itself, and what it takes.
+
+An engine is loaded when the first one is made: what codes no text loads neither NumPy nor the kernel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from lmcodec.frame import Block, Method
+from lmcodec.lm.store import Model
+
+if TYPE_CHECKING:
+    from lmcodec.engine import Engine, LmEngine
+
+MakeEngine = Callable[["EngineSpec"], "Engine | LmEngine"]
+
+# With a language model, a block of as many streams has two groups: while the network steps one, the other is
+# coded. Fewer streams a group would waste more of the products than that gains.
+LM_GROUPED_STREAMS = 8
+
+
+def lm_groups(streams: int) -> int:
+    """Groups of a block of so many lockstep streams with a language model."""
+    return 2 if streams >= LM_GROUPED_STREAMS else 1
+
+
+class Chain(NamedTuple):
+    """Blocks that a flush ended, of which each continues the one before."""
+
+    tables_log2: int
+
+
+class EngineSpec(NamedTuple):
+    """How a block is coded: what makes an engine."""
+
+    method: Method
+    profile: int
+    streams: int
+    groups: int
+    model: Model | None = None
+    enlarge: int = 0
+    may_thin: bool = False
+
+    @property
+    def uses_helper(self) -> bool:
+        """Whether a second thread can help with a block."""
+        return self.model is not None and self.model.uses_helper
+
+    def thinned(self) -> EngineSpec:
+        """With a quarter of the streams, where their number is the codec's choice."""
+        if not self.may_thin:
+            return self
+        streams = max(self.streams // 4, 1)
+        return self._replace(streams=streams, groups=min(self.groups, lm_groups(streams)))
+
+    def block(
+        self,
+        original_nbytes: int,
+        payload_nbytes: int,
+        last: bool,
+        continues: bool,
+        chain: Chain | None = None,
+    ) -> Block:
+        """The header of a block that is coded so."""
+        return Block(
+            self.method,
+            original_nbytes,
+            payload_nbytes,
+            self.profile,
+            self.streams,
+            self.groups,
+            last=last,
+            continues=continues,
+            enlarge=self.enlarge,
+            chained=chain is not None,
+            tables_log2=chain.tables_log2 if chain is not None and not continues else 0,
+        )
+
+    def memory_nbytes(
+        self, block_nbytes: int, chained: bool, encoding: bool = False, tables_nbytes: int = 0
+    ) -> int:
+        """What coding a block of `block_nbytes` bytes takes at most."""
+        from lmcodec import engine
+
+        nbytes, streams = block_nbytes, self.streams
+        if self.model is None:
+            return engine.memory_nbytes(self.profile, nbytes, streams, chained, self.enlarge, tables_nbytes)
+        profile = self.profile or None
+        return engine.lm_memory_nbytes(
+            self.model, profile, nbytes, streams, chained, encoding, self.enlarge, tables_nbytes
+        )
+
+
+Key = tuple[EngineSpec, ...]  # those that a block has the choice of
+
+
+def make_engine(
+    spec: EngineSpec,
+    cm: Callable[..., Engine] | None = None,
+    lm: Callable[..., LmEngine] | None = None,
+) -> Engine | LmEngine:
+    """An engine of that spec.
+
+    Args:
+        cm, lm: what makes it, in place of `engine.Engine` and `engine.LmEngine`.
+    """
+    from lmcodec import engine
+    from lmcodec.lm import isa
+
+    shape = spec.streams, spec.groups, spec.enlarge
+    instead: dict[str, Any] = {} if isa.is_usable() else {"isa": ""}
+    if spec.model is None:
+        return (cm or engine.Engine)(spec.profile, *shape, **instead)
+    return (lm or engine.LmEngine)(spec.model, spec.profile or None, *shape, **instead)
