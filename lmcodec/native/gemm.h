@@ -16,12 +16,15 @@ constexpr int kMaxLanes = 16;    // partial maxima of a row of logits
 // outputs and inputs is zero. bias holds what undoes the offset of the activations' bytes.
 struct PackedLinear {
   const std::int8_t* weight;        // (n_panel, n_quad, 64, 4), |w| <= 63
-  const std::int32_t* bias;         // (n_panel * 64), |b| < 2^25.1
-  const std::int32_t* multiplier;   // (n_panel * 64), < 2^16
+  const std::int32_t* bias;         // (n_panel * 64), |b| < 2^25.1, or < 2^29.1 where sums become floats
+  const std::int32_t* multiplier;   // (n_panel * 64), < 2^16; null where sums become floats
   int n;
   int n_panel;
   int n_quad;   // a multiple of the kernels' quad_unit
-  int shift;  // 12 to 40
+  int shift;  // 12 to 40; 1 where sums become floats
+  // Where sums become floats (FORMAT.md section 9.3):
+  const float* scale = nullptr;       // (n_panel * 64), 2^-40 to 2^40; 0 for what pads
+  const float* float_bias = nullptr;  // (n_panel * 64), or null
 };
 
 // What becomes of the requantised sums of a product.
@@ -30,14 +33,36 @@ enum class Finish {
   kRelu2,   // uint8: m^2 / 128 of m held within 0 to 127
   kAdd,     // added to int32, held within +-(2^23 - 1)
   kLogits,  // int32, and the maxima of every 16th in (n_row, 16) int32 partial maxima
+  // (float(sum) * scale) * the row's scale + bias, held within +-2^40 and 0 below 2^-60:
+  kFloat,        // float
+  kFloatAdd,     // added to float, held again
+  kFloatLogits,  // times the logits' scale, held within +-2^22, to the nearest integer; then as kLogits
 };
+constexpr bool makes_floats(Finish finish) { return finish >= Finish::kFloat; }
 
 struct Finished {
   Finish finish;
   void* out;           // (n_row, stride), at least n_panel * 64 wide
   std::size_t stride;  // elements
   std::int32_t* max;
+  const float* row_scale = nullptr;  // (n_row), of the activations; where sums become floats
+  float logit_scale = 0;
 };
+
+// Some panels of a product as a product of their own.
+inline PackedLinear panels_of(const PackedLinear& whole, int first, int last) {
+  PackedLinear part = whole;
+  const std::ptrdiff_t row = std::ptrdiff_t{first} * kPanel;
+  part.weight += row * whole.n_quad * kQuad;
+  part.bias += row;
+  if (whole.multiplier) part.multiplier += row;
+  if (whole.scale) part.scale += row;
+  if (whole.float_bias) part.float_bias += row;
+  const int end = last * kPanel;
+  part.n = (whole.n < end ? whole.n : end) - first * kPanel;
+  part.n_panel = last - first;
+  return part;
+}
 
 struct NetworkTables {
   std::uint16_t decay[256];        // entry z + 127: sigmoid(z / 16) * 2^16

@@ -54,9 +54,59 @@ LMCODEC_AVX2_INLINE void store_bytes(void* to, __m256i v, int offset) {
   _mm_storel_epi64(static_cast<__m128i*>(to), bytes);
 }
 
+LMCODEC_AVX2_INLINE void add_to_maxima(const __m256i* value, const std::int32_t* out, int left, std::int32_t* max) {
+  if (left >= kStrip) {
+    for (int z = 0; z < 2; ++z) store(max + 8 * z, _mm256_max_epi32(load(max + 8 * z), value[z]));
+  } else {
+    for (int i = 0; i < left; ++i) max[i] = out[i] > max[i] ? out[i] : max[i];
+  }
+}
+
+// Held within +-2^40; 0 where it is smaller than 2^-60.
+LMCODEC_AVX2_INLINE __m256 hold(__m256 x) {
+  x = _mm256_min_ps(_mm256_max_ps(x, _mm256_set1_ps(-body::kLargest)), _mm256_set1_ps(body::kLargest));
+  const __m256 size = _mm256_andnot_ps(_mm256_set1_ps(-0.0f), x);
+  return _mm256_and_ps(x, _mm256_cmp_ps(size, _mm256_set1_ps(body::kSmallest), _CMP_GE_OQ));
+}
+
+LMCODEC_AVX2_INLINE void finish_floats(const __m256i* sums, int row, int first, const PackedLinear& linear,
+                                       const Finished& to) {
+  const std::size_t at = static_cast<std::size_t>(row) * to.stride + static_cast<std::size_t>(first);
+  const __m256 row_scale = _mm256_set1_ps(to.row_scale[row]);
+  __m256 value[2];
+  LMCODEC_UNROLL
+  for (int z = 0; z < 2; ++z) {
+    __m256 y = _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(sums[z]), _mm256_loadu_ps(linear.scale + first + 8 * z)),
+                             row_scale);
+    if (linear.float_bias) y = _mm256_add_ps(y, _mm256_loadu_ps(linear.float_bias + first + 8 * z));
+    value[z] = hold(y);
+  }
+  if (to.finish == Finish::kFloatLogits) {
+    std::int32_t* out = static_cast<std::int32_t*>(to.out) + at;
+    __m256i logits[2];
+    for (int z = 0; z < 2; ++z) {
+      const __m256 y = _mm256_mul_ps(value[z], _mm256_set1_ps(to.logit_scale));
+      logits[z] = _mm256_cvtps_epi32(
+          _mm256_min_ps(_mm256_max_ps(y, _mm256_set1_ps(-body::kLogitMax)), _mm256_set1_ps(body::kLogitMax)));
+      store(out + 8 * z, logits[z]);
+    }
+    add_to_maxima(logits, out, linear.n - first, to.max + row * kMaxLanes);
+    return;
+  }
+  float* out = static_cast<float*>(to.out) + at;
+  for (int z = 0; z < 2; ++z) {
+    if (to.finish == Finish::kFloatAdd) value[z] = hold(_mm256_add_ps(_mm256_loadu_ps(out + 8 * z), value[z]));
+    _mm256_storeu_ps(out + 8 * z, value[z]);
+  }
+}
+
 // Requantises the sums of one row and 16 outputs from `first` on.
 LMCODEC_AVX2_INLINE void finish(const __m256i* sums, int row, int first, const PackedLinear& linear, const Shift& by,
                                 const Finished& to) {
+  if (makes_floats(to.finish)) {
+    finish_floats(sums, row, first, linear, to);
+    return;
+  }
   const std::size_t at = static_cast<std::size_t>(row) * to.stride + static_cast<std::size_t>(first);
   __m256i value[2];
   LMCODEC_UNROLL
@@ -78,14 +128,8 @@ LMCODEC_AVX2_INLINE void finish(const __m256i* sums, int row, int first, const P
       store(out + 8 * z, clip(_mm256_add_epi32(load(out + 8 * z), value[z]), -body::kStreamMax, body::kStreamMax));
   } else {
     std::int32_t* out = static_cast<std::int32_t*>(to.out) + at;
-    std::int32_t* max = to.max + row * kMaxLanes;
-    const int left = linear.n - first;
     for (int z = 0; z < 2; ++z) store(out + 8 * z, value[z]);
-    if (left >= kStrip) {
-      for (int z = 0; z < 2; ++z) store(max + 8 * z, _mm256_max_epi32(load(max + 8 * z), value[z]));
-    } else {
-      for (int i = 0; i < left; ++i) max[i] = out[i] > max[i] ? out[i] : max[i];
-    }
+    add_to_maxima(value, out, linear.n - first, to.max + row * kMaxLanes);
   }
 }
 

@@ -2,6 +2,9 @@
 //
 // Bounds. |activation| <= 127 (a byte 0 to 255), |w| <= 63, K <= 2096: sums stay below 255 * 63 * 2096 < 2^25.01, the
 // folded bias below 2^24 + 128 * 63 * 2096 < 2^25.01, their true sum below 2^25; times a multiplier below 2^41.
+//
+// Where sums become floats K <= 65536 and the bias only undoes the offset: it is at most 128 * 63 * 65536 < 2^29, the
+// sums of bytes at most 255 * 63 * 65536 < 2^30, so that no partial sum reaches 2^31 in size.
 #pragma once
 
 #include <cstdint>
@@ -42,9 +45,58 @@ LMCODEC_ALWAYS_INLINE std::int32_t rescale(std::int32_t value, std::int32_t mult
       (static_cast<std::int64_t>(value) * multiplier + (std::int64_t{1} << (shift - 1))) >> shift);
 }
 
+constexpr float kLargest = 1099511627776.0f;             // 2^40
+constexpr float kSmallest = 8.673617379884035472e-19f;  // 2^-60
+constexpr float kLogitMax = 4194304.0f;                  // 2^22
+
+// Held within +-2^40; 0 where it is smaller than 2^-60.
+LMCODEC_ALWAYS_INLINE float hold(float x) {
+  x = x < -kLargest ? -kLargest : x > kLargest ? kLargest : x;
+  return x < kSmallest && x > -kSmallest ? 0.0f : x;
+}
+
+// To the nearest integer, ties to even, |x| <= 2^23: by a sum whose last bit is worth 1.
+LMCODEC_ALWAYS_INLINE std::int32_t nearest(float x) {
+  constexpr float kUnits = 8388608.0f;  // 2^23
+  return static_cast<std::int32_t>(x < 0 ? (x - kUnits) + kUnits : (x + kUnits) - kUnits);
+}
+
+LMCODEC_ALWAYS_INLINE void finish_floats(const std::int32_t* sums, int row, int panel, const PackedLinear& linear,
+                                         const Finished& to) {
+  const float* scale = linear.scale + panel * kPanel;
+  const float* bias = linear.float_bias ? linear.float_bias + panel * kPanel : nullptr;
+  const float row_scale = to.row_scale[row];
+  const std::size_t at = static_cast<std::size_t>(row) * to.stride + static_cast<std::size_t>(panel * kPanel);
+  float value[kPanel];
+  for (int i = 0; i < kPanel; ++i) {
+    const float y = (static_cast<float>(sums[i]) * scale[i]) * row_scale;
+    value[i] = hold(bias ? y + bias[i] : y);
+  }
+  if (to.finish == Finish::kFloat) {
+    std::memcpy(static_cast<float*>(to.out) + at, value, sizeof value);
+  } else if (to.finish == Finish::kFloatAdd) {
+    float* out = static_cast<float*>(to.out) + at;
+    for (int i = 0; i < kPanel; ++i) out[i] = hold(out[i] + value[i]);
+  } else {
+    std::int32_t* out = static_cast<std::int32_t*>(to.out) + at;
+    std::int32_t* max = to.max + row * kMaxLanes;
+    const int n = linear.n - panel * kPanel < kPanel ? linear.n - panel * kPanel : kPanel;
+    for (int i = 0; i < kPanel; ++i) {
+      const float y = value[i] * to.logit_scale;
+      out[i] = nearest(y < -kLogitMax ? -kLogitMax : y > kLogitMax ? kLogitMax : y);
+    }
+    for (int i = 0; i < n; ++i)
+      if (out[i] > max[i % kMaxLanes]) max[i % kMaxLanes] = out[i];
+  }
+}
+
 // Requantises the sums of one row and one panel, and puts them where they belong.
 LMCODEC_ALWAYS_INLINE void finish(const std::int32_t* sums, int row, int panel, const PackedLinear& linear,
                                   const Finished& to) {
+  if (makes_floats(to.finish)) {
+    finish_floats(sums, row, panel, linear, to);
+    return;
+  }
   const std::int32_t* multiplier = linear.multiplier + panel * kPanel;
   const std::size_t at = static_cast<std::size_t>(row) * to.stride + static_cast<std::size_t>(panel * kPanel);
   std::int32_t value[kPanel];

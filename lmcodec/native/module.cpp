@@ -24,6 +24,7 @@
 #include "module_profile.h"
 #include "module_times.h"
 #include "module_token.h"
+#include "module_transformer.h"
 #include "module_vocabulary.h"
 #include "module_weights.h"
 #include "range_decoder.h"
@@ -359,5 +360,6 @@ NB_MODULE(_kernel, m) {
   lmcodec::bind_external(m);
   lmcodec::bind_recurrent(m);
   lmcodec::bind_token(m);
+  lmcodec::bind_transformer(m);
   lmcodec::bind_weights(m);
 }

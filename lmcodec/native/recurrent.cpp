@@ -1,12 +1,13 @@
 #include "recurrent.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
 #include <limits>
 #include <numeric>
 #include <stdexcept>
 #include <string>
+
+#include "stopwatch.h"
 
 namespace lmcodec {
 namespace {
@@ -61,18 +62,7 @@ NetworkTables checked_tables(const TableViews& views) {
   return tables;
 }
 
-// Some panels of a product as a product of their own, and where their outputs go.
-PackedLinear panels_of(const PackedLinear& whole, int first, int last) {
-  PackedLinear part = whole;
-  const std::ptrdiff_t row = std::ptrdiff_t{first} * kPanel;
-  part.weight += row * whole.n_quad * kQuad;
-  part.bias += row;
-  part.multiplier += row;
-  part.n = std::min(whole.n, last * kPanel) - first * kPanel;
-  part.n_panel = last - first;
-  return part;
-}
-
+// Where the outputs of panels from `first` on go.
 void* output_of(int first, const Finished& to) {
   const bool bytes = to.finish == Finish::kClip || to.finish == Finish::kRelu2;
   return static_cast<std::uint8_t*>(to.out) + std::size_t{kPanel} * static_cast<std::size_t>(first) * (bytes ? 1 : 4);
@@ -156,25 +146,6 @@ RecurrentModel::RecurrentModel(const RecurrentShape& shape, const std::vector<Li
 std::unique_ptr<LmSession> RecurrentModel::session(int n_stream, const SessionOptions& options) const {
   return std::make_unique<RecurrentSession>(*this, n_stream, options);
 }
-
-// Adds the time since the last mark to a total.
-class RecurrentSession::Stopwatch {
- public:
-  explicit Stopwatch(bool on) : on_(on) {
-    if (on_) last_ = Clock::now();
-  }
-  void mark(double& total) {
-    if (!on_) return;
-    const Clock::time_point now = Clock::now();
-    total += std::chrono::duration<double>(now - last_).count();
-    last_ = now;
-  }
-
- private:
-  using Clock = std::chrono::steady_clock;
-  const bool on_;
-  Clock::time_point last_;
-};
 
 RecurrentSession::RecurrentSession(const RecurrentModel& model, int n_stream, const SessionOptions& options, bool keep_logits)
     : model_(model),

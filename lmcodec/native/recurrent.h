@@ -121,8 +121,6 @@ class RecurrentSession : public LmSession {
   std::uint64_t helped() const { return helper_ ? helper_->taken() : 0; }
 
  private:
-  class Stopwatch;
-
   void reserve_trunk(int n_row);
   void reserve_head(int n_row);
   void trunk(const std::uint32_t* tokens, int n_row);  // to activations_

@@ -1,0 +1,124 @@
+#include "module_transformer.h"
+
+#include <nanobind/ndarray.h>
+#include <nanobind/stl/optional.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/tuple.h>
+#include <nanobind/stl/vector.h>
+
+#include <cstdint>
+#include <cstring>
+#include <optional>
+#include <string>
+#include <tuple>
+#include <vector>
+
+#include "module_cancel.h"
+#include "module_gil.h"
+#include "module_language_model.h"
+#include "transformer.h"
+
+namespace nb = nanobind;
+
+namespace lmcodec {
+namespace {
+
+template <typename T, int kDim>
+using Array = nb::ndarray<T, nb::ndim<kDim>, nb::c_contig, nb::device::cpu>;
+
+// Weight and scale are none in a head that is tied.
+using Tensor = std::tuple<std::optional<Array<const std::int8_t, 2>>, std::optional<Array<const float, 1>>,
+                          std::optional<Array<const float, 1>>>;
+
+void require(bool holds, const char* what) {
+  if (!holds) throw nb::value_error(what);
+}
+
+void make_shape(TransformerShape* self, int vocab_size, int dim, int n_layer, int n_head, int n_kv_head, int head_dim,
+                int mlp, int window, int sinks, float norm_eps, float score_scale, float logit_scale, bool qkv_bias,
+                bool qk_norm, bool tied, const std::vector<int>& no_rotary) {
+  new (self) TransformerShape{vocab_size, dim,         n_layer,     n_head,   n_kv_head, head_dim, mlp,  window,
+                              sinks,      norm_eps,    score_scale, logit_scale, qkv_bias,  qk_norm,  tied, no_rotary};
+}
+
+void make_transformer(TransformerModel* self, const TransformerShape& shape, const std::vector<Tensor>& tensors,
+                      const std::vector<Array<const float, 1>>& vectors, Array<const double, 2> rotary,
+                      Array<const std::int32_t, 1> exp2_coarse, Array<const std::int32_t, 1> exp2_fine,
+                      const std::string& isa) {
+  TransformerModel::check(shape);
+  std::vector<FloatLinearView> views;
+  for (const auto& [weight, scale, bias] : tensors) {
+    const bool tied = !weight;
+    require(weight.has_value() == scale.has_value(), "a tensor needs a scale for each row");
+    const std::size_t n = tied ? static_cast<std::size_t>(shape.vocab_size) : weight->shape(0);
+    require((tied || scale->size() == n) && (!bias || bias->size() == n), "a tensor needs a scale and a bias for each row");
+    views.push_back({n, tied ? static_cast<std::size_t>(shape.dim) : weight->shape(1), tied ? nullptr : weight->data(),
+                     tied ? nullptr : scale->data(), bias ? bias->data() : nullptr});
+  }
+  std::vector<VectorView> vector_views;
+  for (const auto& vector : vectors) vector_views.push_back({vector.size(), vector.data()});
+  require(rotary.shape(0) == 2 && rotary.shape(1) == static_cast<std::size_t>(shape.head_dim / 2),
+          "the angles have not the shape of the model");
+  require(exp2_coarse.size() == 16 && exp2_fine.size() == 16, "a table has not the expected size");
+  const GilReleased released;
+  new (self) TransformerModel(shape, views, vector_views, rotary.data(), exp2_coarse.data(), exp2_fine.data(),
+                              isa.empty() ? nullptr : isa.c_str());
+}
+
+nb::object logits(const TransformerSession& self) {
+  require(self.keeps_logits(), "this session keeps no logits");
+  return copied_rows<std::int32_t>(self.n_stream(), self.model().n_token(), [&](int b) { return self.logits(b); });
+}
+
+// As LmSession's, and the logits too.
+void run(TransformerSession& self, Array<const std::uint32_t, 2> tokens, std::optional<Array<std::int32_t, 3>> logits,
+         std::optional<Array<std::uint32_t, 3>> freq) {
+  const std::size_t v = self.model().n_token();
+  require(tokens.shape(1) == static_cast<std::size_t>(self.n_stream()), "expected one token a stream and step");
+  require(!logits || self.keeps_logits(), "this session keeps no logits");
+  const std::size_t size = tokens.size() * v;
+  require((!logits || logits->size() == size) && (!freq || freq->size() == size), "an output has not the shape (T, B, V)");
+  const GilReleased released;
+  check_tokens(tokens.data(), tokens.size(), self.model().n_input());
+  self.run(tokens.data(), tokens.shape(0), [&](std::size_t first, int n) {
+    for (int row = 0; row < n; ++row) {
+      const std::size_t at = (first + static_cast<std::size_t>(row)) * v;
+      if (logits) std::memcpy(logits->data() + at, self.logits(row), v * sizeof(std::int32_t));
+      if (freq) std::memcpy(freq->data() + at, self.frequencies(row), v * sizeof(std::uint32_t));
+    }
+  });
+}
+
+}  // namespace
+
+void bind_transformer(nb::module_& m) {
+  nb::class_<TransformerShape>(m, "TransformerShape", "lm.transformer.shape.TransformerConfig for the kernel.")
+      .def("__init__", &make_shape, nb::arg("vocab_size"), nb::arg("dim"), nb::arg("n_layer"), nb::arg("n_head"),
+           nb::arg("n_kv_head"), nb::arg("head_dim"), nb::arg("mlp"), nb::arg("window"), nb::arg("sinks"),
+           nb::arg("norm_eps"), nb::arg("score_scale"), nb::arg("logit_scale"), nb::arg("qkv_bias"), nb::arg("qk_norm"),
+           nb::arg("tied"), nb::arg("no_rotary"))
+      .def("memory_nbytes", &TransformerModel::memory_nbytes)
+      .def("session_memory_nbytes", &TransformerModel::session_memory_nbytes, nb::arg("streams"), nb::arg("runs"));
+  nb::class_<TransformerModel, LanguageModel>(m, "TransformerModel",
+                                              "A transformer laid out for this machine; lmcodec.lm.transformer makes it.")
+      .def("__init__", &make_transformer, nb::arg("shape"), nb::arg("tensors"), nb::arg("vectors"), nb::arg("rotary"),
+           nb::arg("exp2_coarse"), nb::arg("exp2_fine"), nb::arg("isa") = "")
+      .def_prop_ro("isa", [](const TransformerModel& self) { return std::string(self.isa()); });
+  nb::class_<TransformerSession, LmSession>(m, "TransformerSession",
+                                            "Keys and values of B streams and what their last step gave.")
+      .def("__init__",
+           [](TransformerSession* self, const TransformerModel& model, int streams, bool keep_logits, bool timed,
+              bool helped, const CancelHandle* cancel) {
+             new (self) TransformerSession(model, streams, {helped ? Help::kThread : Help::kNone, timed, flag_of(cancel)},
+                                           keep_logits);
+           },
+           nb::arg("model"), nb::arg("streams"), nb::arg("keep_logits") = false, nb::arg("timed") = false,
+           nb::arg("helped") = false, nb::arg("cancel").none() = nb::none(), nb::keep_alive<1, 2>())
+      .def("run", &run_session, nb::arg("tokens"), nb::arg("freq").none())
+      .def("run", &run, nb::arg("tokens"), nb::arg("logits").none(), nb::arg("freq").none())
+      .def("logits", &logits)
+      .def_prop_ro("attention_seconds", &TransformerSession::attention_seconds)
+      .def_prop_ro("helped", &TransformerSession::helped);
+}
+
+}  // namespace lmcodec

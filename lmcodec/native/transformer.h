@@ -1,0 +1,210 @@
+// The executor of imported transformers: the whole step of many streams, to the bit what lm/transformer/reference.py gives
+// (FORMAT.md section 9).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "frequencies.h"
+#include "gemm.h"
+#include "helper.h"
+#include "language_model.h"
+#include "table_memory.h"
+#include "transformer_kernels.h"
+
+namespace lmcodec {
+
+// As lm/transformer/shape.py has it.
+struct TransformerShape {
+  int vocab_size;  // V
+  int dim;         // D
+  int n_layer;     // L
+  int n_head;      // H
+  int n_kv_head;   // G
+  int head_dim;    // E
+  int mlp;         // F
+  int window;      // W
+  int sinks;       // S
+  float norm_eps;
+  float score_scale;
+  float logit_scale;
+  bool qkv_bias;
+  bool qk_norm;
+  bool tied;
+  std::vector<int> no_rotary;  // ascending
+};
+
+// A tensor as lm/transformer/model.py has it.
+struct FloatLinearView {
+  std::size_t n, k;
+  const std::int8_t* weight;  // (n, k); null for a head that is tied
+  const float* scale;         // (n); null likewise
+  const float* bias;          // (n) or null
+};
+
+struct VectorView {
+  std::size_t n;
+  const float* value;
+};
+
+// How large the parts of a session are.
+struct TransformerSizes {
+  TransformerSizes(const TransformerShape& shape, int n_stream);
+
+  int trunk_rows;       // positions of all streams that pass through the layers at once, at most
+  int head_rows;        // and through the head
+  int ring;             // slots of the window's keys, a multiple of kSlots
+  std::size_t n_slot;   // those, and the sinks'
+  std::size_t n_score;  // slots that a query looks at, at most, in whole blocks
+  std::size_t n_head;   // of keys and values in all layers and streams
+  std::size_t x_stride, u_stride, y_stride, attended_stride, query_stride, angle_stride, scratch_width;
+};
+
+class TransformerModel : public LanguageModel {
+ public:
+  // Copies and lays out tensors and vectors (in the canonical order of lm/transformer/model.py) and rotary, (2, E / 2)
+  // cosines and sines; exp2: the tables of lm/tables.py, (16) each.
+  // Throws std::invalid_argument for what breaks a bound that the arithmetic rests on, and for an isa (null: the best)
+  // that this machine lacks.
+  TransformerModel(const TransformerShape& shape, const std::vector<FloatLinearView>& tensors,
+                   const std::vector<VectorView>& vectors, const double* rotary, const std::int32_t* exp2_coarse,
+                   const std::int32_t* exp2_fine, const char* isa);
+
+  // Throws std::invalid_argument for a shape that is not within the bounds.
+  static void check(const TransformerShape& shape);
+  // Bytes that a model of that shape takes, at most.
+  static std::size_t memory_nbytes(const TransformerShape& shape);
+  // Bytes that a session of so many streams takes: that steps, or also runs.
+  static std::size_t session_memory_nbytes(const TransformerShape& shape, int n_stream, bool runs);
+
+  const TransformerShape& shape() const { return shape_; }
+  const char* isa() const { return kernels_.isa; }
+
+  std::uint32_t n_token() const override { return static_cast<std::uint32_t>(shape_.vocab_size); }
+  // Rows of the embedding: the vocabulary's tokens, then those that begin a document and a text from the middle of one.
+  std::uint32_t n_input() const override { return n_token() + 2; }
+  std::uint32_t start_token(bool cut) const override { return n_token() + (cut ? 1 : 0); }
+  std::unique_ptr<LmSession> session(int n_stream, const SessionOptions& options) const override;
+
+ private:
+  friend class TransformerSession;
+
+  struct Linear {
+    Table<std::int8_t> weight;
+    Table<std::int32_t> bias;  // what undoes the offset
+    Table<float> scale, float_bias;
+    PackedLinear packed;
+  };
+  struct Layer {
+    Linear qkv, out, gate_up, down;
+    Table<float> attention_norm, q_norm, k_norm, mlp_norm;
+    bool rotary;
+  };
+
+  // n_part: of the rows, each padded to n_lane rows.
+  void pack(Linear& linear, const FloatLinearView& view, int n_part = 1, int n_lane = 1) const;
+
+  TransformerShape shape_;
+  NetworkKernels kernels_;
+  TransformerKernels own_;
+  NetworkTables tables_;
+  Linear embed_;  // (V + 2, D)
+  std::vector<Layer> layers_;
+  Table<float> norm_;
+  Linear head_;  // of a tied model only the bias: the rest is the embedding's
+  std::vector<double> powers_;  // (22, 2, E / 2) cosines and sines of the angles of positions 2^0 to 2^21
+};
+
+class TransformerSession : public LmSession {
+ public:
+  // keep_logits: frequencies do not take the logits' place.
+  TransformerSession(const TransformerModel& model, int n_stream, const SessionOptions& options = {},
+                     bool keep_logits = false);
+
+  const TransformerModel& model() const override { return model_; }
+  bool keeps_logits() const { return frequencies_.keeps_logits(); }
+
+  int n_stream() const override { return n_stream_; }
+  void begin(int stream, bool cut) override;
+  // Both throw std::invalid_argument where a stream would pass the largest position, 2^22 - 1.
+  void step(const std::uint32_t* tokens) override;
+  void run(const std::uint32_t* tokens, std::size_t n_step, const Rows& rows) override;
+  const std::uint32_t* frequencies(int row) const override { return frequencies_.row(row); }
+  std::uint64_t span(int row, std::uint32_t low, std::uint32_t high) const override {
+    return frequencies_.span(row, low, high);
+  }
+  void lend(const std::function<bool()>& done) override {
+    if (helper_) helper_->lend(done);
+  }
+  SessionTimes times() const override { return times_; }
+
+  // (V) logits, steps of 2^-8 of a binary logarithm; only where they are kept.
+  const std::int32_t* logits(int row) const { return frequencies_.logits(row); }
+  // Of the seconds of elements, those of attention.
+  double attention_seconds() const { return attention_seconds_; }
+  // Pieces of work that the second thread took.
+  std::uint64_t helped() const { return helper_ ? helper_->taken() : 0; }
+
+ private:
+  // What each of the two threads works in.
+  struct Scratch {
+    Table<float> values, squares, head;
+    Table<double> angles;
+    Table<std::uint8_t> code;
+    Table<std::int32_t> score, mean;
+    Table<std::uint8_t> low, high, bits;
+    std::vector<BlockPlace> place;
+  };
+
+  void require_room(std::size_t n_step) const;
+  void reserve_trunk(int n_row);
+  void reserve_head(int n_row);
+  void trunk(const std::uint32_t* tokens, int n_row);  // to codes_
+  void head(int first, int n_row);                     // from rows of codes_ to frequencies_
+  void product(int first_row, int n_row, const PackedLinear& linear, Finish finish, void* out, std::size_t stride,
+               std::int32_t* max = nullptr, std::int32_t* helper_max = nullptr);
+  // work(i, scratch) for i below n, with the helper if there is one.
+  template <typename Work>
+  void share(int n, const Work& work);
+  void normalise(int n_row, const Table<float>& weight);
+  void prepare(int layer, int row, Scratch& scratch);
+  void attend(int layer, int task, Scratch& scratch);
+  std::size_t head_at(int layer, int stream, int g) const {
+    const TransformerShape& s = model_.shape_;
+    return (static_cast<std::size_t>(layer) * static_cast<std::size_t>(n_stream_) + static_cast<std::size_t>(stream)) *
+               static_cast<std::size_t>(s.n_kv_head) +
+           static_cast<std::size_t>(g);
+  }
+
+  const TransformerModel& model_;
+  const int n_stream_;
+  const bool timed_;
+  const CancelRef cancel_;
+  const TransformerSizes sizes_;
+  int trunk_rows_ = 0, head_rows_ = 0;
+  std::vector<std::uint32_t> taken_;  // tokens that each stream has taken: the next one's position
+  // (L, B, G) heads of n_slot
+  Table<std::int8_t> key_, value_;
+  Table<std::int32_t> key_sum_;
+  Table<float> key_scale_, value_scale_;
+  Table<float> x_;              // (rows, x_stride): the residual stream
+  Table<std::uint8_t> codes_;   // (rows, u_stride)
+  Table<float> row_scale_;      // (rows)
+  Table<float> y_;              // (rows, y_stride): queries, keys and values, or gates and what they gate
+  Table<float> attended_;       // (rows, attended_stride)
+  Table<std::uint8_t> near_, far_;          // (rows, H, key_width)
+  Table<float> near_scale_, far_scale_;     // (rows, H)
+  Table<float> angle_, far_angle_;          // (rows, 2, padded E / 2), and of position W
+  std::vector<std::uint32_t> position_;     // (rows)
+  Frequencies frequencies_;
+  std::vector<std::int32_t> max_;  // (rows, 16), and as many of the helper's
+  SessionTimes times_;
+  double attention_seconds_ = 0;
+  Scratch scratch_[2];  // this thread's and the helper's
+  std::unique_ptr<Helper> helper_;
+};
+
+}  // namespace lmcodec

@@ -1,0 +1,208 @@
+// AVX-512 with VNNI: the transformer's inner loops, 16 floats at a time. Queries' bytes are unsigned.
+#include "gemm_body.h"
+#include "transformer_kernels.h"
+
+#if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
+
+#include "gemm_avx512.h"
+
+#define LMCODEC_BODY LMCODEC_VNNI inline
+#define LMCODEC_LANE LMCODEC_VNNI_INLINE
+
+namespace lmcodec {
+namespace {
+
+using F = __m512;
+using I = __m512i;
+constexpr int kLanes = 16;
+constexpr int kQueryOffset = 128;
+
+LMCODEC_LANE F load(const float* from) { return _mm512_loadu_ps(from); }
+LMCODEC_LANE I load(const std::int32_t* from) { return _mm512_loadu_si512(from); }
+LMCODEC_LANE void store(float* to, F v) { _mm512_storeu_ps(to, v); }
+LMCODEC_LANE void store(std::int32_t* to, I v) { _mm512_storeu_si512(to, v); }
+LMCODEC_LANE F set(float v) { return _mm512_set1_ps(v); }
+LMCODEC_LANE I set(std::int32_t v) { return _mm512_set1_epi32(v); }
+LMCODEC_LANE F add(F a, F b) { return _mm512_add_ps(a, b); }
+LMCODEC_LANE F sub(F a, F b) { return _mm512_sub_ps(a, b); }
+LMCODEC_LANE F mul(F a, F b) { return _mm512_mul_ps(a, b); }
+LMCODEC_LANE F div(F a, F b) { return _mm512_div_ps(a, b); }
+LMCODEC_LANE F smaller(F a, F b) { return _mm512_min_ps(a, b); }
+LMCODEC_LANE F larger(F a, F b) { return _mm512_max_ps(a, b); }
+LMCODEC_LANE F magnitude(F v) { return _mm512_abs_ps(v); }
+LMCODEC_LANE F zero_below(F v, float least) {
+  return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(magnitude(v), set(least), _CMP_GE_OQ), v);
+}
+LMCODEC_LANE F where_negative(F x, F yes, F no) {
+  return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(x, _mm512_setzero_ps(), _CMP_LT_OQ), no, yes);
+}
+LMCODEC_LANE I nearest(F v) { return _mm512_cvtps_epi32(v); }
+LMCODEC_LANE F to_float(I v) { return _mm512_cvtepi32_ps(v); }
+LMCODEC_LANE F power_of_two(I n) {
+  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_add_epi32(n, set(127)), 23));
+}
+LMCODEC_LANE float square_root(float v) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(v))); }
+LMCODEC_LANE float reduce_max(F v) { return _mm512_reduce_max_ps(v); }
+LMCODEC_LANE std::int32_t reduce_max(I v) { return _mm512_reduce_max_epi32(v); }
+LMCODEC_LANE std::int32_t reduce_or(I v) { return _mm512_reduce_or_epi32(v); }
+// Lanes of up to 2^31, as a sum of 64 bits.
+LMCODEC_LANE std::int64_t reduce_add(I v) {
+  return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepu32_epi64(_mm512_castsi512_si256(v)),
+                                                  _mm512_cvtepu32_epi64(_mm512_extracti64x4_epi64(v, 1))));
+}
+// The upper half is added to the lower one until one lane is left.
+LMCODEC_LANE float fold(F v) {
+  v = add(v, _mm512_shuffle_f32x4(v, v, 0x4E));
+  v = add(v, _mm512_shuffle_f32x4(v, v, 0xB1));
+  v = add(v, _mm512_permute_ps(v, 0x4E));
+  return _mm512_cvtss_f32(add(v, _mm512_permute_ps(v, 0xB1)));
+}
+// Pairs (a, b) that are 1, 2, ... n / 2 lanes apart become (a + b, a - b).
+LMCODEC_LANE F butterflies(F v, int n) {
+  F other = _mm512_permute_ps(v, 0xB1);
+  v = _mm512_mask_sub_ps(add(other, v), 0xAAAA, other, v);
+  if (n < 4) return v;
+  other = _mm512_permute_ps(v, 0x4E);
+  v = _mm512_mask_sub_ps(add(other, v), 0xCCCC, other, v);
+  if (n < 8) return v;
+  other = _mm512_shuffle_f32x4(v, v, 0xB1);
+  v = _mm512_mask_sub_ps(add(other, v), 0xF0F0, other, v);
+  if (n < 16) return v;
+  other = _mm512_shuffle_f32x4(v, v, 0x4E);
+  return _mm512_mask_sub_ps(add(other, v), 0xFF00, other, v);
+}
+LMCODEC_LANE void store_codes(std::uint8_t* to, I v, int offset) {
+  avx512::store_bytes(to, _mm512_add_epi32(v, set(offset)));
+}
+LMCODEC_LANE I imax(I a, I b) { return _mm512_max_epi32(a, b); }
+LMCODEC_LANE I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
+LMCODEC_LANE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
+LMCODEC_LANE I imul(I a, I b) { return _mm512_mullo_epi32(a, b); }
+LMCODEC_LANE I ior(I a, I b) { return _mm512_or_si512(a, b); }
+LMCODEC_LANE I shift_right_16(I v) { return _mm512_srli_epi32(v, 16); }
+LMCODEC_LANE void store_low_byte(std::uint8_t* to, I v) { avx512::store_bytes(to, v); }
+LMCODEC_LANE void store_second_byte(std::uint8_t* to, I v) { avx512::store_bytes(to, _mm512_srli_epi32(v, 8)); }
+
+// 2^24 * 2^(-below / 256), rounded down as FORMAT.md section 6.2 says. A permute takes the lower 4 bits of its indices; a
+// shift by 32 or more gives 0.
+struct Exp2 {
+  __m512i coarse, fine;
+  LMCODEC_LANE explicit Exp2(const NetworkTables& tables)
+      : coarse(_mm512_loadu_si512(tables.exp2_coarse)), fine(_mm512_loadu_si512(tables.exp2_fine)) {}
+  LMCODEC_LANE I operator()(I below) const {
+    const __m512i c = _mm512_permutexvar_epi32(_mm512_srli_epi32(below, 4), coarse);
+    const __m512i f = _mm512_permutexvar_epi32(below, fine);
+    return _mm512_srlv_epi32(_mm512_srli_epi32(_mm512_mullo_epi32(c, f), 7), _mm512_srli_epi32(below, 8));
+  }
+};
+
+template <int kHeads, int kBlocks>
+LMCODEC_LANE void dots_of(const std::uint8_t* q, int width, const std::int8_t* key, const std::int32_t* key_sum,
+                          std::int32_t* out, std::size_t stride) {
+  __m512i acc[kHeads][kBlocks];
+  LMCODEC_UNROLL
+  for (int z = 0; z < kBlocks; ++z) {
+    LMCODEC_UNROLL
+    for (int h = 0; h < kHeads; ++h) acc[h][z] = load(key_sum + z * kSlots);
+  }
+  for (int i = 0; i < width; i += kQuad, key += kSlots * kQuad) {
+    __m512i k[kBlocks];
+    LMCODEC_UNROLL
+    for (int z = 0; z < kBlocks; ++z) k[z] = _mm512_loadu_si512(key + z * kSlots * width);
+    LMCODEC_UNROLL
+    for (int h = 0; h < kHeads; ++h) {
+      std::int32_t quad;
+      std::memcpy(&quad, q + h * width + i, sizeof quad);
+      const __m512i a = set(quad);
+      LMCODEC_UNROLL
+      for (int z = 0; z < kBlocks; ++z) acc[h][z] = _mm512_dpbusd_epi32(acc[h][z], a, k[z]);
+    }
+  }
+  LMCODEC_UNROLL
+  for (int h = 0; h < kHeads; ++h) {
+    LMCODEC_UNROLL
+    for (int z = 0; z < kBlocks; ++z) store(out + static_cast<std::size_t>(h) * stride + z * kSlots, acc[h][z]);
+  }
+}
+
+template <int kHeads>
+LMCODEC_VNNI void dots_of_heads(const std::uint8_t* q, int width, const std::int8_t* key, int n_block,
+                                const std::int32_t* key_sum, std::int32_t* out, std::size_t stride) {
+  int block = 0;
+  for (; block + 4 <= n_block; block += 4)
+    dots_of<kHeads, 4>(q, width, key + block * kSlots * width, key_sum + block * kSlots, out + block * kSlots, stride);
+  for (; block < n_block; ++block)
+    dots_of<kHeads, 1>(q, width, key + block * kSlots * width, key_sum + block * kSlots, out + block * kSlots, stride);
+}
+
+// Scalar products of the heads' queries with the keys of some blocks.
+inline void dots(const std::uint8_t* q, int n_head, int width, const std::int8_t* key, int n_block,
+                 const std::int32_t* key_sum, std::int32_t* out, std::size_t stride) {
+  constexpr decltype(&dots_of_heads<1>) kDots[kHeadsAtOnce] = {dots_of_heads<1>, dots_of_heads<2>, dots_of_heads<3>,
+                                                               dots_of_heads<4>};
+  kDots[n_head - 1](q, width, key, n_block, key_sum, out, stride);
+}
+
+template <int kHeads, int kVectors>
+LMCODEC_VNNI void weigh_some(const std::uint8_t* p, std::size_t stride, const BlockPlace* places, int n_place,
+                             const std::int8_t* value, int width, std::int32_t* mean) {
+  __m512i acc[kHeads][kVectors];
+  LMCODEC_UNROLL
+  for (int h = 0; h < kHeads; ++h) {
+    LMCODEC_UNROLL
+    for (int z = 0; z < kVectors; ++z) acc[h][z] = load(mean + h * width + 16 * z);
+  }
+  for (int i = 0; i < n_place; ++i) {
+    const std::int8_t* v = value + std::ptrdiff_t{places[i].block} * kSlots * width;
+    const std::uint8_t* from = p + places[i].at * kSlots;
+    for (int quad = 0; quad < kSlots; quad += kQuad, v += kQuad * width) {
+      __m512i values[kVectors];
+      LMCODEC_UNROLL
+      for (int z = 0; z < kVectors; ++z) values[z] = _mm512_loadu_si512(v + 64 * z);
+      LMCODEC_UNROLL
+      for (int h = 0; h < kHeads; ++h) {
+        std::int32_t four;
+        std::memcpy(&four, from + static_cast<std::size_t>(h) * stride + static_cast<std::size_t>(quad), sizeof four);
+        const __m512i a = set(four);
+        LMCODEC_UNROLL
+        for (int z = 0; z < kVectors; ++z) acc[h][z] = _mm512_dpbusd_epi32(acc[h][z], a, values[z]);
+      }
+    }
+  }
+  LMCODEC_UNROLL
+  for (int h = 0; h < kHeads; ++h) {
+    LMCODEC_UNROLL
+    for (int z = 0; z < kVectors; ++z) store(mean + h * width + 16 * z, acc[h][z]);
+  }
+}
+
+// Adds to the heads' means the values of some blocks, times bytes of probabilities.
+inline void weigh_values(const std::uint8_t* p, std::size_t stride, int n_head, const BlockPlace* places, int n_place,
+                         const std::int8_t* value, int width, std::int32_t* mean) {
+  constexpr decltype(&weigh_some<1, 1>) kWeigh[kHeadsAtOnce][2] = {{weigh_some<1, 1>, weigh_some<1, 4>},
+                                                                   {weigh_some<2, 1>, weigh_some<2, 4>},
+                                                                   {weigh_some<3, 1>, weigh_some<3, 4>},
+                                                                   {weigh_some<4, 1>, weigh_some<4, 4>}};
+  int i = 0;
+  for (; i + 64 <= width; i += 64)
+    kWeigh[n_head - 1][1](p, stride, places, n_place, value + i * kQuad, width, mean + i);
+  for (; i < width; i += 16) kWeigh[n_head - 1][0](p, stride, places, n_place, value + i * kQuad, width, mean + i);
+}
+
+#include "transformer_body.h"
+
+constexpr TransformerKernels kKernels = kernels("avx512vnni");
+
+}  // namespace
+
+const TransformerKernels* transformer_kernels_avx512() { return &kKernels; }
+
+}  // namespace lmcodec
+
+#else
+
+namespace lmcodec {
+const TransformerKernels* transformer_kernels_avx512() { return nullptr; }
+}  // namespace lmcodec
+
+#endif

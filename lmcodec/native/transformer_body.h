@@ -1,0 +1,327 @@
+// The bodies of the transformer's inner loops, written once over vectors of kLanes floats. Each instruction set's file
+// includes this after it has defined, in the namespace it includes this in, the types F and I (vectors of float and
+// int32), kLanes, kQueryOffset and the small functions on them that are used below. LMCODEC_BODY is what functions are
+// declared with, LMCODEC_LANE those that take or give vectors. No include guard.
+//
+// Every operation on floats is one of reference.py, in its order; nothing is fused (-ffp-contract=off).
+
+LMCODEC_LANE F hold(F x) {
+  return zero_below(smaller(larger(x, set(-body::kLargest)), set(body::kLargest)), body::kSmallest);
+}
+
+// |x| <= most afterwards; to the nearest integer.
+LMCODEC_LANE I to_integer(F x, float most) { return nearest(smaller(larger(x, set(-most)), set(most))); }
+
+LMCODEC_BODY float largest(const float* x, int n) {
+  F most = set(0.0f);
+  for (int i = 0; i < n; i += kLanes) most = larger(most, magnitude(load(x + i)));
+  return reduce_max(most);
+}
+
+// The Hadamard transform of every block of n elements, n a power of two.
+LMCODEC_BODY void rotate_blocks(float* x, int width, int n) {
+  const int in_lanes = n < kLanes ? n : kLanes;
+  if (in_lanes > 1)
+    for (int i = 0; i < width; i += kLanes) store(x + i, butterflies(load(x + i), in_lanes));
+  int h = kLanes;
+  for (; 4 * h <= n; h *= 4)  // two steps at once
+    for (int block = 0; block < width; block += 4 * h)
+      for (int i = block; i < block + h; i += kLanes) {
+        const F a = load(x + i), b = load(x + i + h), c = load(x + i + 2 * h), d = load(x + i + 3 * h);
+        const F ab = add(a, b), a_b = sub(a, b), cd = add(c, d), c_d = sub(c, d);
+        store(x + i, add(ab, cd));
+        store(x + i + h, add(a_b, c_d));
+        store(x + i + 2 * h, sub(ab, cd));
+        store(x + i + 3 * h, sub(a_b, c_d));
+      }
+  if (2 * h <= n)
+    for (int block = 0; block < width; block += 2 * h)
+      for (int i = block; i < block + h; i += kLanes) {
+        const F a = load(x + i), b = load(x + i + h);
+        store(x + i, add(a, b));
+        store(x + i + h, sub(a, b));
+      }
+}
+
+LMCODEC_BODY void rotate(float* x, int n) { rotate_blocks(x, padded_floats(n), n & -n); }
+
+LMCODEC_BODY float quantiser(float most) { return 127.0f / most; }
+
+LMCODEC_BODY void to_codes(const float* x, int width, float by, int offset, std::uint8_t* code) {
+  const F factor = set(by);
+  for (int i = 0; i < width; i += kLanes) store_codes(code + i, to_integer(mul(load(x + i), factor), 127.0f), offset);
+}
+
+LMCODEC_BODY float at_least(float most) {
+  constexpr float kScaleMin = 9.094947017729282379e-13f;  // 2^-40
+  return most < kScaleMin ? kScaleMin : most;
+}
+
+LMCODEC_BODY void quantise_held(const float* x, int width, int offset, std::uint8_t* code, float* scale) {
+  const float most = at_least(largest(x, width));
+  to_codes(x, width, quantiser(most), offset, code);
+  *scale = most / 127.0f;
+}
+
+LMCODEC_BODY void embed(const std::int8_t* quads, int n, float scale, float* x) {
+  const int width = padded_floats(n);
+  for (int i = 0; i < width; ++i)
+    x[i] = i < n ? static_cast<float>(quads[i / kQuad * (kPanel * kQuad) + i % kQuad]) * scale : 0.0f;
+  rotate(x, n);
+  for (int i = 0; i < width; i += kLanes) store(x + i, hold(load(x + i)));
+}
+
+LMCODEC_BODY float sum_of_squares(const float* x, int n, float* scratch) {
+  int h = 1;
+  while (2 * h < n) h *= 2;
+  if (n == 1) return x[0] * x[0];
+  if (h < kLanes || kLanes == 1) {
+    for (int i = 0; i < h; ++i) scratch[i] = i + h < n ? x[i] * x[i] + x[i + h] * x[i + h] : x[i] * x[i];
+    for (h /= 2; h >= 1; h /= 2)
+      for (int i = 0; i < h; ++i) scratch[i] = scratch[i] + scratch[i + h];
+    return scratch[0];
+  }
+  const int width = padded_floats(n);
+  for (int i = 0; i < h; i += kLanes) {
+    const F low = load(x + i), square = mul(low, low);
+    if (i + h < width) {
+      const F high = load(x + i + h);
+      store(scratch + i, add(square, mul(high, high)));
+    } else {
+      store(scratch + i, square);
+    }
+  }
+  for (h /= 2; h >= kLanes; h /= 2)
+    for (int i = 0; i < h; i += kLanes) store(scratch + i, add(load(scratch + i), load(scratch + i + h)));
+  return fold(load(scratch));
+}
+
+LMCODEC_BODY void normalise(const float* x, const float* weight, int n, float eps, float* scratch, float* out) {
+  const float square = sum_of_squares(x, n, scratch);
+  const F root = set(1.0f / square_root(square / static_cast<float>(n) + eps));
+  const int width = padded_floats(n);
+  for (int i = 0; i < width; i += kLanes) store(out + i, hold(mul(mul(load(x + i), root), load(weight + i))));
+}
+
+LMCODEC_BODY void quantise(float* x, int n, int offset, std::uint8_t* code, float* scale) {
+  const int width = padded_floats(n);
+  for (int i = 0; i < width; i += kLanes) store(x + i, hold(load(x + i)));
+  rotate(x, n);
+  quantise_held(x, width, offset, code, scale);
+}
+
+LMCODEC_LANE F silu(F x) {
+  const F t = mul(smaller(magnitude(x), set(80.0f)), set(-1.4426950408889634f));
+  const I n = nearest(t);
+  const F f = sub(t, to_float(n));
+  F p = set(0.00015403530393381608f);
+  p = add(mul(p, f), set(0.0013333558146428443f));
+  p = add(mul(p, f), set(0.009618129107628477f));
+  p = add(mul(p, f), set(0.05550410866482158f));
+  p = add(mul(p, f), set(0.2402265069591007f));
+  p = add(mul(p, f), set(0.6931471805599453f));
+  p = add(mul(p, f), set(1.0f));
+  const F e = mul(p, power_of_two(n));
+  const F one = set(1.0f);
+  return mul(x, div(where_negative(x, e, one), add(one, e)));
+}
+
+LMCODEC_BODY void gate(const float* gates, const float* up, int n, float* out) {
+  const int width = padded_floats(n);
+  for (int i = 0; i < width; i += kLanes) store(out + i, mul(silu(load(gates + i)), load(up + i)));
+}
+
+// Attention
+
+LMCODEC_BODY void codes(const float* x, int n, int offset, std::uint8_t* code, float* scale) {
+  float padded[kFloatLanes];
+  const int whole = n / kFloatLanes * kFloatLanes, rest = n - whole;
+  float most = largest(x, whole);
+  if (rest) {
+    for (int i = 0; i < kFloatLanes; ++i) padded[i] = i < rest ? x[whole + i] : 0.0f;
+    const float more = largest(padded, kFloatLanes);
+    most = more > most ? more : most;
+  }
+  most = at_least(most);
+  to_codes(x, whole, quantiser(most), offset, code);
+  if (rest) to_codes(padded, kFloatLanes, quantiser(most), offset, code + whole);
+  *scale = most / 127.0f;
+}
+
+LMCODEC_BODY void turn(const float* x, int n, const float* angle, float* scratch, int offset, std::uint8_t* code,
+                       float* scale) {
+  const int half = n / 2, width = padded_floats(half);
+  const float *first = x, *second = x + half;
+  if (half != width) {
+    for (int i = 0; i < width; ++i) {
+      scratch[i] = i < half ? x[i] : 0.0f;
+      scratch[width + i] = i < half ? x[half + i] : 0.0f;
+    }
+    first = scratch;
+    second = scratch + width;
+  }
+  for (int i = 0; i < width; i += kLanes) {
+    F a = load(first + i), b = load(second + i);
+    if (angle) {
+      const F cosine = load(angle + i), sine = load(angle + width + i);
+      const F turned = hold(sub(mul(a, cosine), mul(b, sine)));
+      b = hold(add(mul(b, cosine), mul(a, sine)));
+      a = turned;
+    }
+    store(scratch + i, a);
+    store(scratch + width + i, b);
+  }
+  quantise_held(scratch, 2 * width, offset, code, scale);
+}
+
+LMCODEC_BODY void turn_by(double* a, double* b, const double* by, int n) {
+  for (int i = 0; i < n; ++i) {
+    const double c = by[i], s = by[n + i], before = a[i];
+    a[i] = before * c - b[i] * s;
+    b[i] = b[i] * c + before * s;
+  }
+}
+
+LMCODEC_BODY void some_angles(const double* powers, int n, std::uint32_t multiple, double* a, double* b) {
+  for (int i = 0; i < n; ++i) {
+    a[i] = 1.0;
+    b[i] = 0.0;
+  }
+  for (; multiple; multiple >>= 1, powers += 2 * n)
+    if (multiple & 1) turn_by(a, b, powers, n);
+}
+
+LMCODEC_BODY void angles(const double* powers, int n, std::uint32_t position, double* scratch, float* out) {
+  const int width = padded_floats(n);
+  double *a = scratch, *b = a + n, *c = b + n, *s = c + n;
+  some_angles(powers, n, position & ((1u << kLowPositionBits) - 1), c, s);
+  some_angles(powers + 2 * kLowPositionBits * n, n, position >> kLowPositionBits, a, b);
+  for (int i = 0; i < n; ++i) {
+    const float high_cosine = static_cast<float>(a[i]), high_sine = static_cast<float>(b[i]);
+    const float low_cosine = static_cast<float>(c[i]), low_sine = static_cast<float>(s[i]);
+    out[i] = high_cosine * low_cosine - high_sine * low_sine;
+    out[width + i] = high_sine * low_cosine + high_cosine * low_sine;
+  }
+}
+
+LMCODEC_BODY void scores(std::int32_t* score, int n, const float* key_scale, float by) {
+  const F scale = set(by);
+  for (int i = 0; i < n; i += kLanes)
+    store(score + i, to_integer(mul(mul(to_float(load(score + i)), load(key_scale + i)), scale), 8388608.0f));
+}
+
+// One head's probabilities of n scores, as bytes, and what the mean of the values' codes is multiplied by. `bits[block]`
+// gets 1 for a block that has any, and 2 for one of whose upper bytes any is not 0.
+LMCODEC_BODY float weigh_scores(std::int32_t* score, int n, const Queries& queries, const float* value_scale,
+                                const NetworkTables& tables, std::uint8_t* low, std::uint8_t* high,
+                                std::uint8_t* bits) {
+  I top = set(-kUnseen);
+  for (int i = 0; i < n; i += kLanes) top = imax(top, load(score + i));
+  const I most = set(reduce_max(top));
+  const Exp2 exp2(tables);
+  float* const a = reinterpret_cast<float*>(score);
+  // 64 exponentials of at most 2^24 in a lane stay below 2^31.
+  std::int64_t sum = 0;
+  F most_a = set(0.0f);
+  int at = 0;
+  for (int r = 0; r < queries.n_range; ++r) {
+    const SlotRange& range = queries.range[r];
+    const float* scale = value_scale + range.block * kSlots;
+    const int end = at + range.n_block * kSlots;
+    while (at < end) {
+      const int stop = end - at > 64 * kLanes ? at + 64 * kLanes : end;
+      I part = set(0);
+      for (; at < stop; at += kLanes, scale += kLanes) {
+        const I e = exp2(isub(most, load(score + at)));
+        part = iadd(part, e);
+        const F weighted = mul(to_float(e), load(scale));
+        most_a = larger(most_a, weighted);
+        store(a + at, weighted);
+      }
+      sum += reduce_add(part);
+    }
+  }
+  const float largest_a = reduce_max(most_a);
+  const F ratio = set(32768.0f / largest_a);
+  I many = set(0);
+  for (int i = 0; i < n; i += kLanes) {
+    const I t = nearest(smaller(mul(load(a + i), ratio), set(32768.0f)));
+    many = iadd(many, t);
+    store(score + i, t);
+  }
+  const std::int32_t total = static_cast<std::int32_t>(reduce_add(many));
+  const std::uint32_t most_by = 65535, by_total = (32767u << 16) / static_cast<std::uint32_t>(total);
+  const I by = set(static_cast<std::int32_t>(by_total < most_by ? by_total : most_by));
+  I of = set(0);
+  for (int i = 0; i < n; i += kSlots) {
+    I any = set(0);
+    for (int k = i; k < i + kSlots; k += kLanes) {
+      const I p = shift_right_16(imul(load(score + k), by));
+      of = iadd(of, p);
+      any = ior(any, p);
+      store_low_byte(low + k, p);
+      store_second_byte(high + k, p);
+    }
+    const std::int32_t found = reduce_or(any);
+    bits[i / kSlots] = static_cast<std::uint8_t>((found != 0) | (found > 255) << 1);
+  }
+  const float back = ((largest_a * 3.0517578125e-05f) * static_cast<float>(total)) / static_cast<float>(sum);
+  return back / static_cast<float>(static_cast<std::int32_t>(reduce_add(of)));
+}
+
+LMCODEC_BODY void attend(const Queries& queries, const HeldHead& held, const NetworkTables& tables,
+                         const AttentionScratch& scratch, float* out) {
+  const int width = key_width(queries.head_dim), v_width = value_width(queries.head_dim);
+  int n = 0;
+  for (int r = 0; r < queries.n_range; ++r) {
+    const SlotRange& range = queries.range[r];
+    const bool far = r == 0 && queries.has_far;
+    const std::ptrdiff_t slot = std::ptrdiff_t{range.block} * kSlots;
+    const int n_slot = range.n_block * kSlots;
+    dots(far ? queries.far : queries.near, queries.n_head, width, held.key + slot * width, range.n_block,
+         held.key_sum + slot, scratch.score + n, scratch.n_slot);
+    for (int h = 0; h < queries.n_head; ++h) {
+      std::int32_t* const score = scratch.score + static_cast<std::size_t>(h) * scratch.n_slot + n;
+      const float by = (far ? queries.far_scale : queries.near_scale)[h] * queries.score_scale;
+      scores(score, n_slot, held.key_scale + slot, by);
+      for (int i = 0; i < range.low; ++i) score[i] = -kUnseen;
+      for (int i = range.high; i < n_slot; ++i) score[i] = -kUnseen;
+    }
+    n += n_slot;
+  }
+  float factor[kHeadsAtOnce];
+  const int n_block = n / kSlots;
+  for (int h = 0; h < queries.n_head; ++h) {
+    const std::size_t at = static_cast<std::size_t>(h) * scratch.n_slot;
+    factor[h] = weigh_scores(scratch.score + at, n, queries, held.value_scale, tables, scratch.low + at,
+                             scratch.high + at, scratch.bits + static_cast<std::size_t>(h * n_block));
+  }
+  // Blocks that any of the heads looks at, in two lists.
+  BlockPlace *low = scratch.place, *high = low + scratch.n_slot / kSlots;
+  int n_low = 0, n_high = 0, block = 0;
+  for (int r = 0; r < queries.n_range; ++r)
+    for (int i = 0; i < queries.range[r].n_block; ++i, ++block) {
+      int found = 0;
+      for (int h = 0; h < queries.n_head; ++h) found |= scratch.bits[h * n_block + block];
+      low[n_low] = high[n_high] = {block, queries.range[r].block + i};
+      n_low += found & 1;
+      n_high += found >> 1;
+    }
+  std::int32_t* const mean = scratch.mean;
+  const int n_mean = queries.n_head * v_width;
+  for (int i = 0; i < n_mean; ++i) mean[i] = 0;
+  if (n_high) {
+    weigh_values(scratch.high, scratch.n_slot, queries.n_head, high, n_high, held.value, v_width, mean);
+    for (int i = 0; i < n_mean; ++i) mean[i] *= 256;
+  }
+  weigh_values(scratch.low, scratch.n_slot, queries.n_head, low, n_low, held.value, v_width, mean);
+  for (int h = 0; h < queries.n_head; ++h) {
+    const std::int32_t* from = mean + h * v_width;
+    float* const to = out + h * queries.head_dim;
+    for (int i = 0; i < queries.head_dim; ++i) to[i] = static_cast<float>(from[i]) * factor[h];
+  }
+}
+
+constexpr TransformerKernels kernels(const char* isa) {
+  return {isa, kQueryOffset, embed, normalise, quantise, gate, turn, codes, attend, angles};
+}

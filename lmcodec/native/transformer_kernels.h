@@ -1,0 +1,106 @@
+// The transformer's inner loops beside its products (gemm.h), one version per instruction set, the same bits from each.
+// FORMAT.md section 9 and lm/transformer/reference.py define the numbers.
+//
+// Vectors of floats are padded with zeros to a multiple of kFloatLanes; what pads stays zero. Whoever calls has set the
+// control word (float_control.h).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "gemm.h"
+
+namespace lmcodec {
+
+constexpr int kFloatLanes = 16;
+constexpr int kSlots = 16;       // positions of the cache that lie together
+constexpr int kHeadsAtOnce = 4;  // heads of queries that look at the same keys and values together
+
+constexpr int kLowPositionBits = 10, kHighPositionBits = 12;  // of a position: angles are the sum of two
+constexpr std::int32_t kUnseen = 1 << 30;  // the score of what is not seen is as far below 0
+
+constexpr int padded_floats(int n) { return (n + kFloatLanes - 1) / kFloatLanes * kFloatLanes; }
+// A key's or a query's codes: two halves, each padded; the sum over both is the scalar product.
+constexpr int key_width(int head_dim) { return 2 * padded_floats(head_dim / 2); }
+constexpr int value_width(int head_dim) { return padded_floats(head_dim); }
+
+// Slots that lie together, of which the first `low` and those from `high` on are not seen.
+struct SlotRange {
+  int block;  // its first kSlots slots
+  int n_block;
+  int low, high;  // counted from the first block's first slot
+};
+
+// Keys and values of one stream, layer and head, by slots. Slots 0 to kSlots - 1 are the sinks'.
+struct HeldHead {
+  const std::int8_t* key;         // blocks of (key_width / 4, kSlots, 4)
+  const std::int32_t* key_sum;    // what undoes the offset of the queries' bytes
+  const float* key_scale;
+  const std::int8_t* value;       // blocks of (kSlots / 4, value_width, 4)
+  const float* value_scale;
+};
+
+// Up to kHeadsAtOnce heads of one query.
+struct Queries {
+  int n_head;
+  int head_dim;
+  const std::uint8_t* near;  // (n_head, key_width) codes for keys of the window
+  const float* near_scale;   // (n_head)
+  const std::uint8_t* far;   // for sinks that have left the window
+  const float* far_scale;
+  float score_scale;
+  SlotRange range[3];
+  int n_range;
+  bool has_far;  // range[0] is of such sinks
+};
+
+// Where a block's probabilities are among those of all ranges, and where its slots are.
+struct BlockPlace {
+  std::int32_t at;
+  std::int32_t block;
+};
+
+struct AttentionScratch {
+  std::int32_t* score;    // (kHeadsAtOnce, n_slot)
+  std::uint8_t* low;      // (kHeadsAtOnce, n_slot): bytes of the probabilities
+  std::uint8_t* high;
+  std::uint8_t* bits;     // (kHeadsAtOnce, n_slot / kSlots)
+  BlockPlace* place;      // (2, n_slot / kSlots)
+  std::int32_t* mean;     // (kHeadsAtOnce, value_width)
+  std::size_t n_slot;
+};
+
+struct TransformerKernels {
+  const char* isa;
+  int query_offset;  // of the queries' bytes
+
+  // A row of an embedding, (n_quad, 4) int8 whose quads are kPanel * kQuad apart, rotated back: n floats.
+  void (*embed)(const std::int8_t* quads, int n, float scale, float* x);
+  // RMS norm, held. scratch: as long as x; out may be x.
+  void (*normalise)(const float* x, const float* weight, int n, float eps, float* scratch, float* out);
+  // What a product takes of x, n floats that are overwritten: hold, rotate, quantise.
+  void (*quantise)(float* x, int n, int offset, std::uint8_t* code, float* scale);
+  // silu(gate) * up.
+  void (*gate)(const float* gate, const float* up, int n, float* out);
+  // Codes of a query or a key of n floats (even), in two halves: turned by n / 2 angles (padded cosines, then padded
+  // sines) unless null; quantised.
+  void (*turn)(const float* x, int n, const float* angle, float* scratch, int offset, std::uint8_t* code, float* scale);
+  // Codes of a value: as it is, quantised.
+  void (*codes)(const float* x, int n, int offset, std::uint8_t* code, float* scale);
+  // (n_head, head_dim) floats, head after head.
+  void (*attend)(const Queries& queries, const HeldHead& held, const NetworkTables& tables,
+                 const AttentionScratch& scratch, float* out);
+  // Padded cosines and sines of a position's n angles. powers: (22, 2, n) cosines and sines of the angles of positions
+  // 2^0 to 2^21. scratch: 4 n.
+  void (*angles)(const double* powers, int n, std::uint32_t position, double* scratch, float* out);
+};
+
+// The versions that go with the products of that name.
+const TransformerKernels& transformer_kernels(const char* isa);
+
+// Each null where the compiler lacks the instruction set.
+const TransformerKernels* transformer_kernels_avx512();
+const TransformerKernels* transformer_kernels_avx2();
+const TransformerKernels* transformer_kernels_neon();
+
+}  // namespace lmcodec
