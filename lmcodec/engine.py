@@ -219,7 +219,7 @@ class LmEngine(_Engine):
         chosen = model.profile(profile) if isinstance(profile, int) else profile
         kernel = None if chosen is None else chosen.kernel
         self._loop: _kernel.TokenCoder
-        self._vocabulary, self._streams = model.vocabulary, streams
+        self._segment, self._streams = model.segment, streams
         self.helped = False
         self.position = 0
         self._loop = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(isa), enlarge)
@@ -233,7 +233,7 @@ class LmEngine(_Engine):
         """The tokens of a block's streams, (n,) uint32 each."""
         block = np.frombuffer(data, np.uint8)
         borders = [s * len(block) // self._streams for s in range(self._streams + 1)]
-        return [self._vocabulary.segment(block[a:b]) for a, b in pairwise(borders)]
+        return [self._segment(block[a:b]) for a, b in pairwise(borders)]
 
     def _begin_encode(self, data: bytes | memoryview) -> Callable[[np.ndarray, np.ndarray], int]:
         block, tokens = np.frombuffer(data, np.uint8), np.concatenate(self.tokens(data))

@@ -33,6 +33,7 @@ def import_model(
     source: Source,
     window: int | None = None,
     sinks: int | None = None,
+    mixer: bytes = b"",
     card: dict[str, Any] | None = None,
     progress: Progress = lambda done, total: None,
 ) -> Imported:
@@ -42,6 +43,7 @@ def import_model(
         source: where it comes from.
         window: W; None for the default.
         sinks: S; None for the default.
+        mixer: what mixing with context models begins with, as profiles' files; may be empty.
         card: further members of the model's card.
         progress: called after each matrix.
 
@@ -50,13 +52,18 @@ def import_model(
         Corrupt: a tensor is missing, or has another shape or a value that is not finite.
     """
     try:
-        return _import(source, window, sinks, card or {}, progress)
+        return _import(source, window, sinks, mixer, card or {}, progress)
     except LmcodecError as error:
         raise type(error)(f"{source.where}: {error}") from None
 
 
 def _import(
-    source: Source, window: int | None, sinks: int | None, card: dict[str, Any], progress: Progress
+    source: Source,
+    window: int | None,
+    sinks: int | None,
+    mixer: bytes,
+    card: dict[str, Any],
+    progress: Progress,
 ) -> Imported:
     planned = plan(source.config, window, sinks)
     if not planned.members["tied"] and "lm_head.weight" not in source.names:
@@ -79,7 +86,7 @@ def _import(
     options = {"window": config.window, "sinks": config.sinks}
     full_card = {**source.card, "note": NOTE, "options": options, **card}
     model = TransformerModel(
-        config, Vocabulary(strings), embed, layers, norm, head, planned.rotary, card=full_card
+        config, Vocabulary(strings), embed, layers, norm, head, planned.rotary, mixer, full_card
     )
     return Imported(model, found.tokenizer)
 

@@ -16,7 +16,6 @@ import numpy as np
 from lmcodec.errors import ConfigError, Corrupt, Unsupported
 from lmcodec.lm.importing.tokens import Tokens
 
-
 _ALL = slice(None)
 
 

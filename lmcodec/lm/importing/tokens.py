@@ -104,7 +104,7 @@ def from_json(found: dict[str, Any], settings: dict[str, Any], config: dict[str,
 
 
 def reduce(found: dict[str, Any]) -> dict[str, Any]:
-    """A tokenizer.json without what changes text: what it makes of plain text spells that text, or it is seen.
+    """A tokenizer.json without what changes text.
 
     Added tokens go, so that their strings are text; so do what adds tokens, cuts or fills up; of normalizers
     stays what writes spaces as U+2581.
