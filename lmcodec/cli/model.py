@@ -159,6 +159,88 @@ def export(
         click.echo("It holds no profile of the context models: only --method lm compresses with it.")
 
 
+@model.command("import")
+@click.argument("source", metavar="SOURCE")
+@click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Where it goes.")
+@click.option("--name", metavar="NAME", help="Its name in the models folder (default: the source's).")
+@click.option("--window", type=click.IntRange(16, 16368), help="Tokens that attention sees (default: 1024).")
+@click.option("--sinks", type=click.IntRange(0, 16), help="First tokens that it sees always (default: 4).")
+@click.option(
+    "--mixer-from",
+    metavar="FILE|NAME",
+    help="Whose profiles of the context models it begins with (default: base).",
+)
+@click.option("--download", is_flag=True, help="Fetch a model of the Hugging Face hub.")
+@click.option("--revision", metavar="REVISION", help="Of a model of the hub.")
+def import_model(
+    source: str,
+    output: Path | None,
+    name: str | None,
+    window: int | None,
+    sinks: int | None,
+    mixer_from: str | None,
+    download: bool,
+    revision: str | None,
+) -> None:
+    """Make a model of SOURCE: a folder of a Hugging Face model, a GGUF file, or a hub id, OWNER/NAME.
+
+    A folder has config.json, *.safetensors and tokenizer.json. A hub id is looked for in the local cache;
+    nothing is fetched without --download. The result goes to the models folder, or to FILE.
+    """
+    if output is not None and name is not None:
+        raise ConfigError("--output and --name exclude each other")
+    from lmcodec.lm import kinds
+    from lmcodec.lm.importing import build
+    from lmcodec.lm.importing.source import open_source
+    from lmcodec.lm.transformer import file
+
+    names = [shipped.name for shipped in store.SHIPPED.values()]
+    if name is not None:
+        folder.check_name(name, names)
+    opened = open_source(source, download, revision)
+    if output is None:
+        name = name or folder.name_of(source)
+        folder.check_name(name, names)
+        output = folder.path() / f"{name}{folder.SUFFIX}"
+    mixer = kinds.open_file(store.find(mixer_from or "base").path).mixer
+    shown = sys.stderr.isatty()
+
+    def progress(done: int, total: int) -> None:
+        if shown:
+            click.echo(f"\r{done} of {total} matrices", nl=False, err=True)
+
+    card = {"revision": opened.card.get("revision", ""), "name": name or output.stem}
+    imported = build.import_model(opened, window, sinks, mixer, card, progress)
+    if shown:
+        click.echo("\rcoding the weights and computing the known answer", err=True)
+    found = folder.find(name) if name else None
+    if found is not None:
+        other = _id_of(found)
+        if other not in (None, imported.model.model_id):
+            raise ConfigError(
+                f"{found}: is model {other}, which frames may need; choose another --name, or remove it "
+                f"(lmcodec model remove {name})"
+            )
+    folder.write(output, file.pack(imported.model, imported.tokenizer))
+    header = kinds.read_header(output)
+    click.echo(
+        f"{_visible(str(output))}: {header.nbytes:,} bytes, model {header.model_id}, {header.n_weight:,} "
+        f"weights of {header.bits_each:.3f} bits"
+    )
+    if imported.tokenizer is None:
+        click.echo("Its tokenizer is not known: text is split by longest match, and frames are larger.")
+
+
+def _id_of(path: Path) -> str | None:
+    """The id that a file's header says; None if it is damaged."""
+    from lmcodec.lm import container
+
+    try:
+        return container.read_header(path).model_id
+    except LmcodecError:
+        return None
+
+
 def _read_profile(path: Path, most: int) -> bytes:
     with open(path, "rb") as file:
         data = file.read(most + 1)

@@ -110,6 +110,13 @@ def check_name(name: str, taken: Iterable[str] = ()) -> None:
         raise ConfigError(f"{name!r} is the name of a model that comes with lmcodec; choose another one")
 
 
+def name_of(source: str) -> str:
+    """A name for a model that comes from a path or from OWNER/NAME: its last part, in plain small letters."""
+    last = os.path.basename(os.path.normpath(source))
+    last = re.sub(r"\.(gguf|lmm)$", "", last, flags=re.IGNORECASE)
+    return re.sub(r"[^a-z0-9._+-]+", "-", last.lower()).strip("-._+")[:64]
+
+
 def write(file: Path, parts: Iterable[object]) -> None:
     """Write a model file as a whole or not at all: what was there before stays until all is written.
 

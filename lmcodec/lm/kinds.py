@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 # Each module has a function `open_container` (`Kind` below says what it does).
 MODULES: dict[str, str] = {
     "recurrent": "lmcodec.lm.recurrent.file",
+    "transformer": "lmcodec.lm.transformer.file",
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 from lmcodec import _kernel
 from lmcodec.errors import Corrupt
 from lmcodec.lm import tables
-from lmcodec.lm.recurrent.native import chosen_isa
+from lmcodec.lm.isa import chosen_isa
 from lmcodec.lm.transformer import reference
 from lmcodec.lm.transformer.model import Linear, TransformerModel
 from lmcodec.lm.transformer.shape import TransformerConfig

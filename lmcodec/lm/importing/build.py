@@ -1,0 +1,198 @@
+"""From a source to a model: tensor by tensor, block of rows by block of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from lmcodec.errors import Corrupt, LmcodecError
+from lmcodec.lm.importing.families import Plan, plan
+from lmcodec.lm.importing.quantise import linear
+from lmcodec.lm.importing.source import Source
+from lmcodec.lm.importing.tokens import Tokens
+from lmcodec.lm.transformer.model import LARGEST, SMALLEST, Layer, Linear, TransformerModel
+from lmcodec.lm.transformer.shape import TransformerConfig
+from lmcodec.lm.vocab import Vocabulary
+
+NOTE = "imported; its training text is not known in full and may contain any benchmark's"
+Progress = Callable[[int, int], None]  # matrices done, and in all
+
+
+@dataclass(frozen=True)
+class Imported:
+    """A model, and the JSON of the tokenizer that segments text for it; None if there is none."""
+
+    model: TransformerModel
+    tokenizer: dict[str, Any] | None
+
+
+def import_model(
+    source: Source,
+    window: int | None = None,
+    sinks: int | None = None,
+    mixer: bytes = b"",
+    card: dict[str, Any] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> Imported:
+    """Import a pretrained model.
+
+    Args:
+        source: where it comes from.
+        window: W; None for the default.
+        sinks: S; None for the default.
+        mixer: what mixing with context models begins with, as profiles' files; may be empty.
+        card: further members of the model's card.
+        progress: called after each matrix.
+
+    Raises:
+        Unsupported: the model computes what arithmetic 2 does not.
+        Corrupt: a tensor is missing, or has another shape or a value that is not finite.
+    """
+    try:
+        return _import(source, window, sinks, mixer, card or {}, progress)
+    except LmcodecError as error:
+        raise type(error)(f"{source.where}: {error}") from None
+
+
+def _import(
+    source: Source,
+    window: int | None,
+    sinks: int | None,
+    mixer: bytes,
+    card: dict[str, Any],
+    progress: Progress,
+) -> Imported:
+    planned = plan(source.config, window, sinks)
+    if not planned.members["tied"] and "lm_head.weight" not in source.names:
+        planned.members["tied"] = True  # files leave out what is tied
+    found = source.tokens()
+    strings, ids = sorted_tokens(found, planned.n_row)
+    config = planned.shape(len(strings))
+    total = 4 * config.n_layer + 2 - config.tied
+    done = 0
+
+    def counted(made: Linear) -> Linear:
+        nonlocal done
+        done += 1
+        progress(done, total)
+        return made
+
+    embed, head = _ends(source, planned, config, ids, found.begin, counted)
+    layers = tuple(_layer(source, config, i, counted) for i in range(config.n_layer))
+    norm = _vector(source, "model.norm.weight", config.dim)
+    options = {"window": config.window, "sinks": config.sinks}
+    full_card = {**source.card, "note": NOTE, "options": options, **card}
+    model = TransformerModel(
+        config, Vocabulary(strings), embed, layers, norm, head, planned.rotary, mixer, full_card
+    )
+    return Imported(model, found.tokenizer)
+
+
+def sorted_tokens(found: Tokens, n_row: int) -> tuple[list[bytes], np.ndarray]:
+    """The vocabulary in its order.
+
+    Args:
+        found: the source's.
+        n_row: rows of its embedding; ids beyond them are left out.
+
+    Returns:
+        V byte strings, strictly increasing, all single bytes among them; and (V,) ids, -1 for a byte that
+        no id spells. Of ids that spell the same the first is taken that does not merely stand for a byte.
+    """
+    ids: dict[bytes, int] = {}
+    usual = (i for i in range(len(found.strings)) if i not in found.weak)
+    for i in [*usual, *sorted(found.weak)]:
+        if i < min(n_row, len(found.strings)) and found.strings[i]:
+            ids.setdefault(found.strings[i], i)
+    for byte in range(256):
+        ids.setdefault(bytes([byte]), -1)
+    strings = sorted(ids)
+    return strings, np.array([ids[string] for string in strings], np.int64)
+
+
+def _ends(
+    source: Source,
+    planned: Plan,
+    config: TransformerConfig,
+    ids: np.ndarray,
+    begin: tuple[int, int],
+    counted: Callable[[Linear], Linear],
+) -> tuple[Linear, Linear]:
+    """The embedding, with the two rows that begin a stream, and the head."""
+    if max(begin) >= planned.n_row:
+        raise Corrupt(f"token {max(begin)} begins a text, the embedding has {planned.n_row} rows")
+    shape = planned.n_row, config.dim
+
+    def rows(name: str, wanted: np.ndarray) -> Linear:
+        def part(low: int, high: int) -> np.ndarray:
+            chosen = wanted[low:high]
+            values = source.take(name, shape, np.maximum(chosen, 0))
+            return np.where(chosen[:, None] >= 0, values, np.float32(0))
+
+        return counted(linear(len(wanted), config.dim, part))
+
+    embed = rows("model.embed_tokens.weight", np.concatenate((ids, begin)))
+    n_token = len(ids)
+    # A byte that no token spells has the least logit there is: its row is 0, and its bias is -2^40.
+    bias = np.where(ids >= 0, np.float32(0), -LARGEST)
+    if config.tied:
+        return embed, Linear(embed.weight[:n_token], embed.scale[:n_token], bias)
+    made = rows("lm_head.weight", ids)
+    return embed, Linear(made.weight, made.scale, bias)
+
+
+def _layer(source: Source, config: TransformerConfig, i: int, counted: Callable[[Linear], Linear]) -> Layer:
+    c = config
+    inner = f"model.layers.{i}."
+    queries, keys = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
+    attention = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
+
+    def stacked(parts: dict[str, int], k: int, biased: bool = False) -> Linear:
+        names = [(f"{inner}{name}", n) for name, n in parts.items()]
+        for name, _ in names:
+            if not biased and f"{name}.bias" in source.names:
+                values = source.take(f"{name}.bias", source.shape(f"{name}.bias"))
+                if values.any():
+                    raise Corrupt(f"tensor {name}.bias is a bias, which the family does not have")
+        found = []
+        for name, n in names:
+            found.append(
+                linear(
+                    n,
+                    k,
+                    lambda a, b, name=name, n=n: source.take(f"{name}.weight", (n, k), slice(a, b)),  # type: ignore[misc]
+                )
+            )
+        bias = None
+        if biased:
+            bias = np.concatenate([_vector(source, f"{name}.bias", n) for name, n in names])
+        return counted(
+            Linear(
+                np.concatenate([part.weight for part in found]),
+                np.concatenate([part.scale for part in found]),
+                bias,
+            )
+        )
+
+    def head_norm(name: str) -> np.ndarray | None:
+        return _vector(source, f"{inner}self_attn.{name}.weight", c.head_dim) if c.qk_norm else None
+
+    return Layer(
+        _vector(source, f"{inner}input_layernorm.weight", c.dim),
+        stacked({f"self_attn.{name}": n for name, n in attention.items()}, c.dim, c.qkv_bias),
+        head_norm("q_norm"),
+        head_norm("k_norm"),
+        stacked({"self_attn.o_proj": c.dim}, queries),
+        _vector(source, f"{inner}post_attention_layernorm.weight", c.dim),
+        stacked({"mlp.gate_proj": c.mlp, "mlp.up_proj": c.mlp}, c.dim),
+        stacked({"mlp.down_proj": c.dim}, c.mlp),
+    )
+
+
+def _vector(source: Source, name: str, n: int) -> np.ndarray:
+    """A norm or a bias; what is smaller than 2^-60 is 0."""
+    values = source.take(name, (n,))
+    return np.where(np.abs(values) < SMALLEST, np.float32(0), values)

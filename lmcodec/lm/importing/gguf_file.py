@@ -1,0 +1,309 @@
+"""A GGUF file, read with the package `gguf`. Tensors are dequantised in binary32, as that package defines it.
+
+llama.cpp stores the queries and keys of some architectures with the pairs of a rotation side by side; they
+are read in transformers' order, in which the two halves of a head hold them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmcodec.errors import ConfigError, Corrupt, LmcodecError, Unsupported, reason_of
+from lmcodec.lm.importing import tokens
+from lmcodec.lm.importing.source import Source, digest_of
+
+TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
+# Architectures, the families they are, and whether the pairs of a rotation are side by side.
+_FAMILIES = {
+    "llama": ("llama", True),
+    "smollm3": ("smollm3", True),
+    "qwen2": ("qwen2", False),
+    "qwen3": ("qwen3", False),
+}
+_OUTER = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+    "lm_head.weight": "output.weight",
+}
+_INNER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "self_attn.q_norm": "attn_q_norm",
+    "self_attn.k_norm": "attn_k_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+_CONTROL, _UNKNOWN, _USER_DEFINED, _UNUSED, _BYTE = 3, 2, 4, 5, 6  # of tokenizer.ggml.token_type
+# Regular expressions of pre-tokenizers by the names that llama.cpp gives them.
+_LLAMA3 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+"
+    r"|\s+(?!\S)|\s+"
+)
+_QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
+_SPLITS = {
+    "llama-bpe": _LLAMA3,
+    "llama3": _LLAMA3,
+    "llama-v3": _LLAMA3,
+    "smaug-bpe": _LLAMA3,
+    "qwen2": _QWEN2,
+    "qwen35": _QWEN2,
+}
+_BY_DIGIT = ("smollm", "starcoder", "refact", "command-r")
+
+
+class GgufFile(Source):
+    """See `open_file`."""
+
+    def __init__(self, path: Path) -> None:
+        import gguf
+
+        self.where = os.fspath(path)
+        self._gguf = gguf
+        try:
+            reader = gguf.GGUFReader(path)
+            self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+            self._facts = {
+                name: field.contents()
+                for name, field in reader.fields.items()
+                if not name.startswith("tokenizer.chat_template")
+            }
+        except Exception as error:  # a damaged file makes the package raise many kinds
+            raise Corrupt(f"is no sound GGUF file ({reason_of(error)})") from None
+        self._architecture = self._fact("general.architecture", str)
+        if self._architecture not in _FAMILIES:
+            raise Unsupported(
+                f"GGUF architecture {self._architecture[:40]!r} is not known; known are {', '.join(_FAMILIES)}"
+            )
+        for name, tensor in self._tensors.items():
+            if tensor.tensor_type.name not in TYPES:
+                raise Unsupported(
+                    f"tensor {name} is of type {tensor.tensor_type.name}; {', '.join(TYPES)} are read"
+                )
+        self._inner_to_outer = self._names()
+        self.config = self._config()
+        self.card = {"source": path.name, "sha256": digest_of([path])}
+        for key, name in (("licence", "general.license"), ("model", "general.name")):
+            if isinstance(self._facts.get(name), str):
+                self.card[key] = self._facts[name]
+
+    @property
+    def names(self) -> set[str]:
+        """As `Source.names`."""
+        return set(self._inner_to_outer)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """As `Source.shape`."""
+        return tuple(int(n) for n in self._tensors[self._inner_to_outer[name]].shape[::-1])
+
+    def read(self, name: str, rows: slice | np.ndarray) -> np.ndarray:
+        """As `Source.read`."""
+        from gguf.quants import dequantize
+
+        tensor = self._tensors[self._inner_to_outer[name]]
+        found = np.arange(self.shape(name)[0])
+        which = "num_attention_heads" if ".q_proj." in name else "num_key_value_heads"
+        if _FAMILIES[self._architecture][1] and (".q_proj." in name or ".k_proj." in name):
+            heads = self.config[which]
+            if len(found) % (2 * heads):
+                raise Corrupt(f"tensor {name} has {len(found)} rows for {heads} heads")
+            found = found.reshape(heads, -1, 2).swapaxes(1, 2).ravel()
+        return np.array(dequantize(tensor.data[found[rows]], tensor.tensor_type), np.float32)
+
+    def tokens(self) -> tokens.Tokens:
+        """As `Source.tokens`."""
+        kind = self._fact("tokenizer.ggml.model", str)
+        texts = self._fact("tokenizer.ggml.tokens", list)
+        types = self._facts.get("tokenizer.ggml.token_type", [1] * len(texts))
+        if len(types) != len(texts) or not all(isinstance(text, str) for text in texts):
+            raise Corrupt(f"{len(texts)} tokens with {len(types)} types")
+        if kind not in ("gpt2", "llama"):
+            raise Unsupported(f"tokenizer of kind {kind[:40]!r}; known are gpt2 and llama")
+        spell = tokens.from_byte_level if kind == "gpt2" else tokens.from_piece
+        strings = []
+        for text, of in zip(texts, types, strict=True):
+            if of in (_CONTROL, _UNKNOWN, _UNUSED):
+                strings.append(b"")
+            else:
+                strings.append(tokens.plain(text) if of == _USER_DEFINED else spell(text))
+        weak = {i for i, of in enumerate(types) if of == _BYTE}
+        begin = self._begin(texts)
+        if kind == "gpt2":
+            tokenizer = self._byte_level(texts)
+        else:
+            tokenizer = self._pieces(texts, types)
+        return tokens.Tokens(strings, weak, (begin, begin), tokenizer)
+
+    def _fact(self, name: str, of: type) -> Any:
+        value = self._facts.get(name)
+        if not isinstance(value, of):
+            raise Corrupt(f"{name} is {'missing' if value is None else type(value).__name__}")
+        return value
+
+    def _names(self) -> dict[str, str]:
+        """GGUF's names of tensors by transformers'."""
+        found = {name: outer for name, outer in _OUTER.items() if outer in self._tensors}
+        known = {"rope_freqs.weight", *found.values()}
+        for name in self._tensors:
+            layer, _, rest = name.removeprefix("blk.").partition(".")
+            stem, _, kind = rest.rpartition(".")
+            for inner, outer in _INNER.items():
+                if name.startswith("blk.") and stem == outer:
+                    found[f"model.layers.{layer}.{inner}.{kind}"] = name
+                    known.add(name)
+        if unknown := set(self._tensors) - known:
+            raise Unsupported(f"tensor {min(unknown)[:80]} has no part in the architectures that are known")
+        return found
+
+    def _config(self) -> dict[str, Any]:
+        """What config.json would say."""
+        arch = self._architecture
+
+        def fact(name: str, of: type = int) -> Any:
+            return self._fact(f"{arch}.{name}", of)
+
+        heads = fact("attention.head_count")
+        width = fact("embedding_length")
+        get = self._facts.get
+        if get(f"{arch}.expert_count"):
+            raise Unsupported("is a mixture of experts, which is not known")
+        head_dim = get(f"{arch}.attention.key_length", width // max(heads, 1))
+        if get(f"{arch}.attention.value_length", head_dim) != head_dim:
+            raise Unsupported("has values of another width than its keys, which is not known")
+        if get(f"{arch}.rope.dimension_count", head_dim) != head_dim:
+            raise Unsupported("rotates a part of each head only, which is not known")
+        rope = {"rope_theta": get(f"{arch}.rope.freq_base", 10000.0), "rope_type": "default"}
+        scaling = get(f"{arch}.rope.scaling.type", "none")
+        if scaling != "none":
+            rope |= {
+                "rope_type": scaling,
+                "factor": get(f"{arch}.rope.scaling.factor"),
+                "original_max_position_embeddings": get(f"{arch}.rope.scaling.original_context_length"),
+            }
+        if "rope_freqs.weight" in self._tensors:
+            rope["factors"] = self._tensors["rope_freqs.weight"].data.astype(np.float64).ravel().tolist()
+        if window := get(f"{arch}.attention.sliding_window"):
+            rope_window = {"sliding_window": window, "use_sliding_window": True}
+        else:
+            rope_window = {}
+        config = {
+            "model_type": _FAMILIES[arch][0],
+            "hidden_size": width,
+            "num_hidden_layers": fact("block_count"),
+            "num_attention_heads": heads,
+            "num_key_value_heads": get(f"{arch}.attention.head_count_kv", heads),
+            "head_dim": head_dim,
+            "intermediate_size": fact("feed_forward_length"),
+            "rms_norm_eps": fact("attention.layer_norm_rms_epsilon", float),
+            "max_position_embeddings": get(f"{arch}.context_length"),
+            "rope_parameters": rope,
+            "tie_word_embeddings": "output.weight" not in self._tensors,
+            "bos_token_id": get("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": get("tokenizer.ggml.eos_token_id"),
+            **rope_window,
+        }
+        if "token_embd.weight" in self._tensors:
+            config["vocab_size"] = int(self._tensors["token_embd.weight"].shape[-1])
+        if arch == "smollm3":
+            config["no_rope_layer_interval"] = 4
+        return config
+
+    def _begin(self, texts: list[str]) -> int:
+        """The token that begins a text: BOS if the tokenizer adds it, else <|endoftext|>, else EOS."""
+        get = self._facts.get
+        bos, eos = get("tokenizer.ggml.bos_token_id"), get("tokenizer.ggml.eos_token_id")
+        adds = get("tokenizer.ggml.add_bos_token", get("tokenizer.ggml.model") == "llama")
+        end = texts.index("<|endoftext|>") if "<|endoftext|>" in texts else None
+        order = [bos if adds else None, end, eos, bos]
+        chosen = next((i for i in order if type(i) is int and 0 <= i < len(texts)), None)
+        if chosen is None:
+            raise Unsupported("names no token that begins or ends a text")
+        return chosen
+
+    def _byte_level(self, texts: list[str]) -> dict[str, Any] | None:
+        merges = self._facts.get("tokenizer.ggml.merges")
+        if not isinstance(merges, list) or not merges:
+            return None
+        pre = self._facts.get("tokenizer.ggml.pre", "default")
+        before: list[dict[str, Any]] = []
+        if pre in _SPLITS:
+            split = {"type": "Split", "pattern": {"Regex": _SPLITS[pre]}, "behavior": "Isolated"}
+            before.append({**split, "invert": False})
+        elif pre in _BY_DIGIT:
+            before.append({"type": "Digits", "individual_digits": True})
+        level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+        before.append({**level, "use_regex": pre not in _SPLITS})
+        return _tokenizer(
+            texts,
+            [merge.split(" ", 1) for merge in merges],
+            {"type": "Sequence", "pretokenizers": before},
+            {"ignore_merges": pre in ("llama-bpe", "llama3", "llama-v3")},
+        )
+
+    def _pieces(self, texts: list[str], types: list[int]) -> dict[str, Any] | None:
+        """Merges of sentencepiece's BPE from the scores of the pieces: the likelier result first."""
+        scores = self._facts.get("tokenizer.ggml.scores")
+        if not isinstance(scores, list) or len(scores) != len(texts):
+            return None
+        index = {text: i for i, (text, of) in enumerate(zip(texts, types, strict=True)) if of == 1}
+        merges = []
+        for text, i in index.items():
+            pairs = [(text[:n], text[n:]) for n in range(1, len(text))]
+            pairs = [(a, b) for a, b in pairs if a in index and b in index]
+            pairs.sort(key=lambda pair: (index[pair[0]], index[pair[1]]))
+            merges += [(scores[i], [a, b]) for a, b in pairs]
+        merges.sort(key=lambda merge: -merge[0])  # stable
+        found = _tokenizer(
+            texts, [pair for _, pair in merges], None, {"byte_fallback": True, "fuse_unk": True}
+        )
+        replace = {"type": "Replace", "pattern": {"String": " "}, "content": tokens.SPACE}
+        return {**found, "normalizer": replace}
+
+
+def _tokenizer(
+    texts: list[str], merges: list[list[str]], before: dict[str, Any] | None, members: dict[str, Any]
+) -> dict[str, Any]:
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": None,
+        "end_of_word_suffix": None,
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "ignore_merges": False,
+        **members,
+        "vocab": {text: i for i, text in enumerate(texts)},
+        "merges": merges,
+    }
+    empty = dict.fromkeys(("truncation", "padding", "normalizer", "post_processor", "decoder"))
+    return {"version": "1.0", **empty, "added_tokens": [], "pre_tokenizer": before, "model": model}
+
+
+def open_file(path: Path) -> GgufFile:
+    """The model in a GGUF file.
+
+    Raises:
+        ConfigError: the package gguf is missing.
+        Unsupported: its architecture or a type of its tensors is not known.
+        Corrupt: it is damaged.
+    """
+    try:
+        import gguf  # noqa: F401
+    except ImportError:
+        raise ConfigError(f"{path}: a GGUF file needs the package gguf; pip install 'lmcodec[hf]'") from None
+    try:
+        return GgufFile(path)
+    except LmcodecError as error:
+        raise type(error)(f"{os.fspath(path)}: {error}") from None
+    except (json.JSONDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read: {reason_of(error)}") from None
