@@ -26,7 +26,7 @@ from lmcodec.lm import decisions, tables
 from lmcodec.lm.interface import external
 from lmcodec.lm.transformer import native, reference
 from lmcodec.lm.transformer.executors import Reference
-from lmcodec.lm.transformer.model import Layer, Linear, TransformerModel
+from lmcodec.lm.transformer.model import Linear, TransformerModel
 from lmcodec.lm.transformer.native import NativeTransformer
 from lmcodec.lm.transformer.shape import TransformerConfig
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("torch")
 
 import torch
-from transformer_models import SHAPES, random_tokens, random_model
+from transformer_models import SHAPES, random_model, random_tokens
 
 from lmcodec.errors import ConfigError, Unsupported
 from lmcodec.lm.decisions import frequencies
