@@ -205,7 +205,7 @@ std::size_t TransformerModel::session_memory_nbytes(const TransformerShape& s, i
   const std::size_t logits = table_nbytes<std::uint32_t>(head * width) +
                              table_nbytes<std::uint64_t>(head * (width / kPanel + 1)) + 2 * head * kMaxLanes * sizeof(std::int32_t);
   const std::size_t scratch = 2 * (table_nbytes<float>(z.scratch_width) * 4 + table_nbytes<std::int32_t>(kHeadsAtOnce * z.n_score) +
-                                   2 * table_nbytes<std::uint8_t>(kHeadsAtOnce * z.n_score) + 4 * z.n_score);
+                                   2 * table_nbytes<std::uint8_t>(kHeadsAtOnce * z.n_score) + 10 * z.n_score);
   return held + trunk + logits + scratch + sizeof(TransformerSession);
 }
 
@@ -327,10 +327,12 @@ TransformerSession::TransformerSession(const TransformerModel& model, int n_stre
     scratch.angles = Table<double>(2 * sized(s.head_dim));
     scratch.code = Table<std::uint8_t>(sizes_.scratch_width);
     scratch.score = Table<std::int32_t>(kHeadsAtOnce * sizes_.n_score);
+    scratch.weighted = Table<float>(sizes_.n_score);
+    scratch.share = Table<std::uint16_t>(sizes_.n_score);
     scratch.mean = Table<std::int32_t>(sized(kHeadsAtOnce * value_width(s.head_dim)));
     scratch.low = Table<std::uint8_t>(kHeadsAtOnce * sizes_.n_score);
     scratch.high = Table<std::uint8_t>(kHeadsAtOnce * sizes_.n_score);
-    scratch.bits = Table<std::uint8_t>(kHeadsAtOnce * sizes_.n_score / kSlots);
+    scratch.bits = Table<std::uint8_t>(kHeadsAtOnce * (sizes_.n_score / kSlots + 1));
     scratch.place.resize(2 * (sizes_.n_score / kSlots + 1));
   }
   const FloatControl control;
@@ -511,7 +513,7 @@ void TransformerSession::attend(int i, int task, int n_row, Scratch& scratch) {
     add(low, kSlots + ring - 1);
     add(kSlots, high);
   }
-  const AttentionScratch parts = {scratch.score.data(), scratch.low.data(), scratch.high.data(), scratch.bits.data(),
+  const AttentionScratch parts = {scratch.score.data(), scratch.weighted.data(), scratch.share.data(), scratch.low.data(), scratch.high.data(), scratch.bits.data(),
                                   scratch.place.data(), scratch.mean.data(), sizes_.n_score};
   for (int h = 0; h < n_query; h += kHeadsAtOnce) {
     const int head = g * n_query + h;

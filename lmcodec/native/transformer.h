@@ -151,7 +151,8 @@ class TransformerSession : public LmSession {
  private:
   // What each of the two threads works in.
   struct Scratch {
-    Table<float> values, squares, head;
+    Table<float> values, squares, head, weighted;
+    Table<std::uint16_t> share;
     Table<double> angles;
     Table<std::uint8_t> code;
     Table<std::int32_t> score, mean;

@@ -53,11 +53,6 @@ LMCODEC_LANE std::int32_t reduce_max(I v) {
   m = _mm_max_epi32(m, _mm_shuffle_epi32(m, 0x4E));
   return _mm_cvtsi128_si32(_mm_max_epi32(m, _mm_shuffle_epi32(m, 0xB1)));
 }
-// 1 if any lane is not 0, and 2 if any is above 255.
-LMCODEC_LANE std::uint8_t bytes_in(I v) {
-  const int none = _mm256_testz_si256(v, v), low = _mm256_testz_si256(v, set(~255));
-  return static_cast<std::uint8_t>((none ? 0 : 1) | (low ? 0 : 2));
-}
 // Lanes of up to 2^31, as a sum of 64 bits.
 LMCODEC_LANE std::int64_t reduce_add(I v) {
   const __m256i low = _mm256_and_si256(v, _mm256_set1_epi64x(0xFFFFFFFF));
@@ -90,14 +85,15 @@ LMCODEC_LANE void store_low_byte(std::uint8_t* to, I v) {
   _mm_storel_epi64(reinterpret_cast<__m128i*>(to),
                    _mm_unpacklo_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1)));
 }
-LMCODEC_LANE void store_second_byte(std::uint8_t* to, I v) { store_low_byte(to, _mm256_srli_epi32(v, 8)); }
+LMCODEC_LANE void store_words(std::uint16_t* to, I v) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
+                   _mm_packus_epi32(_mm256_castsi256_si128(v), _mm256_extracti128_si256(v, 1)));
+}
 LMCODEC_LANE void store_codes(std::uint8_t* to, I v, int offset) { store_low_byte(to, _mm256_add_epi32(v, set(offset))); }
 LMCODEC_LANE I imax(I a, I b) { return _mm256_max_epi32(a, b); }
 LMCODEC_LANE I isub(I a, I b) { return _mm256_sub_epi32(a, b); }
 LMCODEC_LANE I iadd(I a, I b) { return _mm256_add_epi32(a, b); }
 LMCODEC_LANE I imul(I a, I b) { return _mm256_mullo_epi32(a, b); }
-LMCODEC_LANE I ior(I a, I b) { return _mm256_or_si256(a, b); }
-LMCODEC_LANE I shift_right_16(I v) { return _mm256_srli_epi32(v, 16); }
 
 // 2^24 * 2^(-below / 256), rounded down as FORMAT.md section 6.2 says. A shift by 32 or more gives 0.
 struct Exp2 {

@@ -45,10 +45,6 @@ LMCODEC_LANE F power_of_two(I n) {
 LMCODEC_LANE float square_root(float v) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(v))); }
 LMCODEC_LANE float reduce_max(F v) { return _mm512_reduce_max_ps(v); }
 LMCODEC_LANE std::int32_t reduce_max(I v) { return _mm512_reduce_max_epi32(v); }
-// 1 if any lane is not 0, and 2 if any is above 255.
-LMCODEC_LANE std::uint8_t bytes_in(I v) {
-  return static_cast<std::uint8_t>((_mm512_test_epi32_mask(v, v) != 0) | (_mm512_cmpgt_epi32_mask(v, set(255)) != 0) << 1);
-}
 // Lanes of up to 2^31, as a sum of 64 bits.
 LMCODEC_LANE std::int64_t reduce_add(I v) {
   return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepu32_epi64(_mm512_castsi512_si256(v)),
@@ -81,11 +77,30 @@ LMCODEC_LANE void store_codes(std::uint8_t* to, I v, int offset) {
 LMCODEC_LANE I imax(I a, I b) { return _mm512_max_epi32(a, b); }
 LMCODEC_LANE I isub(I a, I b) { return _mm512_sub_epi32(a, b); }
 LMCODEC_LANE I iadd(I a, I b) { return _mm512_add_epi32(a, b); }
-LMCODEC_LANE I imul(I a, I b) { return _mm512_mullo_epi32(a, b); }
-LMCODEC_LANE I ior(I a, I b) { return _mm512_or_si512(a, b); }
-LMCODEC_LANE I shift_right_16(I v) { return _mm512_srli_epi32(v, 16); }
-LMCODEC_LANE void store_low_byte(std::uint8_t* to, I v) { avx512::store_bytes(to, v); }
-LMCODEC_LANE void store_second_byte(std::uint8_t* to, I v) { avx512::store_bytes(to, _mm512_srli_epi32(v, 8)); }
+LMCODEC_LANE void store_words(std::uint16_t* to, I v) {
+  _mm256_storeu_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi32_epi16(v));
+}
+
+// Of n shares (t * by) >> 16, as two bytes each, and their sum. `bits` of a block: 1 if any is not 0, and 2 if any is above
+// 255.
+#define LMCODEC_OWN_SPLIT
+LMCODEC_BODY std::int32_t split_shares(const std::uint16_t* shares, int n, std::uint32_t by, std::uint8_t* low,
+                                       std::uint8_t* high, std::uint8_t* bits) {
+  const __m512i factor = _mm512_set1_epi16(static_cast<short>(by)), ones = _mm512_set1_epi16(1);
+  __m512i of = _mm512_setzero_si512();
+  for (int i = 0; i < n; i += 2 * kSlots) {
+    const __mmask32 some = n - i >= 2 * kSlots ? 0xFFFFFFFF : 0xFFFF;
+    const __m512i p = _mm512_mulhi_epu16(_mm512_maskz_loadu_epi16(some, shares + i), factor);
+    const __m512i upper = _mm512_srli_epi16(p, 8);
+    of = _mm512_add_epi32(of, _mm512_madd_epi16(p, ones));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(low + i), _mm512_cvtepi16_epi8(p));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(high + i), _mm512_cvtepi16_epi8(upper));
+    const std::uint32_t any = _mm512_test_epi16_mask(p, p), large = _mm512_test_epi16_mask(upper, upper);
+    bits[i / kSlots] = static_cast<std::uint8_t>(((any & 0xFFFF) != 0) | ((large & 0xFFFF) != 0) << 1);
+    bits[i / kSlots + 1] = static_cast<std::uint8_t>((any >> 16 != 0) | (large >> 16 != 0) << 1);
+  }
+  return _mm512_reduce_add_epi32(of);
+}
 
 // 2^24 * 2^(-below / 256), rounded down as FORMAT.md section 6.2 says. A permute takes the lower 4 bits of its indices; a
 // shift by 32 or more gives 0.

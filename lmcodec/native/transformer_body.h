@@ -18,11 +18,16 @@ LMCODEC_BODY float largest(const float* x, int n) {
   return reduce_max(most);
 }
 
-// The Hadamard transform of every block of n elements, n a power of two.
+// Holds every element, and makes the Hadamard transform of every block of n, a power of two.
 LMCODEC_BODY void rotate_blocks(float* x, int width, int n) {
-  const int in_lanes = n < kLanes ? n : kLanes;
-  if (in_lanes > 1)
-    for (int i = 0; i < width; i += kLanes) store(x + i, butterflies(load(x + i), in_lanes));
+  if (n < kLanes || kLanes == 1) {
+    for (int i = 0; i < width; i += kLanes) {
+      const F v = hold(load(x + i));
+      store(x + i, n > 1 ? butterflies(v, n) : v);
+    }
+  } else {
+    for (int i = 0; i < width; i += kLanes) store(x + i, butterflies(hold(load(x + i)), kLanes));
+  }
   int h = kLanes;
   for (; 4 * h <= n; h *= 4)  // two steps at once
     for (int block = 0; block < width; block += 4 * h)
@@ -104,10 +109,8 @@ LMCODEC_BODY void normalise(const float* x, const float* weight, int n, float ep
 }
 
 LMCODEC_BODY void quantise(float* x, int n, int offset, std::uint8_t* code, float* scale) {
-  const int width = padded_floats(n);
-  for (int i = 0; i < width; i += kLanes) store(x + i, hold(load(x + i)));
   rotate(x, n);
-  quantise_held(x, width, offset, code, scale);
+  quantise_held(x, padded_floats(n), offset, code, scale);
 }
 
 LMCODEC_LANE F silu(F x) {
@@ -204,22 +207,58 @@ LMCODEC_BODY void angles(const double* powers, int n, std::uint32_t position, do
   }
 }
 
-LMCODEC_BODY void scores(std::int32_t* score, int n, const float* key_scale, float by) {
-  const F scale = set(by);
-  for (int i = 0; i < n; i += kLanes)
-    store(score + i, to_integer(mul(mul(to_float(load(score + i)), load(key_scale + i)), scale), 8388608.0f));
+LMCODEC_BODY I score_of(const std::int32_t* dot, const float* key_scale, F by) {
+  return to_integer(mul(mul(to_float(load(dot)), load(key_scale)), by), 8388608.0f);
 }
 
-// One head's probabilities of n scores, as bytes, and what the mean of the values' codes is multiplied by. `bits[block]`
-// gets 1 for a block that has any, and 2 for one of whose upper bytes any is not 0.
-LMCODEC_BODY float weigh_scores(std::int32_t* score, int n, const Queries& queries, const float* value_scale,
-                                const NetworkTables& tables, std::uint8_t* low, std::uint8_t* high,
-                                std::uint8_t* bits) {
+// Scalar products of a range become scores; the largest of those that are seen.
+LMCODEC_BODY std::int32_t scores(std::int32_t* score, const SlotRange& range, const float* key_scale, float scale) {
+  const F by = set(scale);
+  const int n = range.n_block * kSlots, last = n - kSlots;
+  for (int i = 0; i < kSlots; i += kLanes) {
+    store(score + i, score_of(score + i, key_scale + i, by));
+    if (last) store(score + last + i, score_of(score + last + i, key_scale + last + i, by));
+  }
+  for (int i = 0; i < range.low; ++i) score[i] = -kUnseen;
+  for (int i = range.high; i < n; ++i) score[i] = -kUnseen;
   I top = set(-kUnseen);
-  for (int i = 0; i < n; i += kLanes) top = imax(top, load(score + i));
-  const I most = set(reduce_max(top));
+  for (int i = 0; i < kSlots; i += kLanes) top = imax(top, imax(load(score + i), load(score + last + i)));
+  for (int i = kSlots; i < last; i += kLanes) {
+    const I value = score_of(score + i, key_scale + i, by);
+    store(score + i, value);
+    top = imax(top, value);
+  }
+  return reduce_max(top);
+}
+
+#ifndef LMCODEC_OWN_SPLIT
+// Of n shares (t * by) >> 16, as two bytes each, and their sum. `bits` as below.
+LMCODEC_BODY std::int32_t split_shares(const std::uint16_t* shares, int n, std::uint32_t by, std::uint8_t* low,
+                                       std::uint8_t* high, std::uint8_t* bits) {
+  std::int32_t of = 0;
+  for (int i = 0; i < n; i += kSlots) {
+    std::uint32_t any = 0;
+    for (int k = i; k < i + kSlots; ++k) {
+      const std::uint32_t p = (shares[k] * by) >> 16;
+      of += static_cast<std::int32_t>(p);
+      any |= p;
+      low[k] = static_cast<std::uint8_t>(p & 255);
+      high[k] = static_cast<std::uint8_t>(p >> 8);
+    }
+    bits[i / kSlots] = static_cast<std::uint8_t>((any != 0) | (any > 255) << 1);
+  }
+  return of;
+}
+#endif
+
+// One head's probabilities of n scores, the largest of which is `top`, as bytes, and what the mean of the values' codes is multiplied by. `bits[block]`
+// gets 1 for a block that has any, and 2 for one of whose upper bytes any is not 0.
+LMCODEC_BODY float weigh_scores(const std::int32_t* score, int n, std::int32_t top, const Queries& queries,
+                                const float* value_scale, const NetworkTables& tables, const AttentionScratch& scratch,
+                                std::uint8_t* low, std::uint8_t* high, std::uint8_t* bits) {
+  const I most = set(top);
   const Exp2 exp2(tables);
-  float* const a = reinterpret_cast<float*>(score);
+  float* const a = scratch.weighted;
   // 64 exponentials of at most 2^24 in a lane stay below 2^31.
   std::int64_t sum = 0;
   F most_a = set(0.0f);
@@ -243,56 +282,45 @@ LMCODEC_BODY float weigh_scores(std::int32_t* score, int n, const Queries& queri
   }
   const float largest_a = reduce_max(most_a);
   const F ratio = set(32768.0f / largest_a);
+  std::uint16_t* const shares = scratch.share;
   I many = set(0);
-  for (int i = 0; i < n; i += kLanes) {
-    const I t = nearest(smaller(mul(load(a + i), ratio), set(32768.0f)));
-    many = iadd(many, t);
-    store(score + i, t);
-  }
+  for (int i = 0; i < n; i += kSlots)
+    for (int k = i; k < i + kSlots; k += kLanes) {
+      const I t = nearest(smaller(mul(load(a + k), ratio), set(32768.0f)));
+      many = iadd(many, t);
+      store_words(shares + k, t);
+    }
   const std::int32_t total = static_cast<std::int32_t>(reduce_add(many));
   const std::uint32_t most_by = 65535, by_total = (32767u << 16) / static_cast<std::uint32_t>(total);
-  const I by = set(static_cast<std::int32_t>(by_total < most_by ? by_total : most_by));
-  I of = set(0);
-  for (int i = 0; i < n; i += kSlots) {
-    I any = set(0);
-    for (int k = i; k < i + kSlots; k += kLanes) {
-      const I p = shift_right_16(imul(load(score + k), by));
-      of = iadd(of, p);
-      any = ior(any, p);
-      store_low_byte(low + k, p);
-      store_second_byte(high + k, p);
-    }
-    bits[i / kSlots] = bytes_in(any);
-  }
+  const std::int32_t of = split_shares(shares, n, by_total < most_by ? by_total : most_by, low, high, bits);
   const float back = ((largest_a * 3.0517578125e-05f) * static_cast<float>(total)) / static_cast<float>(sum);
-  return back / static_cast<float>(static_cast<std::int32_t>(reduce_add(of)));
+  return back / static_cast<float>(of);
 }
 
 LMCODEC_BODY void attend(const Queries& queries, const HeldHead& held, const NetworkTables& tables,
                          const AttentionScratch& scratch, float* out) {
   const int width = key_width(queries.head_dim), v_width = value_width(queries.head_dim);
+  std::int32_t top[kHeadsAtOnce] = {-kUnseen, -kUnseen, -kUnseen, -kUnseen};
   int n = 0;
   for (int r = 0; r < queries.n_range; ++r) {
     const SlotRange& range = queries.range[r];
     const bool far = r == 0 && queries.has_far;
     const std::ptrdiff_t slot = std::ptrdiff_t{range.block} * kSlots;
-    const int n_slot = range.n_block * kSlots;
     dots(far ? queries.far : queries.near, queries.n_head, width, held.key + slot * width, range.n_block,
          held.key_sum + slot, scratch.score + n, scratch.n_slot);
     for (int h = 0; h < queries.n_head; ++h) {
       std::int32_t* const score = scratch.score + static_cast<std::size_t>(h) * scratch.n_slot + n;
       const float by = (far ? queries.far_scale : queries.near_scale)[h] * queries.score_scale;
-      scores(score, n_slot, held.key_scale + slot, by);
-      for (int i = 0; i < range.low; ++i) score[i] = -kUnseen;
-      for (int i = range.high; i < n_slot; ++i) score[i] = -kUnseen;
+      const std::int32_t most = scores(score, range, held.key_scale + slot, by);
+      top[h] = top[h] > most ? top[h] : most;
     }
-    n += n_slot;
+    n += range.n_block * kSlots;
   }
   float factor[kHeadsAtOnce];
   const int n_block = n / kSlots;
   for (int h = 0; h < queries.n_head; ++h) {
     const std::size_t at = static_cast<std::size_t>(h) * scratch.n_slot;
-    factor[h] = weigh_scores(scratch.score + at, n, queries, held.value_scale, tables, scratch.low + at,
+    factor[h] = weigh_scores(scratch.score + at, n, top[h], queries, held.value_scale, tables, scratch, scratch.low + at,
                              scratch.high + at, scratch.bits + static_cast<std::size_t>(h * n_block));
   }
   // Blocks that any of the heads looks at, in two lists.

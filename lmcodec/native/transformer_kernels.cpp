@@ -43,7 +43,6 @@ LMCODEC_LANE F power_of_two(I n) {
 LMCODEC_LANE float square_root(float v) { return std::sqrt(v); }
 LMCODEC_LANE float reduce_max(F v) { return v; }
 LMCODEC_LANE std::int32_t reduce_max(I v) { return v; }
-LMCODEC_LANE std::uint8_t bytes_in(I v) { return static_cast<std::uint8_t>((v != 0) | (v > 255) << 1); }
 LMCODEC_LANE std::int64_t reduce_add(I v) { return v; }
 LMCODEC_LANE float fold(F v) { return v; }
 LMCODEC_LANE F butterflies(F v, int) { return v; }
@@ -51,11 +50,7 @@ LMCODEC_LANE void store_codes(std::uint8_t* to, I v, int offset) { *to = static_
 LMCODEC_LANE I imax(I a, I b) { return a > b ? a : b; }
 LMCODEC_LANE I isub(I a, I b) { return a - b; }
 LMCODEC_LANE I iadd(I a, I b) { return a + b; }
-LMCODEC_LANE I imul(I a, I b) { return a * b; }
-LMCODEC_LANE I ior(I a, I b) { return a | b; }
-LMCODEC_LANE I shift_right_16(I v) { return v >> 16; }
-LMCODEC_LANE void store_low_byte(std::uint8_t* to, I v) { *to = static_cast<std::uint8_t>(v & 255); }
-LMCODEC_LANE void store_second_byte(std::uint8_t* to, I v) { *to = static_cast<std::uint8_t>(v >> 8); }
+LMCODEC_LANE void store_words(std::uint16_t* to, I v) { *to = static_cast<std::uint16_t>(v); }
 
 struct Exp2 {
   const NetworkTables& tables;

@@ -62,6 +62,8 @@ struct BlockPlace {
 
 struct AttentionScratch {
   std::int32_t* score;    // (kHeadsAtOnce, n_slot)
+  float* weighted;        // (n_slot): of one head, exponentials times the values' scales
+  std::uint16_t* share;   // (n_slot): and of what it becomes when the largest is 2^15
   std::uint8_t* low;      // (kHeadsAtOnce, n_slot): bytes of the probabilities
   std::uint8_t* high;
   std::uint8_t* bits;     // (kHeadsAtOnce, n_slot / kSlots)

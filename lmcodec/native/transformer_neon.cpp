@@ -47,11 +47,6 @@ LMCODEC_LANE F power_of_two(I n) { return vreinterpretq_f32_s32(vshlq_n_s32(vadd
 LMCODEC_LANE float square_root(float v) { return vget_lane_f32(vsqrt_f32(vdup_n_f32(v)), 0); }
 LMCODEC_LANE float reduce_max(F v) { return vmaxvq_f32(v); }
 LMCODEC_LANE std::int32_t reduce_max(I v) { return vmaxvq_s32(v); }
-// 1 if any lane is not 0, and 2 if any is above 255.
-LMCODEC_LANE std::uint8_t bytes_in(I v) {
-  const std::int32_t most = vmaxvq_s32(v);
-  return static_cast<std::uint8_t>((most != 0) | (most > 255) << 1);
-}
 LMCODEC_LANE std::int64_t reduce_add(I v) { return vaddlvq_s32(v); }
 // The upper half is added to the lower one until one lane is left.
 LMCODEC_LANE float fold(F v) {
@@ -73,14 +68,11 @@ LMCODEC_LANE void store_low_byte(std::uint8_t* to, I v) {
   const std::uint32_t four = vget_lane_u32(vreinterpret_u32_u8(vmovn_u16(vcombine_u16(words, words))), 0);
   std::memcpy(to, &four, sizeof four);
 }
-LMCODEC_LANE void store_second_byte(std::uint8_t* to, I v) { store_low_byte(to, vshrq_n_s32(v, 8)); }
+LMCODEC_LANE void store_words(std::uint16_t* to, I v) { vst1_u16(to, vmovn_u32(vreinterpretq_u32_s32(v))); }
 LMCODEC_LANE void store_codes(std::uint8_t* to, I v, int offset) { store_low_byte(to, vaddq_s32(v, set(offset))); }
 LMCODEC_LANE I imax(I a, I b) { return vmaxq_s32(a, b); }
 LMCODEC_LANE I isub(I a, I b) { return vsubq_s32(a, b); }
 LMCODEC_LANE I iadd(I a, I b) { return vaddq_s32(a, b); }
-LMCODEC_LANE I imul(I a, I b) { return vmulq_s32(a, b); }
-LMCODEC_LANE I ior(I a, I b) { return vorrq_s32(a, b); }
-LMCODEC_LANE I shift_right_16(I v) { return vshrq_n_s32(v, 16); }
 
 // 2^24 * 2^(-below / 256), rounded down as FORMAT.md section 6.2 says.
 struct Exp2 {
