@@ -330,7 +330,8 @@ LMCODEC_BODY void attend(const Queries& queries, const HeldHead& held, const Net
     for (int i = 0; i < queries.range[r].n_block; ++i, ++block) {
       int found = 0;
       for (int h = 0; h < queries.n_head; ++h) found |= scratch.bits[h * n_block + block];
-      low[n_low] = high[n_high] = {block, queries.range[r].block + i};
+      low[n_low].at = high[n_high].at = block;
+      low[n_low].block = high[n_high].block = queries.range[r].block + i;
       n_low += found & 1;
       n_high += found >> 1;
     }
