@@ -18,15 +18,19 @@ LMCODEC_BODY float largest(const float* x, int n) {
   return reduce_max(most);
 }
 
-// Holds every element, and makes the Hadamard transform of every block of n, a power of two.
+template <bool kHold>
+LMCODEC_LANE F first_steps(F v, int n) {
+  if (kHold) v = hold(v);
+  return n > 1 ? butterflies(v, n) : v;
+}
+
+// The Hadamard transform of every block of n elements, a power of two; kHold: they are held before.
+template <bool kHold>
 LMCODEC_BODY void rotate_blocks(float* x, int width, int n) {
   if (n < kLanes || kLanes == 1) {
-    for (int i = 0; i < width; i += kLanes) {
-      const F v = hold(load(x + i));
-      store(x + i, n > 1 ? butterflies(v, n) : v);
-    }
+    for (int i = 0; i < width; i += kLanes) store(x + i, first_steps<kHold>(load(x + i), kLanes == 1 ? 1 : n));
   } else {
-    for (int i = 0; i < width; i += kLanes) store(x + i, butterflies(hold(load(x + i)), kLanes));
+    for (int i = 0; i < width; i += kLanes) store(x + i, first_steps<kHold>(load(x + i), kLanes));
   }
   int h = kLanes;
   for (; 4 * h <= n; h *= 4)  // two steps at once
@@ -48,7 +52,10 @@ LMCODEC_BODY void rotate_blocks(float* x, int width, int n) {
       }
 }
 
-LMCODEC_BODY void rotate(float* x, int n) { rotate_blocks(x, padded_floats(n), n & -n); }
+template <bool kHold>
+LMCODEC_BODY void rotate(float* x, int n) {
+  rotate_blocks<kHold>(x, padded_floats(n), n & -n);
+}
 
 LMCODEC_BODY float quantiser(float most) { return 127.0f / most; }
 
@@ -72,7 +79,7 @@ LMCODEC_BODY void embed(const std::int8_t* quads, int n, float scale, float* x) 
   const int width = padded_floats(n);
   for (int i = 0; i < width; ++i)
     x[i] = i < n ? static_cast<float>(quads[i / kQuad * (kPanel * kQuad) + i % kQuad]) * scale : 0.0f;
-  rotate(x, n);
+  rotate<false>(x, n);
   for (int i = 0; i < width; i += kLanes) store(x + i, hold(load(x + i)));
 }
 
@@ -109,7 +116,7 @@ LMCODEC_BODY void normalise(const float* x, const float* weight, int n, float ep
 }
 
 LMCODEC_BODY void quantise(float* x, int n, int offset, std::uint8_t* code, float* scale) {
-  rotate(x, n);
+  rotate<true>(x, n);
   quantise_held(x, padded_floats(n), offset, code, scale);
 }
 
