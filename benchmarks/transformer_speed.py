@@ -135,9 +135,7 @@ def main() -> None:
     print(f"one core reads {read / 1e9:.1f} GB/s")
     for streams in (1, 8, 16, 32):
         nbytes = config.n_weight / streams + config.cache_nbytes
-        print(
-            f"steps of {streams} streams read {nbytes / 1e6:.1f} MB a token: {read / nbytes:.0f} tokens/s"
-        )
+        print(f"steps of {streams} streams read {nbytes / 1e6:.1f} MB a token: {read / nbytes:.0f} tokens/s")
     print(f"a session of 16 streams takes {session_memory_nbytes(config, 16, True) / 1e6:.0f} MB")
     print("time: products, attention, other elements, frequencies")
     for threads in options.threads:
