@@ -84,7 +84,7 @@ def _import(
     layers = tuple(_layer(source, config, i, counted) for i in range(config.n_layer))
     norm = _vector(source, "model.norm.weight", config.dim)
     options = {"window": config.window, "sinks": config.sinks}
-    full_card = {**source.card, "note": NOTE, "options": options, **card}
+    full_card = {**source.card, "sha256": source.sha256(), "note": NOTE, "options": options, **card}
     model = TransformerModel(
         config, Vocabulary(strings), embed, layers, norm, head, planned.rotary, mixer, full_card
     )

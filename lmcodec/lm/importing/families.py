@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import ConfigError, Corrupt, Unsupported
-from lmcodec.lm.importing.rotary import number, rotary, single
+from lmcodec.lm.importing.rotary import CONTEXT, number, rotary, single
 from lmcodec.lm.transformer.shape import TransformerConfig
 
 FAMILIES = {
@@ -112,7 +112,7 @@ def plan(config: dict[str, Any], window: int | None = None, sinks: int | None = 
     if without and score != 1:
         raise Unsupported("scales its rotated scores and has layers without rotation, which is not known")
     groups = config.get("num_key_value_heads")
-    with localcontext(prec=60):
+    with localcontext(CONTEXT):
         to_log2 = 256 / Decimal(2).ln()
         score_scale = single(to_log2 / Decimal(head_dim).sqrt() * score)
         logit_scale = single(to_log2)

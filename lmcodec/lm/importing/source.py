@@ -32,6 +32,10 @@ class Source(ABC):
     config: dict[str, Any]
     card: dict[str, Any]
 
+    @abstractmethod
+    def sha256(self) -> str:
+        """Of its files (`digest_of`), in hexadecimal."""
+
     @property
     @abstractmethod
     def names(self) -> set[str]:
