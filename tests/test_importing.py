@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lmcodec.errors import ConfigError, Corrupt, LmcodecError, Truncated, Unsupported
-from lmcodec.lm.importing import families, quantise, rotary, tokens
-from lmcodec.lm.importing.build import Imported, import_model, sorted_tokens
-from lmcodec.lm.importing.source import open_source
 from lmcodec.lm.transformer import reference
+from lmcodec.lm.transformer.importing import families, quantise, rotary, tokens
+from lmcodec.lm.transformer.importing.build import Imported, import_model, sorted_tokens
+from lmcodec.lm.transformer.importing.source import open_source
 from lmcodec.lm.transformer.model import TransformerModel
 from lmcodec.lm.transformer.segment import Segmenter
 
@@ -356,6 +356,7 @@ def exact_inverse(settings: dict[str, Any], head_dim: int) -> np.ndarray:
         },
     ],
 )
+@pytest.mark.filterwarnings("ignore")  # of transformers and torch
 def test_angles_are_those_of_transformers(settings_: dict[str, Any]) -> None:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -622,7 +623,7 @@ def test_a_family_computes_what_transformers_does(name: str, tmp_path: Path) -> 
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
     source = open_source(str(tmp_path))
     found = import_model(source).model
-    strings, order = sorted_tokens(source.tokens(), N_ROW)
+    _, order = sorted_tokens(source.tokens(), N_ROW)
     ids = np.random.default_rng(1).choice(order[order >= 0], 96)
     with torch.no_grad():
         expected = model(torch.from_numpy(ids)[None]).logits[0].double().numpy()
@@ -634,6 +635,7 @@ def test_a_family_computes_what_transformers_does(name: str, tmp_path: Path) -> 
     assert kl < MOST_KL
 
 
+@pytest.mark.filterwarnings("ignore")  # of transformers and torch
 def test_another_family_computes_otherwise(tmp_path: Path) -> None:
     """The bound above is one that a wrong reading of a model fails: here its biases are left out."""
     import torch
@@ -663,7 +665,7 @@ def write_gguf(path: Path, tensors: dict[str, np.ndarray], kind: str = "F32", ar
     gguf = pytest.importorskip("gguf", reason="gguf is not installed")
     from gguf.quants import quantize
 
-    from lmcodec.lm.importing.gguf_file import _INNER, _OUTER
+    from lmcodec.lm.transformer.importing.gguf_file import _INNER, _OUTER
 
     writer = gguf.GGUFWriter(str(path), arch)
     writer.add_block_count(SHAPE["num_hidden_layers"])

