@@ -27,7 +27,7 @@ _TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2
 @dataclass(frozen=True)
 class _Tensor:
     file: Path
-    data: np.memmap[Any, Any]
+    data: np.ndarray
     kind: str
 
 
