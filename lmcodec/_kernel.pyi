@@ -159,6 +159,59 @@ class RecurrentSession(LmSession):
     state: np.ndarray
     helped: int
 
+class TransformerShape:
+    def __init__(
+        self,
+        vocab_size: int,
+        dim: int,
+        n_layer: int,
+        n_head: int,
+        n_kv_head: int,
+        head_dim: int,
+        mlp: int,
+        window: int,
+        sinks: int,
+        norm_eps: float,
+        score_scale: float,
+        logit_scale: float,
+        qkv_bias: bool,
+        qk_norm: bool,
+        tied: bool,
+        no_rotary: list[int],
+    ) -> None: ...
+    def memory_nbytes(self) -> int: ...
+    def session_memory_nbytes(self, streams: int, runs: bool) -> int: ...
+
+class TransformerModel(LanguageModel):
+    def __init__(
+        self,
+        shape: TransformerShape,
+        tensors: list[tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None]],
+        vectors: list[np.ndarray],
+        rotary: np.ndarray,
+        exp2_coarse: np.ndarray,
+        exp2_fine: np.ndarray,
+        isa: str = "",
+    ) -> None: ...
+    isa: str
+
+class TransformerSession(LmSession):
+    def __init__(
+        self,
+        model: TransformerModel,
+        streams: int,
+        keep_logits: bool = False,
+        timed: bool = False,
+        helped: bool = False,
+        cancel: Cancel | None = None,
+    ) -> None: ...
+    def run(  # type: ignore[override]
+        self, tokens: np.ndarray, logits: np.ndarray | None = None, freq: np.ndarray | None = None
+    ) -> None: ...
+    def logits(self) -> np.ndarray: ...
+    attention_seconds: float
+    helped: int
+
 class TokenCoding:
     def __init__(
         self, model: LanguageModel, strings: np.ndarray, offsets: np.ndarray, log2: np.ndarray

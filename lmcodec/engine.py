@@ -340,7 +340,7 @@ def lm_memory_nbytes(
         model.nbytes
         + model.session_nbytes
         + _LM_TOKEN_NBYTES * len(model.vocabulary)
-        + _LM_STREAM_NBYTES * streams
+        + max(_LM_STREAM_NBYTES, model.stream_nbytes) * streams
     )
     network += _LM_BUFFER_NBYTES + (_LM_ENCODE_NBYTES * block_nbytes if encoding else 0)
     if profile is None:

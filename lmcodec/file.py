@@ -107,7 +107,7 @@ class _FileMap:
             LimitExceeded: the map takes more than `memory_limit`.
         """
         found: list[_IndexedFrame] = []
-        nbytes, n_total = end, 0
+        nbytes, n_total, fields_nbytes = end, 0, 0
         # A block holds a byte, but for one of each frame.
         n_most = sys.maxsize if max_output is None else 2 * max_output + 1
         try:
@@ -126,7 +126,9 @@ class _FileMap:
                 header_nbytes, n_block, entries_at = head
                 n_total += n_block
                 room = index_at - header_nbytes  # for the blocks
+                fields_nbytes += max(header_nbytes - frame.PLAIN_FRAME_HEADER_NBYTES, 0)
                 need = n_total * _BLOCK_NBYTES + (len(found) + 1) * _FRAME_NBYTES + 2 * index_nbytes
+                need += fields_nbytes
                 if (
                     n_total > n_most
                     or need > _MAX_MAP_NBYTES
@@ -148,7 +150,7 @@ class _FileMap:
                     blocks.append(blocks[-1] + block_nbytes)
                     originals.append(originals[-1] + original_nbytes)
                 start = room - blocks[-1]
-                header = frame.parse_header(read_at(start, frame.MAX_FRAME_HEADER_NBYTES), start)
+                header = frame.read_header(read_at, start)
                 if header is None or header.nbytes != header_nbytes:
                     return None
                 found.append(_IndexedFrame(start, header, blocks, originals))

@@ -9,7 +9,7 @@ from 1.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import IntEnum, IntFlag
 
@@ -25,7 +25,9 @@ MAX_BLOCK_NBYTES = 1 << 24  # of the original
 MAX_ENLARGE = 3
 MIN_TABLES_LOG2, MAX_TABLES_LOG2 = 10, 24  # of the block that a chain's tables are sized for
 CHAIN_SPARE_NBYTES = 16  # a block of such a chain may have a payload larger than itself by so much
-MAX_FRAME_HEADER_NBYTES = 4 + 1 + 9 + 9 + 1
+MAX_EXTENSIONS_NBYTES = 1 << 16  # of the fields of a frame header
+PLAIN_FRAME_HEADER_NBYTES = 4 + 1 + 9 + 9 + 1  # at most, of one without extension fields
+MAX_FRAME_HEADER_NBYTES = PLAIN_FRAME_HEADER_NBYTES + 3 + MAX_EXTENSIONS_NBYTES + 4
 MAX_BLOCK_HEADER_NBYTES = 1 + 1 + 1 + 1 + 4 + 4 + 4
 MIN_BLOCK_NBYTES = 1 + 4  # an end block
 FOOTER_NBYTES = 4 + 4 + 4
@@ -55,7 +57,32 @@ class Flag(IntFlag):
     CONTENT_SIZE = 0x10
     MODEL = 0x20
     INDEX = 0x40
-    RESERVED = 0x80
+    EXTENSIONS = 0x80
+
+
+class ExtensionType(IntEnum):
+    """What types of extension fields are allotted for. FORMAT.md section 2.4."""
+
+    ENVIRONMENT = 1
+    PRIOR = 2
+    RECORDS = 3
+    TENSORS = 4
+    CHAIN_TABLES = 5
+
+    @property
+    def label(self) -> str:
+        return _EXTENSION_LABELS[self]
+
+
+_EXTENSION_LABELS = {
+    ExtensionType.ENVIRONMENT: "fingerprint of an environment-bound model",
+    ExtensionType.PRIOR: "id of a prior",
+    ExtensionType.RECORDS: "index of records",
+    ExtensionType.TENSORS: "tensors",
+    ExtensionType.CHAIN_TABLES: "tables of chains",
+}
+# Those that this version can do what they ask for.
+_KNOWN_EXTENSIONS: frozenset[int] = frozenset()
 
 
 # FORMAT.md section 1: conventions
@@ -72,7 +99,7 @@ def pack_varint(value: int) -> bytes:
     return bytes(out)
 
 
-def parse_varint(data: bytes, at: int, where: str, max_nbytes: int = 9) -> tuple[int, int] | None:
+def parse_varint(data: bytes | bytearray, at: int, where: str, max_nbytes: int = 9) -> tuple[int, int] | None:
     """The varint at `data[at:]` and where it ends, or None if it is cut.
 
     Raises:
@@ -91,7 +118,7 @@ def parse_varint(data: bytes, at: int, where: str, max_nbytes: int = 9) -> tuple
     raise Corrupt(f"{where}: a number of more than {max_nbytes} bytes; {_DAMAGED}")
 
 
-def crc8(data: bytes) -> int:
+def crc8(data: bytes | bytearray) -> int:
     """CRC-8/SMBUS: polynomial 0x07, start 0, not reflected."""
     value = 0
     for byte in data:
@@ -109,6 +136,40 @@ def _u32(value: int) -> bytes:
 
 
 @dataclass(frozen=True)
+class Extension:
+    """An extension field of a frame header.
+
+    Attributes:
+        type: one of `ExtensionType`, or another number from 1 that this version does not know.
+        data: what it holds, the type's own business.
+        critical: a decoder that does not know the type must refuse the frame; otherwise it passes over it.
+    """
+
+    type: int
+    data: bytes = b""
+    critical: bool = False
+
+    def pack(self) -> bytes:
+        return b"".join((pack_varint(self.type << 1 | self.critical), pack_varint(len(self.data)), self.data))
+
+
+def pack_extensions(extensions: Iterable[Extension]) -> bytes:
+    """Size and fields, in the order of their types.
+
+    Raises:
+        ValueError: two are of one type, a type is out of range, or they are too long together.
+    """
+    fields = sorted(extensions, key=lambda extension: extension.type)
+    types = [extension.type for extension in fields]
+    if len({*types}) < len(types) or not all(0 < type < 1 << 27 for type in types):
+        raise ValueError(f"extension fields have types of their own, 1 to 2^27 - 1, not {types}")
+    packed = b"".join(extension.pack() for extension in fields)
+    if len(packed) > MAX_EXTENSIONS_NBYTES:
+        raise ValueError(f"extension fields have at most {MAX_EXTENSIONS_NBYTES} bytes, not {len(packed)}")
+    return pack_varint(len(packed)) + packed
+
+
+@dataclass(frozen=True)
 class FrameHeader:
     """What a frame header says.
 
@@ -116,11 +177,13 @@ class FrameHeader:
         content_size: original bytes in the frame, None if the header does not say.
         model_id: None, the number of a shipped model (1 to 127), or the 8 bytes that identify another one.
         has_index: an index and a footer follow the last block.
+        extensions: fields of later versions and other programs, in the order of their types.
     """
 
     content_size: int | None = None
     model_id: int | bytes | None = None
     has_index: bool = False
+    extensions: tuple[Extension, ...] = ()
 
     @property
     def flags(self) -> Flag:
@@ -131,6 +194,8 @@ class FrameHeader:
             flags |= Flag.MODEL
         if self.has_index:
             flags |= Flag.INDEX
+        if self.extensions:
+            flags |= Flag.EXTENSIONS
         return flags
 
     @property
@@ -143,10 +208,78 @@ class FrameHeader:
             out += bytes([self.model_id]) if isinstance(self.model_id, int) else b"\xff" + self.model_id
         if self.content_size is not None:
             out += pack_varint(self.content_size)
-        return out + bytes([crc8(out)])
+        out += bytes([crc8(out)])
+        if self.extensions:
+            out += pack_extensions(self.extensions)
+            out += _u32(zlib.crc32(out))
+        return out
 
 
-def parse_header(data: bytes, offset: int = 0) -> FrameHeader | None:
+def _parse_extensions(
+    data: bytes | bytearray, at: int, where: str
+) -> tuple[tuple[Extension, ...], int] | None:
+    """The extension fields at `data[at:]` of a frame header and where their check ends, or None if it is cut.
+
+    Raises:
+        Corrupt
+    """
+    parsed = parse_varint(data, at, where, 3)
+    if parsed is None:
+        return None
+    nbytes, begin = parsed
+    if not 2 <= nbytes <= MAX_EXTENSIONS_NBYTES:
+        bounds = f"2 to {MAX_EXTENSIONS_NBYTES}"
+        raise Corrupt(f"{where}: {nbytes} bytes of extension fields, expected {bounds}; {_DAMAGED}")
+    end = begin + nbytes
+    if len(data) < end + 4:
+        return None
+    found, expected = int.from_bytes(data[end : end + 4], "little"), zlib.crc32(data[:end])
+    if found != expected:
+        raise Corrupt(
+            f"{where}: the check of its extension fields is {found:08X}, its bytes give {expected:08X}; "
+            f"{_DAMAGED}"
+        )
+    fields: list[Extension] = []
+    area, at = bytes(data[begin:end]), 0
+    while at < nbytes:
+        key = parse_varint(area, at, where, 4)
+        size = key and parse_varint(area, key[1], where, 3)
+        if not key or not size or size[1] + size[0] > nbytes:
+            raise Corrupt(f"{where}: its last extension field is cut; {_DAMAGED}")
+        type, critical = key[0] >> 1, bool(key[0] & 1)
+        if type <= (fields[-1].type if fields else 0):
+            raise Corrupt(f"{where}: extension fields out of order; {_DAMAGED}")
+        at = size[1] + size[0]
+        fields.append(Extension(type, area[size[1] : at], critical))
+    return tuple(fields), end + 4
+
+
+def _require_known(extensions: Iterable[Extension], where: str) -> None:
+    """Refuse critical extension fields that this version does not know.
+
+    Raises:
+        Unsupported
+    """
+    for extension in extensions:
+        if extension.critical and extension.type not in _KNOWN_EXTENSIONS:
+            allotted = extension.type in _EXTENSION_LABELS
+            name = f" ({ExtensionType(extension.type).label})" if allotted else ""
+            raise Unsupported(
+                f"{where}: its extension field of type {extension.type}{name} must be understood, which this "
+                f"lmcodec does not; {_NEWER}"
+            )
+
+
+def read_header(read_at: Callable[[int, int], bytes], offset: int) -> FrameHeader | None:
+    """As `parse_header`, of what can be read anywhere: `read_at` is given where and how many bytes."""
+    data = read_at(offset, PLAIN_FRAME_HEADER_NBYTES)
+    header = parse_header(data, offset)
+    if header is None and len(data) > 4 and data[4] & Flag.EXTENSIONS:
+        header = parse_header(read_at(offset, MAX_FRAME_HEADER_NBYTES), offset)
+    return header
+
+
+def parse_header(data: bytes | bytearray, offset: int = 0) -> FrameHeader | None:
     """The header that `data` starts with, or None if it is cut.
 
     Args:
@@ -190,12 +323,17 @@ def parse_header(data: bytes, offset: int = 0) -> FrameHeader | None:
         raise Corrupt(
             f"{where}: its check is {data[at]:02X}, its bytes give {crc8(data[:at]):02X}; {_DAMAGED}"
         )
-    if data[4] & Flag.RESERVED:
-        raise Unsupported(f"{where}: flag bit 7 is set, which this lmcodec does not know; {_NEWER}")
+    extensions: tuple[Extension, ...] = ()
+    if data[4] & Flag.EXTENSIONS:
+        fields = _parse_extensions(data, at + 1, where)
+        if fields is None:
+            return None
+        extensions = fields[0]
     if model is not None and not 1 <= model[0] <= 127 and model[0] != 0xFF:
         raise Unsupported(f"{where}: model number {model[0]}, this lmcodec knows 1 to 127 and 255; {_NEWER}")
+    _require_known(extensions, where)
     model_id = None if model is None else model[1:] if model[0] == 0xFF else model[0]
-    return FrameHeader(content_size, model_id, bool(data[4] & Flag.INDEX))
+    return FrameHeader(content_size, model_id, bool(data[4] & Flag.INDEX), extensions)
 
 
 # FORMAT.md section 2.2: blocks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import lzma
 import os
 import random
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,10 @@ from hypothesis import HealthCheck, settings
 
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.corpus import CATEGORIES, corpora_dir
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # Shells start what runs in the background so, and children would ignore the interrupts that tests send.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 settings.register_profile("default", deadline=None, max_examples=60)
 settings.register_profile("ci", deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])

@@ -1515,8 +1515,25 @@ class RangeDecoder:
 
 # 2. Frame
 
-CONTENT_SIZE, MODEL, INDEX = 16, 32, 64  # flags
+CONTENT_SIZE, MODEL, INDEX, EXTENSIONS = 16, 32, 64, 128  # flags
 END, STORED, CM, LM_CM, LM = 0, 1, 2, 3, 4  # methods
+
+
+def skip_extensions(reader: Reader, start: int) -> list[int]:
+    """Pass over the extension fields of the header at start; the types of critical ones."""
+    nbytes = reader.varint()
+    require(2 <= nbytes <= 2**16, "corrupt: size of the extension fields")
+    end, before, critical = reader.at + nbytes, 0, []
+    fields = Reader(reader.data[: reader.at] + reader.take(nbytes))
+    fields.at = end - nbytes
+    require(reader.u32() == zlib.crc32(reader.data[start:end]), "corrupt: crc32 of the extension fields")
+    while fields.at < end:
+        key = fields.varint()
+        fields.take(fields.varint())
+        require(before < key >> 1 < 2**27, "corrupt: order of the extension fields")
+        before = key >> 1
+        critical += [before] if key & 1 else []
+    return critical
 
 
 def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
@@ -1529,7 +1546,8 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
     content_size = reader.varint() if flags & CONTENT_SIZE else None
     header = reader.data[start : reader.at]
     require(reader.byte() == crc8(header), "corrupt: crc8 of the frame header")
-    require(not flags & 128, "unsupported flag")
+    critical = skip_extensions(reader, start) if flags & EXTENSIONS else []
+    require(not critical, f"unsupported extensions {critical}")
     require(model in range(1, 128) or model == 255, "unsupported model")
     sizes = [reader.at - start]  # what the index holds
     out = b""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import test_transformer_kernel
 from test_kernel_builds import BUILDS, NATIVE, WARNINGS
 from test_native_network import (
     DRIVER_SOURCES,
@@ -28,6 +29,9 @@ from test_native_network import (
     random_model,
     random_tokens,
 )
+from transformer_models import SHAPES as TRANSFORMERS
+from transformer_models import random_model as random_transformer
+from transformer_models import random_tokens as transformer_tokens
 
 from lmcodec.lm import decisions
 from lmcodec.lm.recurrent import reference
@@ -38,9 +42,9 @@ AVX512 = "avx512vnni"
 
 
 class Emulated:
-    """network_driver.cpp with the kernel over emulated tiles."""
+    """network_driver.cpp, or another driver, with the kernel over emulated tiles."""
 
-    def __init__(self, folder: Path, flags: list[str]) -> None:
+    def __init__(self, folder: Path, flags: list[str], sources: list[Path] = DRIVER_SOURCES) -> None:
         self._binary, self._folder = folder / "driver", folder
         compiler = os.environ.get("CXX") or shutil.which("c++") or shutil.which("g++")
         if not compiler or not NATIVE.is_dir():
@@ -52,7 +56,7 @@ class Emulated:
             *flags,
             "-include",
             emulation,
-            *DRIVER_SOURCES,
+            *sources,
             "-o",
             self._binary,
         ]
@@ -95,6 +99,19 @@ def emulated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     return Emulated(tmp_path_factory.mktemp("amx"), BUILDS[request.param])
 
 
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=[] if name == "O0" else pytest.mark.slow) for name in BUILDS],
+)
+def emulated_transformer(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Emulated:
+    if not sys.platform.startswith("linux") or AVX512 not in ISAS:
+        pytest.skip("emulated tiles need Linux and a processor with AVX-512 VNNI")
+    flags = [*BUILDS[request.param], *test_transformer_kernel.EXACT]
+    return Emulated(tmp_path_factory.mktemp("amx"), flags, test_transformer_kernel.DRIVER_SOURCES)
+
+
 def test_which_machines_have_it(emulated: Emulated) -> None:
     assert emulated("isas")[0].decode().split()[:2] == ["amx", AVX512]
     for part in ("osxsave", "tile", "int8", "palette", "states", "permission"):
@@ -123,6 +140,18 @@ def test_every_number_of_rows(emulated: Emulated) -> None:
 def test_extremes(emulated: Emulated, kind: str) -> None:
     """Sums at their bounds, of the longest rows there may be."""
     emulated.check_same_bits(extreme_model(kind), 2, 9)
+
+
+@pytest.mark.parametrize("shape", TRANSFORMERS)
+def test_transformers(emulated_transformer: Emulated, shape: str, tmp_path: Path) -> None:
+    model = random_transformer(**TRANSFORMERS[shape])
+    (tmp_path / "model").write_bytes(test_transformer_kernel.model_bytes(model))
+    for t, b in ((2 * model.config.window + 5, 2), (3, 9), (1, 41)):
+        tokens = transformer_tokens(model, t, b)
+        (tmp_path / "tokens").write_bytes(test_transformer_kernel.tokens_bytes(tokens))
+        found, n_product = emulated_transformer("run", tmp_path / "model", tmp_path / "tokens", "amx")
+        assert found == test_transformer_kernel.expected_bytes(model, tokens), (t, b)
+        assert n_product > 0
 
 
 def test_on_tiles() -> None:

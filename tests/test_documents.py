@@ -115,8 +115,8 @@ def test_readme_commands_run(reader_folder: Path) -> None:
     """All but the installation, which .ci/run does."""
     commands = [line for block in blocks(README, "sh") for line in block.splitlines()]
     commands = [re.sub(r"^pip install \S+ && ", "", line) for line in commands]
-    assert "pytest" in commands
-    commands.remove("pytest")
+    assert "pytest -n auto" in commands
+    commands.remove("pytest -n auto")
     assert len(commands) == 4
     for command in commands:
         run_in_shell(command, reader_folder)
@@ -227,7 +227,7 @@ def named_files() -> dict[str, set[str]]:
 MODULE_SUFFIXES = {".py", ".pyi", ".h", ".cpp"}
 
 
-@pytest.mark.parametrize("folder", ["", "lm", "native", "train", "measure", "cli"])
+@pytest.mark.parametrize("folder", ["", "codec", "lm", "native", "train", "measure", "cli"])
 def test_the_map_of_files_is_that_of_the_tree(folder: str) -> None:
     path = ROOT / "lmcodec" / folder
     there = {p.name for p in path.iterdir() if p.suffix in MODULE_SUFFIXES}

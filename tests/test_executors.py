@@ -78,8 +78,8 @@ def test_each_is_loaded_once_by_itself(model_file: Path) -> None:  # noqa: F811
     assert [store.load(source, executor=name) for name in HERE] == loaded
     assert len({model.model_id for model in loaded}) == 1
     kernel, outside = loaded[:2]
-    assert kernel.uses_helper
-    assert not outside.uses_helper
+    assert kernel.may_be_helped
+    assert not outside.may_be_helped
     # Memory is counted, and the limit holds.
     assert lm_memory_nbytes(outside, 1, 1000) > lm_memory_nbytes(kernel, 1, 1000)
     frame = compress(TEXT, method="lm", model=model_file)

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lmcodec import frame
 from lmcodec.errors import BadMagic, Corrupt, LmcodecError, Unsupported
-from lmcodec.frame import Block, Flag, FrameHeader, FrameWalk, Method
+from lmcodec.frame import Block, Extension, Flag, FrameHeader, FrameWalk, Method
 
 sizes = st.integers(0, 2**63 - 1) | st.integers(0, 300)
 headers = st.builds(
@@ -20,6 +20,11 @@ headers = st.builds(
     st.none() | sizes,
     st.none() | st.integers(1, 127) | st.binary(min_size=8, max_size=8),
     st.booleans(),
+    st.lists(
+        st.builds(Extension, st.integers(1, 9) | st.integers(1, 2**27 - 1), st.binary(max_size=300)),
+        unique_by=lambda extension: extension.type,
+        max_size=4,
+    ).map(lambda found: tuple(sorted(found, key=lambda extension: extension.type))),
 )
 
 
@@ -122,7 +127,7 @@ def sealed(text: str) -> bytes:
         (b"\xb5LMX\x02", BadMagic, "58"),  # the magic is looked at before the version
         (bytes.fromhex("b54c4d5a0200"), Unsupported, "version 2"),  # the version before the crc8
         (bytes.fromhex("b54c4d5a8100"), Corrupt, "check"),  # the crc8 before the reserved flag
-        (sealed("b54c4d5a81"), Unsupported, "bit 7"),
+        (sealed("b54c4d5a81") + b"\1", Corrupt, "1 bytes of extension fields, expected 2 to 65536"),
         (sealed("b54c4d5a2100"), Unsupported, "model number 0"),
         (sealed("b54c4d5a2180"), Unsupported, "model number 128"),
         (sealed("b54c4d5a21fe"), Unsupported, "model number 254"),

@@ -335,7 +335,7 @@ def test_processes_are_the_same_package(
 ) -> None:
     """A program put another folder with an lmcodec first on its path, such as the source folder."""
     (tmp_path / "lmcodec").mkdir()
-    (tmp_path / "lmcodec" / "__init__.py").write_text("raise ImportError('the wrong one')")
+    (tmp_path / "lmcodec" / "__init__.py").write_bytes(b"raise ImportError('the wrong one')")
     monkeypatch.syspath_prepend(tmp_path)
     assert measure_all(tasks, OPTIONS, n_process=2) == measure_all(tasks, OPTIONS)
 

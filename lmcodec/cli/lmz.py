@@ -97,7 +97,8 @@ _LEVELS = [
 ]
 MODEL: dict[str, Any] = {
     "metavar": "NAME|FILE",
-    "help": "Language model: a shipped one's name, or a model file.",
+    "help": "Language model: the name or id of one that is shipped or in the models folder, or a file. An"
+    " imported one is a candidate beside the level's own.",
 }
 METHOD: dict[str, Any] = {
     "type": click.Choice(["auto", "cm", "lm+cm", "lm", "stored"]),
@@ -117,6 +118,7 @@ _MODEL = [
     ),
 ]
 _ENCODING = [
+    _flag("--model-only", help="Use the model that --model names, whether it pays for a file or not."),
     click.Option(["--method"], **METHOD),
     click.Option(["--block-size", "block_nbytes"], **BLOCK_SIZE),
     _flag("--solid", help="Let blocks build on those before: smaller, no random access."),

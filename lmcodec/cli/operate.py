@@ -60,7 +60,8 @@ class Settings:
     suffix: str = SUFFIX
     verify: bool = False
     level: int = 6
-    model: str | None = None  # a shipped model's name, or a file
+    model: str | None = None  # a model's name or id, or a file
+    model_only: bool = False  # no other model is a candidate
     method: str = "auto"  # see codec.Compressor
     device: str | None = None  # of the language model: cpu or cuda
     threads: int | None = None
@@ -101,6 +102,8 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
         shown, on_device = f"-{settings.level}", settings.device if settings.device != "cpu" else None
         check_model(shown, settings.level, settings.method, settings.model)
         check_model(shown, settings.level, settings.method, on_device, f"--device {on_device}")
+        if settings.model_only:
+            check_model(shown, settings.level, settings.method, "", "--model-only")
     if settings.mode != "list":
         _require_device(settings.device)
     reserve_standard_descriptors()
@@ -308,6 +311,7 @@ class _Work:
             threads=settings.threads,
             solid=settings.solid,
             model=settings.model,
+            model_only=settings.model_only,
             method=settings.method,
             executor=settings.executor,
         )
@@ -337,6 +341,9 @@ class _Work:
                     for decoded in verifier.written(piece):
                         check.original(decoded)
             verifier.finish()
+        if compressor.last_choice is not None:
+            self.console.end()
+            self.console.info(source.name, compressor.last_choice.describe())
 
     def _decoded(self, source: Source, progress: Progress) -> Iterator[bytes]:
         from lmcodec.frame import MAGIC

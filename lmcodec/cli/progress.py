@@ -136,7 +136,7 @@ class BlockEnds:
             self._skip_nbytes -= nbytes
             return not self._skip_nbytes
         if self._walk is None:
-            header = frame.parse_header(bytes(self._pending[: frame.MAX_FRAME_HEADER_NBYTES]), self._offset)
+            header = frame.parse_header(self._pending, self._offset)
             if header is None:
                 return False
             self._walk = frame.FrameWalk(header)

@@ -17,11 +17,13 @@ from lmcodec.codec.levels import (
     LEVELS,
     MAX_STREAMS,
     MIN_BLOCK_NBYTES,
+    ModelChoice,
+    choose_model,
     encode_block,
     lm_streams,
     method_named,
 )
-from lmcodec.codec.pipeline import SMALL_NBYTES, Pipeline, Reusable
+from lmcodec.codec.pipeline import SMALL_NBYTES, Job, Pipeline, Reusable, Seat
 from lmcodec.codec.spec import Chain, EngineSpec, Key, lm_groups
 from lmcodec.errors import ModelNotFound
 from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
@@ -55,7 +57,10 @@ class Compressor(Reusable):
         groups: 1 or 2, at most `streams`; None for what the level does. With a language model, two can be
             decoded in two threads.
         model: the language model of levels 3 to 9, by a shipped model's name or as a model file; by default
-            the one that LMCODEC_MODEL names, else the level's.
+            the one that LMCODEC_MODEL names, else the level's. A large one (an imported model) is a
+            candidate: where pieces of a frame's first block say that the level's own makes it smaller, that
+            one is used.
+        model_only: use the model that `model` or LMCODEC_MODEL names, without asking whether it pays.
         method: `auto` for the one that makes a block smallest of those that the level has; or the only one to
             use: `cm` (context models), `lm+cm` (a language model beside them), `lm` (a language model alone)
             or `stored`. What it does not make smaller is stored.
@@ -84,6 +89,7 @@ class Compressor(Reusable):
         streams: int | None = None,
         groups: int | None = None,
         model: FilePath | None = None,
+        model_only: bool = False,
         method: str = AUTO,
         executor: str = KERNEL,
     ) -> None:
@@ -105,6 +111,8 @@ class Compressor(Reusable):
             raise ValueError(f"{which} uses no language model: executor {executor} has nothing to compute")
         require(executor)
         self._source = store.default(model, self._plan.models) if uses_model else None
+        own = store.own(self._plan.models) if uses_model and not model_only and self._method is None else None
+        self._own = None if own == self._source else own
         if self._source is None and (self._method or Method.END) >= Method.LM_CM:
             raise ModelNotFound(f"method {method} needs a language model, and none is shipped or given")
         most = MAX_STREAMS[self._method or (Method.LM_CM if self._source else Method.CM)]
@@ -121,6 +129,7 @@ class Compressor(Reusable):
         if self._solid:
             threads = 1  # what a block continues is known when the one before it is coded
         self._pipeline = Pipeline(threads, ENCODE_BUDGET_NBYTES if threads is None else None)
+        self._last_choice: ModelChoice | None = None
         self._begin(optional("content_size", content_size, 0, (1 << 63) - 1))
         self._last_mode = self.FLUSH_FRAME
 
@@ -129,6 +138,7 @@ class Compressor(Reusable):
         self._taken_nbytes = 0
         self._pending = bytearray()
         self._walk: FrameWalk | None = None  # once the header is written
+        self._choice: ModelChoice | None = None  # of the frame's model, where there was one
         self._chain: Chain | None = None  # that the last block is in, if a flush began it
         self._chain_nbytes = 0  # of the block that the last one's chain began with; of all of `_chain`
         self._chain_key: Key = ()  # what it had the choice of
@@ -224,8 +234,38 @@ class Compressor(Reusable):
         return data
 
     @property
+    def last_choice(self) -> ModelChoice | None:
+        """The last frame's model, where the one that was asked for was a candidate; else None."""
+        return self._last_choice
+
+    @property
     def _model(self) -> Model | None:
+        if self._choice is not None:
+            return self._choice.model
         return None if self._source is None else store.load(self._source, executor=self._executor)
+
+    def _choose_model(self, data: bytes) -> None:
+        """Which model a frame has that begins with `data`, where there are two candidates."""
+        if (
+            self._own is None
+            or self._choice is not None
+            or self._walk is not None
+            or self._pipeline.n_at_work
+        ):
+            return
+        asked = self._model
+        if asked is None or not asked.is_large:
+            return
+        own = store.load(self._own, executor=self._executor)
+        first, second = (self._spec(Method.LM_CM, model, len(data)) for model in (asked, own))
+        job = Job(partial(choose_model, data, first, second), 0, Seat((first, second)))
+        job.start()
+        try:
+            self._choice = self._last_choice = job.result()
+        except BaseException:
+            job.cancel()
+            job.wait()
+            raise
 
     def _header(self, several: bool, needs_model: bool = False) -> FrameWalk:
         """Write the header of a frame that has one block or several, unless it is there."""
@@ -238,38 +278,43 @@ class Compressor(Reusable):
 
     def _key(self, nbytes: int) -> Key:
         """The specs to choose from for a block that continues no other."""
-        plan, methods = self._plan, [self._method] if self._method else [Method.CM, Method.LM_CM]
         key: Key = ()
-        for method in methods:
-            enlarge = plan.enlarge
-            if method == Method.CM:
-                wanted = self._streams or (2 if 0 < plan.second_stream_nbytes <= nbytes else 1)
-                model, profile, streams = None, plan.profile, min(wanted, MAX_STREAMS[method])
-            elif method == Method.STORED or self._model is None:
-                continue
-            else:
-                model, profile = self._model, 0
-                streams = self._streams or lm_streams(nbytes, plan)
-                if method == Method.LM:
-                    enlarge = 0
-                else:
-                    model.profile(1)  # refuses a model without one
-                    profile = min(plan.model_profile, len(model.profiles))
-            streams = min(streams, nbytes)
-            groups = self._groups or (lm_groups(streams) if model else 1)
-            may_thin = method == Method.LM_CM and self._streams is None and self._groups is None
-            key += (EngineSpec(method, profile, streams, min(groups, streams), model, enlarge, may_thin),)
+        for method in [self._method] if self._method else [Method.CM, Method.LM_CM]:
+            model = None if method == Method.CM else self._model
+            if method == Method.CM or (method != Method.STORED and model is not None):
+                key += (self._spec(method, model, nbytes),)
         return key
+
+    def _spec(self, method: Method, model: Model | None, nbytes: int) -> EngineSpec:
+        """How a block of `nbytes` bytes is coded by method cm, or with a model by another one."""
+        plan = self._plan
+        enlarge = plan.enlarge
+        if model is None:
+            wanted = self._streams or (2 if 0 < plan.second_stream_nbytes <= nbytes else 1)
+            profile, streams = plan.profile, min(wanted, MAX_STREAMS[method])
+        else:
+            profile = 0
+            streams = self._streams or lm_streams(nbytes, plan, model)
+            if method == Method.LM:
+                enlarge = 0
+            else:
+                model.profile(1)  # refuses a model without one
+                profile = min(plan.model_profile, len(model.profiles))
+        streams = min(streams, nbytes)
+        groups = self._groups or (lm_groups(streams, model) if model else 1)
+        may_thin = method == Method.LM_CM and self._streams is None and self._groups is None
+        return EngineSpec(method, profile, streams, min(groups, streams), model, enlarge, may_thin)
 
     def _prepared(self, data: bytes, last: bool, flushed: bool) -> dict[str, Any]:
         """Wait for room; what `Pipeline.start` is to be called with to code `data` as one block."""
+        self._choose_model(data)
         key = self._key(len(data))
         if not last:
             self._header(several=True, needs_model=True)
         chained = self._solid or self._chain is not None
         tables_nbytes = self._tables_nbytes(len(data)) if flushed else 0
         nbytes = sum(c.memory_nbytes(len(data), chained, True, tables_nbytes) for c in key)
-        while not self._pipeline.room(nbytes, uses_helper=any(spec.uses_helper for spec in key)):
+        while not self._pipeline.room(nbytes, may_be_helped=any(spec.may_be_helped for spec in key)):
             self._take()
         previous = self._continued(len(data), key)
         if previous is not None:
@@ -361,6 +406,7 @@ def compress(
     streams: int | None = None,
     groups: int | None = None,
     model: FilePath | None = None,
+    model_only: bool = False,
     method: str = AUTO,
     executor: str = KERNEL,
 ) -> bytes:
@@ -382,6 +428,7 @@ def compress(
             streams=streams,
             groups=groups,
             model=model,
+            model_only=model_only,
             method=method,
             executor=executor,
         )

@@ -214,7 +214,7 @@ class Decompressor(Reusable):
 
     def _parse(self, start: bool) -> bool:
         if self._walk is None:
-            header = frame.parse_header(bytes(self._input[: frame.MAX_FRAME_HEADER_NBYTES]), self._offset)
+            header = frame.parse_header(self._input, self._offset)
             if header is not None:
                 self._require_output(header.content_size or 0)
                 self._walk = FrameWalk(header)
@@ -312,7 +312,7 @@ class Decompressor(Reusable):
         assert block is not None
         assert walk is not None
         need, spec = self._need(block), self._spec(block)
-        if not self._pipeline.room(need, block.continues, spec is not None and spec.uses_helper):
+        if not self._pipeline.room(need, block.continues, spec is not None and spec.may_be_helped):
             return False
         payload = bytes(memoryview(self._input)[block.header_nbytes : block.nbytes])
         where = f"block {walk.n_block} at offset {self._offset}"

@@ -11,6 +11,7 @@ from lmcodec import frame
 from lmcodec.codec.pipeline import REPEAT_SHARE, Encoded, Job, Seat
 from lmcodec.codec.spec import Chain, EngineSpec, Key
 from lmcodec.frame import Block, Method
+from lmcodec.lm.store import Model
 
 
 class Level(NamedTuple):
@@ -75,14 +76,27 @@ LARGE_NBYTES = 1 << 20
 CM_CLEAR = 1.03
 REPETITIVE_BPB = 1.6
 
+# A large model (`Model.is_large`) takes most of the time wherever it is used: pieces alone tell, of every
+# block that is not smaller than they are, and whether it is the frame's model at all or the level's own is.
+# Its streams begin cold, but know a language from the start: a quarter of the bytes that a level gives the
+# shipped models' is enough for them, as far as their keys and values have room.
+LARGE_SAMPLED_NBYTES = 16 << 10
+LARGE_CLEAR = 1.06
+LARGE_STREAM_SHARE = 4
+LARGE_STREAMS_NBYTES = 256 << 20
+
 # In a chain (`spec.Chain`) a block of up to so many bytes is coded even where that makes it a little larger:
 # to store it would end the chain.
 CHAIN_GROWS_NBYTES = 1 << 10
 
 
-def lm_streams(nbytes: int, plan: Level = LEVELS[DEFAULT_LEVEL]) -> int:
+def lm_streams(nbytes: int, plan: Level = LEVELS[DEFAULT_LEVEL], model: Model | None = None) -> int:
     """Lockstep streams of a block of `nbytes` bytes with a language model."""
-    return min(1 << max(nbytes // plan.stream_nbytes, 1).bit_length() - 1, plan.streams)
+    each, most = plan.stream_nbytes, plan.streams
+    if model is not None and model.is_large:
+        each //= LARGE_STREAM_SHARE
+        most = min(most, max(LARGE_STREAMS_NBYTES // model.stream_nbytes, 1))
+    return 1 << min(max(nbytes // each, 1), most).bit_length() - 1
 
 
 def method_named(name: Any) -> Method | None:
@@ -123,7 +137,7 @@ def encode_block(
         block = replace(block, last=last)
         return block, block.pack(data, packed[len(packed) - block.payload_nbytes :])
     seat.encoded = None
-    if len(key) > 1 and len(data) > SAMPLED_NBYTES:
+    if len(key) > 1 and len(data) > _sampled_nbytes(key):
         seat.meter.expect(key, len(data) + _sample_pieces(len(data)) * SAMPLE_NBYTES)
         key = _candidates(data, key, helped, seat)
     seat.meter.expect(key, len(data))
@@ -184,16 +198,84 @@ class _Trials:
                 job.wait()
 
 
+class ModelChoice(NamedTuple):
+    """Which of two models a frame has, as pieces of its first block told.
+
+    Attributes:
+        asked: the model that was asked for, a large one.
+        other: the level's own.
+        asked_nbytes: what `asked` makes of the pieces.
+        other_nbytes: what `other` makes of them.
+        sample_nbytes: bytes of the pieces.
+    """
+
+    asked: Model
+    other: Model
+    asked_nbytes: int
+    other_nbytes: int
+    sample_nbytes: int
+
+    @property
+    def model(self) -> Model:
+        """The better one."""
+        return self.asked if self.asked_nbytes < self.other_nbytes else self.other
+
+    def describe(self) -> str:
+        """What was chosen and why, in a line."""
+        better, worse = self.asked, self.other
+        nbytes = self.asked_nbytes, self.other_nbytes
+        if self.model is self.other:
+            better, worse, nbytes = worse, better, nbytes[::-1]
+        return (
+            f"model {better.name}: of {self.sample_nbytes:,} bytes it makes {nbytes[0]:,}, "
+            f"{worse.name} {nbytes[1]:,}"
+        )
+
+
+def choose_model(data: bytes, asked: EngineSpec, other: EngineSpec, seat: Seat) -> ModelChoice:
+    """The model of a frame that begins with `data`.
+
+    Args:
+        asked: what would code it with the model that was asked for, a large one.
+        other: what would code it with the level's own.
+        seat: of the job that this is; its engines are not used.
+    """
+    sample = _sample(data)
+    key = tuple(spec._replace(streams=1, groups=1, enlarge=0) for spec in (asked, other))
+
+    def coded_nbytes(spec: EngineSpec) -> int:
+        place = Seat((spec,), seat.make_engine, seat.cancel, seat.meter)
+        return len(place.engine(spec, False, True).encode(sample))
+
+    assert asked.model is not None
+    assert other.model is not None
+    asked_nbytes, other_nbytes = map(coded_nbytes, key)
+    return ModelChoice(asked.model, other.model, asked_nbytes, other_nbytes, len(sample))
+
+
+def _sampled_nbytes(key: Key) -> int:
+    """Pieces tell of blocks that have more bytes."""
+    large = any(spec.model is not None and spec.model.is_large for spec in key)
+    return LARGE_SAMPLED_NBYTES if large else SAMPLED_NBYTES
+
+
 def _sample_pieces(nbytes: int) -> int:
     return min(max(nbytes // SAMPLE_SHARE // SAMPLE_NBYTES, 2), SAMPLES)
 
 
-def _candidates(data: bytes, key: Key, helped: bool, parent: Seat) -> Key:
-    """Of two specs, the second with a model, those that may be the better one for a large block."""
+def _sample(data: bytes) -> bytes:
+    """Pieces of a block, one after another; a block that is smaller than they are, whole."""
     n_piece = _sample_pieces(len(data))
+    if len(data) <= n_piece * SAMPLE_NBYTES:
+        return data
     last = len(data) - SAMPLE_NBYTES
     starts = [i * last // (n_piece - 1) for i in range(n_piece)]
-    sample = b"".join(data[at : at + SAMPLE_NBYTES] for at in starts)
+    return b"".join(data[at : at + SAMPLE_NBYTES] for at in starts)
+
+
+def _candidates(data: bytes, key: Key, helped: bool, parent: Seat) -> Key:
+    """Of two specs, the second with a model, those that may be the better one for a large block."""
+    sample = _sample(data)
     key_of_sample = tuple(spec._replace(streams=1, groups=1, enlarge=0) for spec in key)
     seat = Seat(key_of_sample, parent.make_engine, parent.cancel, parent.meter)
     with _Trials(sample, key_of_sample, False, helped, seat) as trials:
@@ -203,6 +285,8 @@ def _candidates(data: bytes, key: Key, helped: bool, parent: Seat) -> Key:
             beside = len(trials.result(second))
         else:
             beside = len(seat.engine(second, False, helped).encode(sample))
+    if second.model is not None and second.model.is_large:
+        return key[:1] if without <= LARGE_CLEAR * beside else key[1:]
     if without <= CM_CLEAR * beside:
         return key[:1]
     if without >= (LM_CLEAR if len(data) <= LARGE_NBYTES else LM_CLEAR_LARGE) * beside:

@@ -396,7 +396,7 @@ class Pipeline:
         most = max([nbytes, 1, *(job.nbytes for job in self._jobs)])
         return max(1, min(self._ahead, self._budget // most))
 
-    def room(self, nbytes: int, continues: bool = False, uses_helper: bool = False) -> bool:
+    def room(self, nbytes: int, continues: bool = False, may_be_helped: bool = False) -> bool:
         """Whether a block that needs `nbytes` may start; one that continues another waits for its end.
 
         A block that uses a helper has work for two threads: two such blocks on two threads would be no
@@ -406,7 +406,7 @@ class Pipeline:
             return True
         return (
             not continues
-            and not (uses_helper and self.threads == 2)
+            and not (may_be_helped and self.threads == 2)
             and len(self._jobs) < self._limit(nbytes)
         )
 

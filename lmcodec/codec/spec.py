@@ -21,9 +21,12 @@ MakeEngine = Callable[["EngineSpec"], "Engine | LmEngine"]
 LM_GROUPED_STREAMS = 8
 
 
-def lm_groups(streams: int) -> int:
-    """Groups of a block of so many lockstep streams with a language model."""
-    return 2 if streams >= LM_GROUPED_STREAMS else 1
+def lm_groups(streams: int, model: Model | None = None) -> int:
+    """Groups of a block of so many lockstep streams with a language model.
+
+    A large one has one group: two threads share each of its steps, which read its weights for all streams.
+    """
+    return 2 if streams >= LM_GROUPED_STREAMS and not (model and model.is_large) else 1
 
 
 class Chain(NamedTuple):
@@ -44,16 +47,16 @@ class EngineSpec(NamedTuple):
     may_thin: bool = False
 
     @property
-    def uses_helper(self) -> bool:
+    def may_be_helped(self) -> bool:
         """Whether a second thread can help with a block."""
-        return self.model is not None and self.model.uses_helper
+        return self.model is not None and self.model.may_be_helped
 
     def thinned(self) -> EngineSpec:
         """With a quarter of the streams, where their number is the codec's choice."""
         if not self.may_thin:
             return self
         streams = max(self.streams // 4, 1)
-        return self._replace(streams=streams, groups=min(self.groups, lm_groups(streams)))
+        return self._replace(streams=streams, groups=min(self.groups, lm_groups(streams, self.model)))
 
     def block(
         self,

@@ -10,7 +10,7 @@ from typing import Any, BinaryIO
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, read_fully
 from lmcodec.errors import Corrupt, TrailingData, Truncated
-from lmcodec.frame import Block, Flag, FrameWalk
+from lmcodec.frame import Block, Extension, Flag, FrameWalk
 
 _READ_NBYTES = 128 << 10
 
@@ -28,6 +28,7 @@ class FrameInfo:
         header_nbytes: of the frame header.
         blocks: every block's header, an end block included; None if the frame is cut.
         nbytes: of the whole frame; None if it is cut.
+        extensions: extension fields of the header.
     """
 
     offset: int
@@ -38,6 +39,7 @@ class FrameInfo:
     header_nbytes: int
     blocks: tuple[Block, ...] | None = field(default=None, repr=False)
     nbytes: int | None = None
+    extensions: tuple[Extension, ...] = ()
 
     @property
     def original_nbytes(self) -> int | None:
@@ -49,7 +51,7 @@ class FrameInfo:
 
 def survey(read_at: Callable[[int, int], bytes], start: int, end: int) -> FrameInfo:
     """The frame at `start` of data that ends at `end`, from its headers and index; payloads are not read."""
-    header = frame.parse_header(read_at(start, frame.MAX_FRAME_HEADER_NBYTES), start)
+    header = frame.read_header(read_at, start)
     if header is None:
         raise Truncated(
             f"the data ends at offset {end}, inside a frame header; the rest of the file is missing"
@@ -57,7 +59,15 @@ def survey(read_at: Callable[[int, int], bytes], start: int, end: int) -> FrameI
     walk = FrameWalk(header)
     blocks = []
     at = start + header.nbytes
-    info = FrameInfo(start, frame.VERSION, header.flags, header.model_id, header.content_size, header.nbytes)
+    info = FrameInfo(
+        start,
+        frame.VERSION,
+        header.flags,
+        header.model_id,
+        header.content_size,
+        header.nbytes,
+        extensions=header.extensions,
+    )
     while not walk.ended:
         where = f"block {walk.n_block + 1} at offset {at}"
         head, has_model = read_at(at, frame.MAX_BLOCK_HEADER_NBYTES), header.model_id is not None

@@ -31,6 +31,9 @@ FilePath = str | os.PathLike[str]
 
 MODEL_VARIABLE = "LMCODEC_MODEL"
 _KEPT = 4  # models that stay loaded
+LARGE_MACS = (
+    16_000_000  # a token: of a model that takes most of the time of coding, whatever stands beside it
+)
 
 
 class Shipped(NamedTuple):
@@ -113,9 +116,14 @@ class Model:
     session_nbytes: int = 0
 
     @property
-    def uses_helper(self) -> bool:
+    def may_be_helped(self) -> bool:
         """Whether a second thread can help with a block: with steps that the kernel computes."""
         return self.executor == KERNEL
+
+    @property
+    def name(self) -> str:
+        """What users call it: a shipped one's name, or its file's without the suffix."""
+        return SHIPPED[self.number].name if self.number in SHIPPED else self.path.stem
 
     @property
     def kind(self) -> str:
@@ -131,6 +139,11 @@ class Model:
     def macs_per_token(self) -> int:
         """Multiply-accumulates of one step of one stream."""
         return self.header.macs_per_token
+
+    @property
+    def is_large(self) -> bool:
+        """Whether its steps take most of the time of coding, so that no block is coded with it on trial."""
+        return self.macs_per_token > LARGE_MACS
 
     @property
     def stream_nbytes(self) -> int:
@@ -182,6 +195,11 @@ def default(name_or_path: FilePath | None = None, names: tuple[str, ...] = ()) -
             return find(asked)
         except ModelNotFound as error:
             raise ModelNotFound(f"{error} ({MODEL_VARIABLE} in the environment names it)") from None
+    return own(names)
+
+
+def own(names: tuple[str, ...]) -> Source | None:
+    """The first shipped model of these names that is there."""
     numbers = {shipped.name: number for number, shipped in SHIPPED.items()}
     return next((_shipped(numbers[name]) for name in names if name in numbers), None)
 

@@ -104,7 +104,7 @@ class FrameWatch:
         self.nbytes += len(packed)
         at = 0
         if self._walk is None and packed:
-            header = frame.parse_header(packed[: frame.MAX_FRAME_HEADER_NBYTES])
+            header = frame.parse_header(packed)
             assert header is not None
             self._walk = FrameWalk(header)
             at = header.nbytes

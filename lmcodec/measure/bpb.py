@@ -279,7 +279,7 @@ class Meter:
 
     def _add_network(self, model: Model, data: bytes, sums: _Sums) -> None:
         """What the network says of a block that is coded without it."""
-        streams = min(self._streams or lm_streams(len(data), LEVELS[self._level]), len(data))
+        streams = min(self._streams or lm_streams(len(data), LEVELS[self._level], model), len(data))
         if self._network is None or self._network[0] != streams:
             self._network = streams, LmEngine(model, None, streams)
         engine = self._network[1]

@@ -108,7 +108,7 @@ class BlockTiming:
 
 
 class _Watch:
-    """Stands for a coder of the kernel and times the calls it gets.
+    """Stands for a loop of the kernel and times the calls it gets.
 
     Attributes:
       begin_seconds, coding_seconds: spent in calls that begin a block, and in those that code it.

@@ -15,9 +15,10 @@ constexpr int kOffset = 128;
 constexpr int kRows = 6;
 constexpr int kPrefetch = 4096;  // bytes of weights ahead
 
-template <int kN>
+// kAhead: lines that are fetched from `ahead` on for each quad.
+template <int kN, int kAhead>
 LMCODEC_VNNI void tile(const std::uint8_t* u, std::size_t stride, const std::int8_t* w, int n_quad,
-                       const std::int32_t* bias, __m512i* sums) {
+                       const std::int32_t* bias, __m512i* sums, const std::int8_t* ahead) {
   __m512i acc[kN][kVectors];
   LMCODEC_UNROLL
   for (int z = 0; z < kVectors; ++z) {
@@ -30,8 +31,10 @@ LMCODEC_VNNI void tile(const std::uint8_t* u, std::size_t stride, const std::int
     LMCODEC_UNROLL
     for (int z = 0; z < kVectors; ++z) {
       weight[z] = load(w + 64 * z);
-      if (kN <= 2) _mm_prefetch(reinterpret_cast<const char*>(w) + kPrefetch + 64 * z, _MM_HINT_T0);
+      if (kN <= 2 && !kAhead) _mm_prefetch(reinterpret_cast<const char*>(w) + kPrefetch + 64 * z, _MM_HINT_T0);
     }
+    LMCODEC_UNROLL
+    for (int i = 0; i < kAhead; ++i, ahead += 64) _mm_prefetch(reinterpret_cast<const char*>(ahead), _MM_HINT_T1);
     LMCODEC_UNROLL
     for (int r = 0; r < kN; ++r) {
       std::int32_t quad;
@@ -52,16 +55,28 @@ LMCODEC_VNNI void tile(const std::uint8_t* u, std::size_t stride, const std::int
 
 LMCODEC_VNNI void avx512::product(const std::uint8_t* u, std::size_t stride, int n_row, const PackedLinear& linear,
                                   const Finished& to) {
-  constexpr decltype(&tile<1>) kTiles[kRows] = {tile<1>, tile<2>, tile<3>, tile<4>, tile<5>, tile<6>};
+  constexpr decltype(&tile<1, 0>) kTiles[][kRows] = {
+      {tile<1, 0>, tile<2, 0>, tile<3, 0>, tile<4, 0>, tile<5, 0>, tile<6, 0>},
+      {tile<1, 1>, tile<2, 1>, tile<3, 1>, tile<4, 1>, tile<5, 1>, tile<6, 1>},
+      {tile<1, 2>, tile<2, 2>, tile<3, 2>, tile<4, 2>, tile<5, 2>, tile<6, 2>},
+      {tile<1, 4>, tile<2, 4>, tile<3, 4>, tile<4, 4>, tile<5, 4>, tile<6, 4>}};
   const std::size_t panel_nbytes = static_cast<std::size_t>(linear.n_quad) * (kPanel * kQuad);
+  const int n_blocks = (n_row + kRows - 1) / kRows;
+  // A large model's weights come from memory: while rows pass a panel, the next one is on its way. All of it is fetched by
+  // the first blocks of rows, up to four; the lines per quad are kAhead of kTiles' rows.
+  const bool ahead = makes_floats(to.finish) && n_row > 2;
+  const int which = n_blocks >= 4 ? 1 : n_blocks >= 2 ? 2 : 3;
+  const int n_ahead = n_blocks >= 4 ? 4 : n_blocks >= 2 ? 2 : 1;
   for (int panel = 0; panel < linear.n_panel; ++panel) {
     const std::int8_t* w = linear.weight + static_cast<std::size_t>(panel) * panel_nbytes;
-    int n_block = (n_row + kRows - 1) / kRows;
+    const std::int8_t* next = w + panel_nbytes;
+    int n_block = n_blocks, fetching = ahead && panel + 1 < linear.n_panel ? n_ahead : 0;
     for (int row = 0; row < n_row; --n_block) {  // blocks of rows as equal as can be
       const int n = (n_row - row + n_block - 1) / n_block;
       __m512i sums[kRows * kVectors];
-      kTiles[n - 1](u + static_cast<std::size_t>(row) * stride, stride, w, linear.n_quad, linear.bias + panel * kPanel,
-                    sums);
+      kTiles[fetching > 0 ? which : 0][n - 1](u + static_cast<std::size_t>(row) * stride, stride, w, linear.n_quad,
+                                              linear.bias + panel * kPanel, sums, next);
+      if (fetching-- > 0) next += panel_nbytes / static_cast<std::size_t>(n_ahead);
       finish(sums, n, row, panel, linear, to);
       row += n;
     }

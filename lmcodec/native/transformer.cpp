@@ -480,12 +480,13 @@ void TransformerSession::prepare(int i, int row, Scratch& scratch) {
     }
 }
 
-// Attention of a row's heads that share keys; task: of (rows, G).
-void TransformerSession::attend(int i, int task, Scratch& scratch) {
+// Attention of a row's heads that share keys. Tasks that look at the same keys follow one another.
+void TransformerSession::attend(int i, int task, int n_row, Scratch& scratch) {
   const TransformerShape& s = model_.shape_;
-  const int row = task / s.n_kv_head, g = task % s.n_kv_head, n_query = s.n_head / s.n_kv_head;
+  const int n_step = n_row / n_stream_, g = task / n_step % s.n_kv_head, stream = task / n_step / s.n_kv_head;
+  const int row = task % n_step * n_stream_ + stream, n_query = s.n_head / s.n_kv_head;
   const std::uint32_t position = position_[sized(row)], window = static_cast<std::uint32_t>(s.window);
-  const std::size_t first = head_at(i, row % n_stream_, g) * sizes_.n_slot;
+  const std::size_t first = head_at(i, stream, g) * sizes_.n_slot;
   const HeldHead held = {key_.data() + first * sized(key_width(s.head_dim)), key_sum_.data() + first, key_scale_.data() + first,
                          value_.data() + first * sized(value_width(s.head_dim)), value_scale_.data() + first};
   Queries queries;
@@ -551,7 +552,7 @@ void TransformerSession::trunk(const std::uint32_t* tokens, int n_row) {
     share(n_row, [&](int row, Scratch& scratch) { prepare(i, row, scratch); });
     watch.mark(times_.elements);
     const double before = times_.elements;
-    share(n_row * s.n_kv_head, [&](int task, Scratch& scratch) { attend(i, task, scratch); });
+    share(n_row * s.n_kv_head, [&](int task, Scratch& scratch) { attend(i, task, n_row, scratch); });
     watch.mark(times_.elements);
     attention_seconds_ += times_.elements - before;
     share(n_row, [&](int row, Scratch&) {

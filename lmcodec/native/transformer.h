@@ -171,7 +171,7 @@ class TransformerSession : public LmSession {
   void share(int n, const Work& work);
   void normalise(int n_row, const Table<float>& weight);
   void prepare(int layer, int row, Scratch& scratch);
-  void attend(int layer, int task, Scratch& scratch);
+  void attend(int layer, int task, int n_row, Scratch& scratch);  // task: of (B, G, positions)
   std::size_t head_at(int layer, int stream, int g) const {
     const TransformerShape& s = model_.shape_;
     return (static_cast<std::size_t>(layer) * static_cast<std::size_t>(n_stream_) + static_cast<std::size_t>(stream)) *

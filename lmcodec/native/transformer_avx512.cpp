@@ -16,6 +16,7 @@ using F = __m512;
 using I = __m512i;
 constexpr int kLanes = 16;
 constexpr int kQueryOffset = 128;
+constexpr int kAhead = 4096;  // bytes of values
 
 LMCODEC_LANE F load(const float* from) { return _mm512_loadu_ps(from); }
 LMCODEC_LANE I load(const std::int32_t* from) { return _mm512_loadu_si512(from); }
@@ -44,7 +45,10 @@ LMCODEC_LANE F power_of_two(I n) {
 LMCODEC_LANE float square_root(float v) { return _mm_cvtss_f32(_mm_sqrt_ss(_mm_set_ss(v))); }
 LMCODEC_LANE float reduce_max(F v) { return _mm512_reduce_max_ps(v); }
 LMCODEC_LANE std::int32_t reduce_max(I v) { return _mm512_reduce_max_epi32(v); }
-LMCODEC_LANE std::int32_t reduce_or(I v) { return _mm512_reduce_or_epi32(v); }
+// 1 if any lane is not 0, and 2 if any is above 255.
+LMCODEC_LANE std::uint8_t bytes_in(I v) {
+  return static_cast<std::uint8_t>((_mm512_test_epi32_mask(v, v) != 0) | (_mm512_cmpgt_epi32_mask(v, set(255)) != 0) << 1);
+}
 // Lanes of up to 2^31, as a sum of 64 bits.
 LMCODEC_LANE std::int64_t reduce_add(I v) {
   return _mm512_reduce_add_epi64(_mm512_add_epi64(_mm512_cvtepu32_epi64(_mm512_castsi512_si256(v)),
@@ -108,7 +112,11 @@ LMCODEC_LANE void dots_of(const std::uint8_t* q, int width, const std::int8_t* k
   for (int i = 0; i < width; i += kQuad, key += kSlots * kQuad) {
     __m512i k[kBlocks];
     LMCODEC_UNROLL
-    for (int z = 0; z < kBlocks; ++z) k[z] = _mm512_loadu_si512(key + z * kSlots * width);
+    for (int z = 0; z < kBlocks; ++z) {
+      k[z] = _mm512_loadu_si512(key + z * kSlots * width);
+      if (kBlocks > 1)
+        _mm_prefetch(reinterpret_cast<const char*>(key + (z + kBlocks) * kSlots * width), _MM_HINT_T0);
+    }
     LMCODEC_UNROLL
     for (int h = 0; h < kHeads; ++h) {
       std::int32_t quad;
@@ -158,7 +166,10 @@ LMCODEC_VNNI void weigh_some(const std::uint8_t* p, std::size_t stride, const Bl
     for (int quad = 0; quad < kSlots; quad += kQuad, v += kQuad * width) {
       __m512i values[kVectors];
       LMCODEC_UNROLL
-      for (int z = 0; z < kVectors; ++z) values[z] = _mm512_loadu_si512(v + 64 * z);
+      for (int z = 0; z < kVectors; ++z) {
+        values[z] = _mm512_loadu_si512(v + 64 * z);
+        _mm_prefetch(reinterpret_cast<const char*>(v) + kAhead + 64 * z, _MM_HINT_T0);
+      }
       LMCODEC_UNROLL
       for (int h = 0; h < kHeads; ++h) {
         std::int32_t four;

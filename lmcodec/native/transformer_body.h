@@ -262,8 +262,7 @@ LMCODEC_BODY float weigh_scores(std::int32_t* score, int n, const Queries& queri
       store_low_byte(low + k, p);
       store_second_byte(high + k, p);
     }
-    const std::int32_t found = reduce_or(any);
-    bits[i / kSlots] = static_cast<std::uint8_t>((found != 0) | (found > 255) << 1);
+    bits[i / kSlots] = bytes_in(any);
   }
   const float back = ((largest_a * 3.0517578125e-05f) * static_cast<float>(total)) / static_cast<float>(sum);
   return back / static_cast<float>(static_cast<std::int32_t>(reduce_add(of)));

@@ -43,7 +43,7 @@ LMCODEC_LANE F power_of_two(I n) {
 LMCODEC_LANE float square_root(float v) { return std::sqrt(v); }
 LMCODEC_LANE float reduce_max(F v) { return v; }
 LMCODEC_LANE std::int32_t reduce_max(I v) { return v; }
-LMCODEC_LANE std::int32_t reduce_or(I v) { return v; }
+LMCODEC_LANE std::uint8_t bytes_in(I v) { return static_cast<std::uint8_t>((v != 0) | (v > 255) << 1); }
 LMCODEC_LANE std::int64_t reduce_add(I v) { return v; }
 LMCODEC_LANE float fold(F v) { return v; }
 LMCODEC_LANE F butterflies(F v, int) { return v; }

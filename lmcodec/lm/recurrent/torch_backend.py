@@ -10,8 +10,6 @@ The bounds of all values are those of `reference.py`. Nothing here is differenti
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +18,7 @@ from torch import Tensor
 
 from lmcodec.errors import ConfigError, Unsupported
 from lmcodec.lm import tables as shared_tables
+from lmcodec.lm import torch_device
 from lmcodec.lm.decisions import LOGIT_BITS
 from lmcodec.lm.recurrent import reference, tables
 from lmcodec.lm.recurrent.model import IntegerModel, Linear
@@ -64,7 +63,7 @@ class TorchNetwork:
         self, model: IntegerModel, device: str | torch.device = "cpu", products: str = "auto"
     ) -> None:
         self.model = model
-        self.device = _device(device)
+        self.device = torch_device.find(device)
         self.products = _products(products, self.device)
         self._tables = {
             name: torch.tensor(table, dtype=torch.int64, device=self.device)
@@ -119,7 +118,7 @@ class TorchNetwork:
         if isinstance(tokens, np.ndarray):  # a copy: torch warns of arrays that are read-only
             tokens = torch.from_numpy(tokens.astype(np.int64))
         tokens = tokens.to(self.device, torch.int64)
-        with torch.no_grad(), _exact(self.device):
+        with torch.no_grad(), torch_device.exact(self.device):
             return self._sequence(tokens, state)
 
     def _sequence(self, tokens: Tensor, state: TorchState) -> Tensor:
@@ -265,18 +264,6 @@ def _bit_length(value: Tensor) -> Tensor:
     return bits
 
 
-def _device(device: str | torch.device) -> torch.device:
-    try:
-        found = torch.device(device)
-    except RuntimeError:
-        raise ConfigError(f"{device!r} is no device of torch, expected cpu, cuda or cuda:0") from None
-    if found.type not in ("cpu", "cuda"):
-        raise ConfigError(f"device {device} is not supported, expected cpu or cuda")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device {device}: torch {torch.__version__} finds no such device")
-    return found
-
-
 def _products(products: str, device: torch.device) -> str:
     """Which of "float32" and "int8" runs on a device."""
     if products not in PRODUCTS:
@@ -292,30 +279,3 @@ def _products(products: str, device: torch.device) -> str:
             raise ConfigError(f"device {device} has no int8 matrix product: {reason}") from None
         return "float32"
     return "int8"
-
-
-@contextmanager
-def _exact(device: torch.device) -> Iterator[None]:
-    """float32 products in float32: no autocast, no TF32, no bfloat16. The caller's choice comes back.
-
-    The choice is torch's, for all threads: it is touched only where it is not the full precision already.
-    """
-    with torch.autocast(device.type, enabled=False):
-        backends = (torch.backends.mkldnn, torch.backends.cuda)
-        matmuls = [b.matmul for b in backends if hasattr(getattr(b, "matmul", None), "fp32_precision")]
-        chosen = [m.fp32_precision for m in matmuls]  # none of them before torch 2.9
-        if matmuls and all(precision in ("none", "ieee") for precision in chosen):
-            yield
-            return
-        # The older setting as well: torch refuses to run where the two contradict each other.
-        try:
-            before = torch.get_float32_matmul_precision()
-        except RuntimeError:  # they do
-            before = "highest"
-        try:
-            torch.set_float32_matmul_precision("highest")
-            yield
-        finally:
-            torch.set_float32_matmul_precision(before)
-            for m, precision in zip(matmuls, chosen, strict=True):
-                m.fp32_precision = precision

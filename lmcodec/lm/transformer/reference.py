@@ -6,12 +6,12 @@ Sums of more than two terms are integer sums, but for the sum of squares and the
 stated. NumPy's elementwise operations on float32 arrays are IEEE 754's; `np.sum` and `np.matmul` of floats
 are used for integers only, where every partial sum is exact.
 
-Bounds. `hold` leaves every value 0 or 2^-60 to 2^40 in size. A rotation over n <= 2^16 elements gives at most
-2^56, so scales of activations lie in [2^-47, 2^50]. A product's sum is below 127 * 63 * 2^16 < 2^29; times a
-scale of at most 2^40 and one of 2^50 below 2^119. Squares are at most 2^80, their sum 2^96, a mean with eps
-at least 2^-40. A score is at most 2^24 * 2^34 * 2^34 * 2^10. No NaN and no infinity can arise. Where a product
-is subnormal it is added to something that absorbs it or made 0 by `hold`, or multiplied and rounded to the
-integer 0, so that it does not matter whether a processor keeps subnormal numbers.
+Bounds. `hold` leaves every value 0 or 2^-60 to 2^40 in size. A rotation over n <= 2^16 elements gives at
+most 2^56, so scales of activations lie in [2^-47, 2^50]. A product's sum is below 127 * 63 * 2^16 < 2^29;
+times a scale of at most 2^40 and one of 2^50 below 2^119. Squares are at most 2^80, their sum 2^96, a mean
+with eps at least 2^-40. A score is at most 2^24 * 2^34 * 2^34 * 2^10. No NaN and no infinity can arise. Where
+a product is subnormal it is added to something that absorbs it or made 0 by `hold`, or multiplied and rounded
+to the integer 0, so that it does not matter whether a processor keeps subnormal numbers.
 """
 
 from __future__ import annotations
@@ -277,7 +277,7 @@ def _kept(
 def _attend(
     model: TransformerModel, i: int, layer: Layer, y: np.ndarray, position: np.ndarray, state: State
 ) -> np.ndarray:
-    """Of (T, B, (H + 2 G) E) queries, keys and values: (T, B, H E) float32. The state takes keys and values."""
+    """Of (T, B, (H + 2 G) E) queries, keys, values: (T, B, H E) float32. The state takes keys and values."""
     c = model.config
     n_step, n_stream = y.shape[:2]
     y = y.reshape(n_step, n_stream, c.n_head + 2 * c.n_kv_head, c.head_dim)
@@ -383,6 +383,6 @@ def known_tokens(model: TransformerModel) -> np.ndarray:
 
 
 def compute_known_answer(model: TransformerModel) -> str:
-    """SHA-256, in hexadecimal, of the frequencies (4 bytes each) that `known_tokens` give, by this definition."""
+    """SHA-256, in hexadecimal, of the frequencies of `known_tokens` by this definition."""
     freq = frequencies(sequence(model, known_tokens(model), start(model, KNOWN_STREAMS)))
     return hashlib.sha256(freq.astype("<u4").tobytes()).hexdigest()

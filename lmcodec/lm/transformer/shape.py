@@ -1,4 +1,4 @@
-"""The shape of a transformer: what every executor, the importer and the model file need to know, and its cost.
+"""The shape of a transformer, and its cost: what executors, the importer and the model file need to know.
 
 Knows no weights and no state. FORMAT.md section 9.1.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 from lmcodec.errors import ConfigError
@@ -103,7 +104,7 @@ class TransformerConfig:
         layers = self.no_rotary
         if not isinstance(layers, tuple) or not all(type(i) is int and 0 <= i < self.n_layer for i in layers):
             raise ConfigError(f"model.no_rotary is {layers!r}, expected numbers of layers")
-        if any(a >= b for a, b in zip(layers, layers[1:], strict=False)):
+        if any(a >= b for a, b in pairwise(layers)):
             raise ConfigError(f"model.no_rotary is {layers!r}, expected ascending numbers")
         if self.n_weight > MAX_WEIGHTS:
             raise ConfigError(f"the model has {self.n_weight} weights, over {MAX_WEIGHTS}")
