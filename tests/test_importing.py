@@ -803,3 +803,65 @@ def test_hostile_gguf_ends_in_one_line(tmp_path: Path) -> None:
     write_gguf(tmp_path / "other.gguf", random_tensors(), arch="gemma")
     with pytest.raises(Unsupported, match="'gemma' is not known"):
         open_source(str(tmp_path / "other.gguf"))
+
+
+ODD = [None, -1, 0, 3, 1.5, "x", [], [7], {}, {"a": []}, True, 1 << 70, float("inf"), float("nan")]
+MEMBERS = [
+    *SHAPE,
+    *(
+        "architectures",
+        "model_type",
+        "vocab_size",
+        "rms_norm_eps",
+        "rope_theta",
+        "rope_scaling",
+        "rope_parameters",
+    ),
+    *("layer_types", "sliding_window", "use_sliding_window", "tie_word_embeddings", "no_rope_layers"),
+    *("no_rope_layer_interval", "hidden_act", "bos_token_id", "eos_token_id", "quantization_config"),
+]
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "smollm3"])
+@pytest.mark.parametrize("name", MEMBERS)
+def test_odd_members_of_a_config_end_in_one_line(name: str, family: str) -> None:
+    base = {"model_type": family, "vocab_size": N_ROW, **SHAPE}
+    for value in ODD:
+        try:
+            families.plan(base | {name: value}).shape(300)
+        except LmcodecError as error:
+            assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
+@pytest.mark.parametrize(
+    "name",
+    ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "attention_factor"]
+    + ["beta_fast", "beta_slow", "mscale", "mscale_all_dim", "rope_theta", "truncate"],
+)
+def test_odd_scalings_end_in_one_line(name: str, kind: str) -> None:
+    base = {"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    for value in [*ODD, 1, 1e-3, 1e6, 1e12]:
+        scaling = base | {"original_max_position_embeddings": 64, name: value}
+        config = {"model_type": "llama", "vocab_size": N_ROW, **SHAPE, "rope_scaling": scaling}
+        try:
+            angles = families.plan(config).rotary
+        except LmcodecError as error:
+            assert "\n" not in str(error)
+        else:
+            assert (np.abs((angles * angles).sum(axis=0) - 1) <= 2.0**-50).all()
+
+
+@pytest.mark.parametrize("where", ["model", "added_tokens", "pre_tokenizer", "normalizer", "post_processor"])
+def test_odd_members_of_a_tokenizer_end_in_one_line(where: str) -> None:
+    for value in [
+        *ODD,
+        [None],
+        [{}],
+        {"type": "BPE", "vocab": {"a": "b"}},
+        {"type": "Sequence", "pretokenizers": 1},
+    ]:
+        try:
+            tokens.from_json(tokenizer_json() | {where: value}, {}, {})
+        except LmcodecError as error:
+            assert "\n" not in str(error)

@@ -84,9 +84,9 @@ def plan(config: dict[str, Any], window: int | None = None, sinks: int | None = 
         ConfigError: the window is larger than the model's.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise Unsupported(f"model_type {str(kind)[:40]!r} is not known; known are {', '.join(FAMILIES)}")
-    classes = config.get("architectures") or []
+    classes = _list(config, "architectures")
     if classes and not str(classes[0]).endswith("ForCausalLM"):
         raise Unsupported(
             f"is a {str(classes[0])[:60]}, which predicts no next tokens (expected a ...ForCausalLM)"
@@ -143,6 +143,18 @@ def _integer(config: dict[str, Any], name: str) -> int:
     return value
 
 
+def _list(config: dict[str, Any], name: str) -> list[Any]:
+    """A list of config.json, empty if it has none.
+
+    Raises:
+        Corrupt: it is something else.
+    """
+    value = config.get(name)
+    if value is not None and not isinstance(value, list):
+        raise Corrupt(f"config.json: {name} is no list")
+    return value or []
+
+
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
     """Theta and scaling, wherever a version of transformers writes them."""
     found: dict[str, Any] = {"rope_theta": config.get("rope_theta") or 10000.0}
@@ -167,7 +179,7 @@ def _window(config: dict[str, Any], asked: int | None) -> int:
     slides = config.get("sliding_window")
     if config.get("use_sliding_window", config.get("model_type") == "mistral") is False:
         slides = None
-    kinds = set(config.get("layer_types") or [])
+    kinds = set(map(str, _list(config, "layer_types")))
     if kinds - {"full_attention", "sliding_attention"}:
         raise Unsupported(f"has layers of {str(min(kinds))[:40]!r}, which are not known")
     if kinds == {"full_attention"}:

@@ -83,7 +83,10 @@ def from_json(found: dict[str, Any], settings: dict[str, Any], config: dict[str,
         Corrupt: it has not the form of one.
     """
     vocabulary = _vocabulary(found)
-    added = [entry for entry in found.get("added_tokens") or [] if isinstance(entry, dict)]
+    listed = found.get("added_tokens")
+    if listed is not None and not isinstance(listed, list):
+        raise Corrupt("tokenizer.json: added_tokens is no list")
+    added = [entry for entry in listed or [] if isinstance(entry, dict)]
     ids: list[Any] = [*vocabulary.values(), *(entry.get("id") for entry in added)]
     if not all(type(i) is int and 0 <= i < MAX_TOKENS for i in ids):
         raise Corrupt(f"tokenizer.json has an id that is no number from 0 to {MAX_TOKENS - 1}")
@@ -113,7 +116,8 @@ def reduce(found: dict[str, Any]) -> dict[str, Any]:
     reduced |= dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
     reduced["version"], reduced["added_tokens"] = "1.0", []
     before = reduced["pre_tokenizer"]
-    parts = before.get("pretokenizers", []) if isinstance(before, dict) else []
+    parts = before.get("pretokenizers") if isinstance(before, dict) else None
+    parts = parts if isinstance(parts, list) else []
     for part in [before, *parts]:
         if isinstance(part, dict):
             if part.get("type") == "ByteLevel":
