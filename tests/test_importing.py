@@ -822,15 +822,25 @@ MEMBERS = [
 ]
 
 
+def check_ends_in_one_line(call: Callable[[], Any]) -> None:
+    """It succeeds, or ends in one clear line."""
+    said = ""
+    try:
+        found = call()
+    except LmcodecError as error:
+        said = str(error)
+    else:
+        if isinstance(found, families.Plan):  # whose angles the model's own check accepts
+            said = "" if (np.abs((found.rotary**2).sum(axis=0) - 1) <= 2.0**-50).all() else "\n"
+    assert "\n" not in said
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "smollm3"])
 @pytest.mark.parametrize("name", MEMBERS)
 def test_odd_members_of_a_config_end_in_one_line(name: str, family: str) -> None:
     base = {"model_type": family, "vocab_size": N_ROW, **SHAPE}
     for value in ODD:
-        try:
-            families.plan(base | {name: value}).shape(300)
-        except LmcodecError as error:
-            assert "\n" not in str(error)
+        check_ends_in_one_line(lambda value=value: families.plan(base | {name: value}).shape(300))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
@@ -844,12 +854,7 @@ def test_odd_scalings_end_in_one_line(name: str, kind: str) -> None:
     for value in [*ODD, 1, 1e-3, 1e6, 1e12]:
         scaling = base | {"original_max_position_embeddings": 64, name: value}
         config = {"model_type": "llama", "vocab_size": N_ROW, **SHAPE, "rope_scaling": scaling}
-        try:
-            angles = families.plan(config).rotary
-        except LmcodecError as error:
-            assert "\n" not in str(error)
-        else:
-            assert (np.abs((angles * angles).sum(axis=0) - 1) <= 2.0**-50).all()
+        check_ends_in_one_line(lambda config=config: families.plan(config))  # type: ignore[misc]
 
 
 @pytest.mark.parametrize("where", ["model", "added_tokens", "pre_tokenizer", "normalizer", "post_processor"])
@@ -861,7 +866,6 @@ def test_odd_members_of_a_tokenizer_end_in_one_line(where: str) -> None:
         {"type": "BPE", "vocab": {"a": "b"}},
         {"type": "Sequence", "pretokenizers": 1},
     ]:
-        try:
-            tokens.from_json(tokenizer_json() | {where: value}, {}, {})
-        except LmcodecError as error:
-            assert "\n" not in str(error)
+        check_ends_in_one_line(
+            lambda value=value: tokens.from_json(tokenizer_json() | {where: value}, {}, {})  # type: ignore[misc]
+        )
