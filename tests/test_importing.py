@@ -805,7 +805,7 @@ def test_hostile_gguf_ends_in_one_line(tmp_path: Path) -> None:
         open_source(str(tmp_path / "other.gguf"))
 
 
-ODD = [None, -1, 0, 3, 1.5, "x", [], [7], {}, {"a": []}, True, 1 << 70, float("inf"), float("nan")]
+ODD: list[Any] = [None, -1, 0, 3, 1.5, "x", [], [7], {}, {"a": []}, True, 1 << 70, float("inf"), float("nan")]
 MEMBERS = [
     *SHAPE,
     *(
@@ -846,8 +846,10 @@ def test_odd_members_of_a_config_end_in_one_line(name: str, family: str) -> None
 @pytest.mark.parametrize("kind", ["linear", "llama3", "yarn"])
 @pytest.mark.parametrize(
     "name",
-    ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings", "attention_factor"]
-    + ["beta_fast", "beta_slow", "mscale", "mscale_all_dim", "rope_theta", "truncate"],
+    [
+        *("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+        *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "rope_theta", "truncate"),
+    ],
 )
 def test_odd_scalings_end_in_one_line(name: str, kind: str) -> None:
     base = {"rope_type": kind, "factor": 4.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
