@@ -190,44 +190,41 @@ def import_model(
     if output is not None and name is not None:
         raise ConfigError("--output and --name exclude each other")
     from lmcodec.lm import kinds
-    from lmcodec.lm.importing import build
-    from lmcodec.lm.importing.source import open_source
-    from lmcodec.lm.transformer import file
 
-    names = [shipped.name for shipped in store.SHIPPED.values()]
-    if name is not None:
-        folder.check_name(name, names)
-    opened = open_source(source, download, revision)
     if output is None:
         name = name or folder.name_of(source)
-        folder.check_name(name, names)
+        folder.check_name(name, [shipped.name for shipped in store.SHIPPED.values()])
         output = folder.path() / f"{name}{folder.SUFFIX}"
     mixer = kinds.open_file(store.find(mixer_from or "base").path).mixer
     shown = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
         if shown:
-            click.echo(f"\r{done} of {total} matrices", nl=False, err=True)
+            click.echo(f"\r{done} of {total} matrices", nl=done == total, err=True)
 
-    card = {"revision": opened.card.get("revision", ""), "name": name or output.stem}
-    imported = build.import_model(opened, window, sinks, mixer, card, progress)
-    if shown:
-        click.echo("\rcoding the weights and computing the known answer", err=True)
+    imported = kinds.importer().import_source(
+        source,
+        download=download,
+        revision=revision,
+        window=window,
+        sinks=sinks,
+        mixer=mixer,
+        card={"name": name or output.stem},
+        progress=progress,
+    )
     found = folder.find(name) if name else None
-    if found is not None:
-        other = _id_of(found)
-        if other not in (None, imported.model.model_id):
-            raise ConfigError(
-                f"{found}: is model {other}, which frames may need; choose another --name, or remove it "
-                f"(lmcodec model remove {name})"
-            )
-    folder.write(output, file.pack(imported.model, imported.tokenizer))
+    if found is not None and _id_of(found) not in (None, imported.model_id):
+        raise ConfigError(
+            f"{found}: is model {_id_of(found)}, which frames may need; choose another --name, or remove it "
+            f"(lmcodec model remove {name})"
+        )
+    folder.write(output, imported.pack())
     header = kinds.read_header(output)
     click.echo(
         f"{_visible(str(output))}: {header.nbytes:,} bytes, model {header.model_id}, {header.n_weight:,} "
         f"weights of {header.bits_each:.3f} bits"
     )
-    if imported.tokenizer is None:
+    if not imported.has_tokenizer:
         click.echo("Its tokenizer is not known: text is split by longest match, and frames are larger.")
 
 

@@ -112,7 +112,7 @@ def check_name(name: str, taken: Iterable[str] = ()) -> None:
 
 def name_of(source: str) -> str:
     """A name for a model that comes from a path or from OWNER/NAME: its last part, in plain small letters."""
-    last = os.path.basename(os.path.normpath(source))
+    last = os.path.basename(os.path.abspath(source))
     last = re.sub(r"\.(gguf|lmm)$", "", last, flags=re.IGNORECASE)
     return re.sub(r"[^a-z0-9._+-]+", "-", last.lower()).strip("-._+")[:64]
 

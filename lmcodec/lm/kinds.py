@@ -31,6 +31,67 @@ MODULES: dict[str, str] = {
 }
 
 
+# What makes models of those that other programs have trained.
+IMPORTER = "lmcodec.lm.transformer.importing.build"
+
+
+class ImportedFile(Protocol):
+    """A model that was imported.
+
+    Attributes:
+        model_id: 16 hexadecimal digits.
+        has_tokenizer: whether it holds what segments text as the model was trained; without, longest match.
+    """
+
+    @property
+    def model_id(self) -> str: ...
+
+    @property
+    def has_tokenizer(self) -> bool: ...
+
+    def pack(self) -> list[Any]:
+        """The parts of its file, one after another."""
+
+
+class Importer(Protocol):
+    """What the importer's module has."""
+
+    def import_source(
+        self,
+        source: str,
+        *,
+        download: bool = False,
+        revision: str | None = None,
+        window: int | None = None,
+        sinks: int | None = None,
+        mixer: bytes = b"",
+        card: dict[str, Any] | None = None,
+        progress: Callable[[int, int], None] = ...,
+    ) -> ImportedFile:
+        """Import a pretrained model.
+
+        Args:
+            source: a folder, a GGUF file or a hub id, OWNER/NAME.
+            download: fetch a hub model; otherwise only the local cache is looked into.
+            revision: of a hub model.
+            window: tokens that attention sees; None for the default.
+            sinks: first tokens that it sees always; None for the default.
+            mixer: profiles' files that mixing with context models begins with; may be empty.
+            card: further members of the model's card.
+            progress: called with the matrices that are done, and how many there are.
+
+        Raises:
+            ConfigError: there is no such source, or a package is missing.
+            Unsupported: the format or the model is not known.
+            Corrupt: it is damaged.
+        """
+
+
+def importer() -> Importer:
+    """The module that imports pretrained models."""
+    return cast(Importer, import_module(IMPORTER))
+
+
 class Kind(Protocol):
     """What a kind's module has."""
 

@@ -101,7 +101,7 @@ class Header(kinds.Header):
         c = self.config
         return (
             f"{c.vocab_size} tokens, width {c.dim}, {c.n_layer} layers of {c.n_head} heads ({c.n_kv_head} of "
-            f"keys and values) of {c.head_dim} and {c.mlp} hidden units, window {c.window} and {c.sinks} sinks"
+            f"keys and values) of {c.head_dim}, {c.mlp} hidden units, window {c.window}, {c.sinks} sinks"
         )
 
     def facts(self) -> list[tuple[str, str]]:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lmcodec.errors import LmcodecError, reason_of
-from lmcodec.lm.importing import tokens
+from lmcodec.lm.transformer.importing import tokens
 from lmcodec.lm.vocab import Vocabulary
 
 if TYPE_CHECKING:

@@ -83,8 +83,11 @@ def from_json(found: dict[str, Any], settings: dict[str, Any], config: dict[str,
         Corrupt: it has not the form of one.
     """
     vocabulary = _vocabulary(found)
-    added = [entry for entry in found.get("added_tokens") or [] if isinstance(entry, dict)]
-    ids = [*vocabulary.values(), *(entry.get("id") for entry in added)]
+    listed = found.get("added_tokens")
+    if listed is not None and not isinstance(listed, list):
+        raise Corrupt("tokenizer.json: added_tokens is no list")
+    added = [entry for entry in listed or [] if isinstance(entry, dict)]
+    ids: list[Any] = [*vocabulary.values(), *(entry.get("id") for entry in added)]
     if not all(type(i) is int and 0 <= i < MAX_TOKENS for i in ids):
         raise Corrupt(f"tokenizer.json has an id that is no number from 0 to {MAX_TOKENS - 1}")
     if not all(isinstance(entry.get("content"), str) for entry in added):
@@ -99,7 +102,7 @@ def from_json(found: dict[str, Any], settings: dict[str, Any], config: dict[str,
         strings[entry["id"]] = b"" if entry.get("special") else plain(entry["content"])
     if type(unknown := _id_of(found["model"].get("unk_token"), vocabulary, added)) is int:
         strings[unknown] = b""
-    begin = _begin(found, settings, config, vocabulary, added)
+    begin = _begin(found, settings, config, vocabulary, added, strings)
     return Tokens(strings, weak, (begin, begin), reduced)
 
 
@@ -109,11 +112,12 @@ def reduce(found: dict[str, Any]) -> dict[str, Any]:
     Added tokens go, so that their strings are text; so do what adds tokens, cuts or fills up; of normalizers
     stays what writes spaces as U+2581.
     """
-    reduced = copy.deepcopy({name: found.get(name) for name in ("version", "pre_tokenizer", "model")})
+    reduced = copy.deepcopy({name: found.get(name) for name in ("pre_tokenizer", "model")})
     reduced |= dict.fromkeys(("truncation", "padding", "post_processor", "decoder"))
-    reduced["added_tokens"] = []
+    reduced["version"], reduced["added_tokens"] = "1.0", []
     before = reduced["pre_tokenizer"]
-    parts = before.get("pretokenizers", []) if isinstance(before, dict) else []
+    parts = before.get("pretokenizers") if isinstance(before, dict) else None
+    parts = parts if isinstance(parts, list) else []
     for part in [before, *parts]:
         if isinstance(part, dict):
             if part.get("type") == "ByteLevel":
@@ -169,8 +173,13 @@ def _begin(
     config: dict[str, Any],
     vocabulary: dict[str, int],
     added: list[dict[str, Any]],
+    strings: list[bytes],
 ) -> int:
-    """The token that begins a text: BOS if the tokenizer adds it, else <|endoftext|>, else EOS, else BOS."""
+    """The token that begins a text: BOS if the tokenizer adds it, so that the model was trained with it.
+
+    Else a newline: texts cost less after it than after <|endoftext|>, whole ones and cut ones
+    (benchmarks/NOTES.md). Else <|endoftext|>, EOS or BOS.
+    """
     bos = _id_of(settings.get("bos_token"), vocabulary, added)
     if bos is None and type(config.get("bos_token_id")) is int:
         bos = config["bos_token_id"]
@@ -183,7 +192,8 @@ def _begin(
         text = (settings.get("bos_token") or {}) if isinstance(settings.get("bos_token"), dict) else {}
         token = text.get("content") if text else settings.get("bos_token")
         adds = isinstance(token, str) and json.dumps(token) in json.dumps(found.get("post_processor"))
-    order = [bos if adds else None, end, named, eos, bos]
+    newline = strings.index(b"\n") if b"\n" in strings else None
+    order = [bos if adds else None, newline, end, named, eos, bos]
     chosen = next((i for i in order if type(i) is int and i >= 0), None)
     if chosen is None:
         raise Unsupported("its tokenizer names no token that begins or ends a text")

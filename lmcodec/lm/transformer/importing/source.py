@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import ConfigError, Corrupt, Unsupported
-from lmcodec.lm.importing.tokens import Tokens
+from lmcodec.lm.transformer.importing.tokens import Tokens
 
 _ALL = slice(None)
 
@@ -31,6 +31,10 @@ class Source(ABC):
     where: str
     config: dict[str, Any]
     card: dict[str, Any]
+
+    @abstractmethod
+    def sha256(self) -> str:
+        """Of its files (`digest_of`), in hexadecimal."""
 
     @property
     @abstractmethod
@@ -90,7 +94,7 @@ def open_source(source: str, download: bool = False, revision: str | None = None
         Unsupported: it is in a format that is not read.
         Corrupt: it is damaged.
     """
-    from lmcodec.lm.importing import gguf_file, hub, safetensors_folder
+    from lmcodec.lm.transformer.importing import gguf_file, hub, safetensors_folder
 
     path = Path(source)
     if path.exists():

@@ -16,18 +16,18 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import ConfigError, Corrupt, LmcodecError, Truncated, Unsupported
-from lmcodec.lm.importing import tokens
-from lmcodec.lm.importing.source import Source, digest_of
+from lmcodec.lm.transformer.importing import tokens
+from lmcodec.lm.transformer.importing.source import Source, digest_of
 
 _MAX_HEADER_NBYTES = 100_000_000  # the format's own bound
 _MAX_JSON_NBYTES = 1 << 27
-_TYPES = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
+_TYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
 
 
 @dataclass(frozen=True)
 class _Tensor:
     file: Path
-    data: np.memmap[Any, Any]
+    data: np.ndarray
     kind: str
 
 
@@ -48,7 +48,7 @@ class SafetensorsFolder(Source):
         if not files:
             pickled = any(folder.glob("*.bin")) or any(folder.glob("*.pth")) or any(folder.glob("*.pt"))
             raise Unsupported(
-                "its weights are pickled (.bin), which may run code and is not read; convert them to safetensors"
+                "its weights are pickled (.bin), which is not read; convert them to safetensors"
                 if pickled
                 else "has no *.safetensors"
             )
@@ -62,9 +62,13 @@ class SafetensorsFolder(Source):
             raise Unsupported(
                 "has no tokenizer.json; transformers' save_pretrained of a fast tokenizer writes it"
             )
-        self.card = {"source": folder.resolve().name, "sha256": digest_of(self._files)}
+        self.card = {"source": folder.resolve().name}
         if licence := _licence(folder):
             self.card["licence"] = licence
+
+    def sha256(self) -> str:
+        """As `Source.sha256`."""
+        return digest_of(self._files)
 
     @property
     def names(self) -> set[str]:

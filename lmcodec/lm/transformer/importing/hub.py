@@ -6,8 +6,8 @@ import re
 from pathlib import Path
 
 from lmcodec.errors import ConfigError, reason_of
-from lmcodec.lm.importing import safetensors_folder
-from lmcodec.lm.importing.source import Source
+from lmcodec.lm.transformer.importing import safetensors_folder
+from lmcodec.lm.transformer.importing.source import Source
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*/[A-Za-z0-9][A-Za-z0-9._-]*")
 _FILES = [

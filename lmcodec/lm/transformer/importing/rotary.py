@@ -15,7 +15,7 @@ import numpy as np
 
 from lmcodec.errors import Corrupt, Unsupported
 
-_CONTEXT = Context(prec=60)
+CONTEXT = Context(prec=60)
 _TERMS = 80  # of a series for angles up to 2
 
 
@@ -52,7 +52,7 @@ def rotary(
         Unsupported: the scaling is not known, or depends on the length of a text.
         Corrupt: a member is missing or out of range.
     """
-    with localcontext(_CONTEXT):
+    with localcontext(CONTEXT):
         theta = number("rope_theta", settings.get("rope_theta", 10000.0), 1, 1e12)
         log_theta = theta.ln()
         frequency = [(-log_theta * 2 * i / head_dim).exp() for i in range(head_dim // 2)]

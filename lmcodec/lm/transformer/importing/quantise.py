@@ -1,7 +1,7 @@
 """Float matrices as the int8 ones of FORMAT.md section 9: rotated along K, a scale a row, |w| <= 63.
 
 Binary32 operations alone, each elementwise and in a stated order, so that the same matrix gives the same
-integers everywhere: the rotation (FORMAT.md 9), divided by its length; the row's largest magnitude / 63 as the
+integers everywhere: the rotation (FORMAT.md 9), divided by its length; a row's largest magnitude / 63 as its
 scale, at least 2^-40; each weight / scale to the nearest integer, ties to even.
 """
 
@@ -25,7 +25,7 @@ def rotated(w: np.ndarray) -> np.ndarray:
     """
     n_row, k = w.shape
     n, h = k & -k, 1
-    x = np.ascontiguousarray(w.reshape(-1, n).T)  # (n, N K / n)
+    x = np.array(w.reshape(-1, n).T, order="C")  # (n, N K / n)
     y = np.empty_like(x)
     while h < n:
         pairs, out = x.reshape(n // (2 * h), 2, -1), y.reshape(n // (2 * h), 2, -1)

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import ConfigError, Corrupt, LmcodecError, Unsupported, reason_of
-from lmcodec.lm.importing import tokens
-from lmcodec.lm.importing.source import Source, digest_of
+from lmcodec.lm.transformer.importing import tokens
+from lmcodec.lm.transformer.importing.source import Source, digest_of
 
 TYPES = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1", "Q4_K", "Q6_K")
 # Architectures, the families they are, and whether the pairs of a rotation are side by side.
@@ -82,7 +82,7 @@ class GgufFile(Source):
         self._architecture = self._fact("general.architecture", str)
         if self._architecture not in _FAMILIES:
             raise Unsupported(
-                f"GGUF architecture {self._architecture[:40]!r} is not known; known are {', '.join(_FAMILIES)}"
+                f"GGUF architecture {self._architecture[:40]!r} is not known (known: {', '.join(_FAMILIES)})"
             )
         for name, tensor in self._tensors.items():
             if tensor.tensor_type.name not in TYPES:
@@ -91,10 +91,15 @@ class GgufFile(Source):
                 )
         self._inner_to_outer = self._names()
         self.config = self._config()
-        self.card = {"source": path.name, "sha256": digest_of([path])}
+        self._path = path
+        self.card = {"source": path.name}
         for key, name in (("licence", "general.license"), ("model", "general.name")):
             if isinstance(self._facts.get(name), str):
                 self.card[key] = self._facts[name]
+
+    def sha256(self) -> str:
+        """As `Source.sha256`."""
+        return digest_of([self._path])
 
     @property
     def names(self) -> set[str]:
@@ -136,7 +141,7 @@ class GgufFile(Source):
             else:
                 strings.append(tokens.plain(text) if of == _USER_DEFINED else spell(text))
         weak = {i for i, of in enumerate(types) if of == _BYTE}
-        begin = self._begin(texts)
+        begin = self._begin(texts, strings)
         if kind == "gpt2":
             tokenizer = self._byte_level(texts)
         else:
@@ -217,13 +222,14 @@ class GgufFile(Source):
             config["no_rope_layer_interval"] = 4
         return config
 
-    def _begin(self, texts: list[str]) -> int:
-        """The token that begins a text: BOS if the tokenizer adds it, else <|endoftext|>, else EOS."""
+    def _begin(self, texts: list[str], strings: list[bytes]) -> int:
+        """The token that begins a text, as `tokens` says."""
         get = self._facts.get
         bos, eos = get("tokenizer.ggml.bos_token_id"), get("tokenizer.ggml.eos_token_id")
         adds = get("tokenizer.ggml.add_bos_token", get("tokenizer.ggml.model") == "llama")
         end = texts.index("<|endoftext|>") if "<|endoftext|>" in texts else None
-        order = [bos if adds else None, end, eos, bos]
+        newline = strings.index(b"\n") if b"\n" in strings else None
+        order = [bos if adds else None, newline, end, eos, bos]
         chosen = next((i for i in order if type(i) is int and 0 <= i < len(texts)), None)
         if chosen is None:
             raise Unsupported("names no token that begins or ends a text")

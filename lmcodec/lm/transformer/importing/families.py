@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import ConfigError, Corrupt, Unsupported
-from lmcodec.lm.importing.rotary import number, rotary, single
+from lmcodec.lm.transformer.importing.rotary import CONTEXT, number, rotary, single
 from lmcodec.lm.transformer.shape import TransformerConfig
 
 FAMILIES = {
@@ -84,9 +84,9 @@ def plan(config: dict[str, Any], window: int | None = None, sinks: int | None = 
         ConfigError: the window is larger than the model's.
     """
     kind = config.get("model_type")
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise Unsupported(f"model_type {str(kind)[:40]!r} is not known; known are {', '.join(FAMILIES)}")
-    classes = config.get("architectures") or []
+    classes = _list(config, "architectures")
     if classes and not str(classes[0]).endswith("ForCausalLM"):
         raise Unsupported(
             f"is a {str(classes[0])[:60]}, which predicts no next tokens (expected a ...ForCausalLM)"
@@ -112,7 +112,7 @@ def plan(config: dict[str, Any], window: int | None = None, sinks: int | None = 
     if without and score != 1:
         raise Unsupported("scales its rotated scores and has layers without rotation, which is not known")
     groups = config.get("num_key_value_heads")
-    with localcontext(prec=60):
+    with localcontext(CONTEXT):
         to_log2 = 256 / Decimal(2).ln()
         score_scale = single(to_log2 / Decimal(head_dim).sqrt() * score)
         logit_scale = single(to_log2)
@@ -143,6 +143,18 @@ def _integer(config: dict[str, Any], name: str) -> int:
     return value
 
 
+def _list(config: dict[str, Any], name: str) -> list[Any]:
+    """A list of config.json, empty if it has none.
+
+    Raises:
+        Corrupt: it is something else.
+    """
+    value = config.get(name)
+    if value is not None and not isinstance(value, list):
+        raise Corrupt(f"config.json: {name} is no list")
+    return value or []
+
+
 def _rope(config: dict[str, Any]) -> dict[str, Any]:
     """Theta and scaling, wherever a version of transformers writes them."""
     found: dict[str, Any] = {"rope_theta": config.get("rope_theta") or 10000.0}
@@ -167,7 +179,7 @@ def _window(config: dict[str, Any], asked: int | None) -> int:
     slides = config.get("sliding_window")
     if config.get("use_sliding_window", config.get("model_type") == "mistral") is False:
         slides = None
-    kinds = set(config.get("layer_types") or [])
+    kinds = set(map(str, _list(config, "layer_types")))
     if kinds - {"full_attention", "sliding_attention"}:
         raise Unsupported(f"has layers of {str(min(kinds))[:40]!r}, which are not known")
     if kinds == {"full_attention"}:

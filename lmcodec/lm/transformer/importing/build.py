@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import Corrupt, LmcodecError
-from lmcodec.lm.importing.families import Plan, plan
-from lmcodec.lm.importing.quantise import linear
-from lmcodec.lm.importing.source import Source
-from lmcodec.lm.importing.tokens import Tokens
+from lmcodec.lm.transformer.importing.families import Plan, plan
+from lmcodec.lm.transformer.importing.quantise import linear
+from lmcodec.lm.transformer.importing.source import Source, open_source
+from lmcodec.lm.transformer.importing.tokens import Tokens
 from lmcodec.lm.transformer.model import LARGEST, SMALLEST, Layer, Linear, TransformerModel
 from lmcodec.lm.transformer.shape import TransformerConfig
 from lmcodec.lm.vocab import Vocabulary
@@ -27,6 +27,42 @@ class Imported:
 
     model: TransformerModel
     tokenizer: dict[str, Any] | None
+
+
+@dataclass(frozen=True)
+class _File:
+    """As `kinds.ImportedFile`."""
+
+    imported: Imported
+
+    @property
+    def model_id(self) -> str:
+        return self.imported.model.model_id
+
+    @property
+    def has_tokenizer(self) -> bool:
+        return self.imported.tokenizer is not None
+
+    def pack(self) -> list[Any]:
+        from lmcodec.lm.transformer import file
+
+        return file.pack(self.imported.model, self.imported.tokenizer)
+
+
+def import_source(
+    source: str,
+    *,
+    download: bool = False,
+    revision: str | None = None,
+    window: int | None = None,
+    sinks: int | None = None,
+    mixer: bytes = b"",
+    card: dict[str, Any] | None = None,
+    progress: Progress = lambda done, total: None,
+) -> _File:
+    """As `kinds.Importer.import_source`."""
+    opened = open_source(source, download, revision)
+    return _File(import_model(opened, window, sinks, mixer, card, progress))
 
 
 def import_model(
@@ -84,7 +120,7 @@ def _import(
     layers = tuple(_layer(source, config, i, counted) for i in range(config.n_layer))
     norm = _vector(source, "model.norm.weight", config.dim)
     options = {"window": config.window, "sinks": config.sinks}
-    full_card = {**source.card, "note": NOTE, "options": options, **card}
+    full_card = {**source.card, "sha256": source.sha256(), "note": NOTE, "options": options, **card}
     model = TransformerModel(
         config, Vocabulary(strings), embed, layers, norm, head, planned.rotary, mixer, full_card
     )
