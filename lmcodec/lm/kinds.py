@@ -149,6 +149,11 @@ class Header(ABC):
         """What the model takes in memory at most, while it is loaded too; without vocabulary and profiles."""
 
     @property
+    def block_nbytes(self) -> int:
+        """What a session takes for each block at work, whatever its streams, beside a few MB."""
+        return 0
+
+    @property
     def outside_memory_nbytes(self) -> int:
         """As `memory_nbytes` where another executor computes: float32 in torch, int32 while NumPy multiplies.
 

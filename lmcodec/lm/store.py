@@ -435,7 +435,7 @@ def _load(source: Source, memory_limit: int | None, executor: str) -> Model:
     found = profiles.result()
     own_nbytes = header.memory_nbytes if executor == KERNEL else header.outside_memory_nbytes
     nbytes = own_nbytes + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
-    session_nbytes = 0 if executor == KERNEL else header.outside_block_nbytes
+    session_nbytes = header.block_nbytes if executor == KERNEL else header.outside_block_nbytes
     return Model(
         source.path,
         source.number,

@@ -94,7 +94,25 @@ class Header(kinds.Header):
         """As `kinds.Header.stream_nbytes`."""
         from lmcodec.lm.transformer.native import session_memory_nbytes
 
-        return session_memory_nbytes(self.config, 1, True)
+        return session_memory_nbytes(self.config, 2, True) - session_memory_nbytes(self.config, 1, True)
+
+    @property
+    def block_nbytes(self) -> int:
+        """As `kinds.Header.block_nbytes`: many positions on their way through the layers."""
+        from lmcodec.lm.transformer.native import session_memory_nbytes
+
+        return session_memory_nbytes(self.config, 1, True) - self.stream_nbytes
+
+    @property
+    def outside_memory_nbytes(self) -> int:
+        """As `kinds.Header.outside_memory_nbytes`: coded, as decoded, and in float32."""
+        return self.sections["weights"] + 5 * self.n_weight
+
+    @property
+    def outside_block_nbytes(self) -> int:
+        """As `kinds.Header.outside_block_nbytes`: logits and what comes of them, scores of a window."""
+        c = self.config
+        return 1024 * (24 * c.vocab_size + 40 * c.n_head * (c.window + c.sinks))
 
     def describe(self) -> str:
         """As `kinds.Header.describe`."""
@@ -182,12 +200,12 @@ class LoadedModel(kinds.LoadedModel):
 
     def outside(self, executor: str) -> LanguageModel:
         """As `kinds.LoadedModel.outside`."""
-        from lmcodec.lm.transformer.executors import Reference
+        from lmcodec.lm.transformer.executors import Reference, Torch
 
-        if executor != "numpy":
-            raise ConfigError(f"executor {executor} computes no imported models yet; kernel and numpy do")
-        self._check_definition()
-        return Reference(self.model)
+        if executor == "numpy":
+            self._check_definition()
+            return Reference(self.model)
+        return Torch(self.model, "cuda" if executor == "torch-cuda" else "cpu", self.known)
 
     def checks(self) -> list[tuple[str, Callable[[], None]]]:
         """As `kinds.LoadedModel.checks`."""
@@ -197,8 +215,14 @@ class LoadedModel(kinds.LoadedModel):
         def native(isa: str) -> None:
             NativeTransformer(self.model, isa).self_test(self.known)
 
+        def torch(device: str) -> None:
+            from lmcodec.lm.transformer.executors import Torch
+
+            Torch(self.model, device, self.known)
+
         found = [("definition", self._check_definition)]
-        return found + [(f"kernel, {isa}", partial(native, isa)) for isa in _kernel.network_isas()]
+        found += [(f"kernel, {isa}", partial(native, isa)) for isa in _kernel.network_isas()]
+        return [*found, *((f"torch, {device}", partial(torch, device)) for device in kinds.torch_devices())]
 
     def _check_definition(self) -> None:
         found = compute_known_answer(self.model)
