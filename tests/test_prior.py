@@ -64,3 +64,21 @@ def test_wrong_specification_is_named(tmp_path: Path, tiny_corpora: Path) -> Non
             ["train", "profile", str(spec), str(tmp_path / "o"), "--corpora", str(tiny_corpora)],
             catch_exceptions=False,
         )
+
+
+def test_pieces_of_a_size_and_in_all(tiny_corpora: Path) -> None:
+    everything = prior.sample(tiny_corpora, 3)
+    some = prior.sample(tiny_corpora, 3, nbytes=5000, piece_nbytes=1500)
+    assert some == [piece[:1500] for piece in everything[: len(some)]]
+    assert sum(map(len, some[:-1])) < 5000 <= sum(map(len, some))
+
+
+def test_a_state_is_learned_on(tmp_path: Path) -> None:
+    """Two texts at once, or the second after what the first has left."""
+    path = tmp_path / "spec.toml"
+    path.write_text(SPEC, encoding="utf-8")
+    spec = read_toml(path)
+    texts = [b"one two three four five six seven eight. " * 40, b"<a href='x'>y</a>\n" * 60]
+    both = prior.learn(spec, texts)
+    assert (prior.learn(spec, texts[1:], begin=prior.learn(spec, texts[:1])) == both).all()
+    assert (prior.learn(spec, texts[1:]) != both).any()

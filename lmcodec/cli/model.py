@@ -12,6 +12,7 @@ from typing import Any
 
 import click
 
+from lmcodec import models
 from lmcodec.cli.safe_file import write_file
 from lmcodec.cli.table import table
 from lmcodec.errors import ConfigError, LmcodecError, one_line
@@ -129,19 +130,10 @@ def export(
     vocab: Path | None,
 ) -> None:
     """Make a model file of CHECKPOINT, the folder of a run or of its export."""
-    if mixer and mixer_from:
-        raise ConfigError("--mixer and --mixer-from exclude each other")
     entries = dict(map(_entry, card))
+    profiles = _profiles(mixer, mixer_from)
     from lmcodec.lm import kinds
-    from lmcodec.lm.sections import MAX_MIXER_NBYTES
 
-    profiles = b"".join(_read_profile(path, MAX_MIXER_NBYTES) for path in mixer)
-    if mixer_from:
-        profiles = kinds.open_file(store.find(mixer_from).path).mixer
-    if profiles:
-        from lmcodec.profile import parse_all
-
-        parse_all(profiles, "--mixer" if mixer else str(mixer_from))
     try:
         import torch  # noqa: F401
     except ImportError:
@@ -159,6 +151,28 @@ def export(
         click.echo("It holds no profile of the context models: only --method lm compresses with it.")
 
 
+def _profiles(files: tuple[Path, ...], model: str | None) -> bytes:
+    """Profiles of the context models: those in files, or those of a model.
+
+    Raises:
+        ConfigError: both are asked for.
+        LmcodecError: one is not there, or is none.
+    """
+    if files and model:
+        raise ConfigError("--mixer and --mixer-from exclude each other")
+    from lmcodec.lm import kinds
+    from lmcodec.lm.sections import MAX_MIXER_NBYTES
+    from lmcodec.profile import parse_all
+
+    if model:
+        profiles = kinds.open_file(store.find(model).path).mixer
+    else:
+        profiles = b"".join(_read_profile(path, MAX_MIXER_NBYTES) for path in files)
+    if profiles:
+        parse_all(profiles, str(model) if model else "--mixer")
+    return profiles
+
+
 @model.command("import")
 @click.argument("source", metavar="SOURCE")
 @click.option("-o", "--output", type=click.Path(path_type=Path), metavar="FILE", help="Where it goes.")
@@ -166,10 +180,13 @@ def export(
 @click.option("--window", type=click.IntRange(16, 16368), help="Tokens that attention sees (default: 1024).")
 @click.option("--sinks", type=click.IntRange(0, 16), help="First tokens that it sees always (default: 4).")
 @click.option(
-    "--mixer-from",
-    metavar="FILE|NAME",
-    help="Whose profiles of the context models it begins with (default: base).",
+    "--mixer",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    metavar="FILE",
+    help="A profile of the context models beside it (default: the one shipped for imported models).",
 )
+@click.option("--mixer-from", metavar="FILE|NAME", help="Take the profiles of another model.")
 @click.option("--download", is_flag=True, help="Fetch a model of the Hugging Face hub.")
 @click.option("--revision", metavar="REVISION", help="Of a model of the hub.")
 def import_model(
@@ -178,6 +195,7 @@ def import_model(
     name: str | None,
     window: int | None,
     sinks: int | None,
+    mixer: tuple[Path, ...],
     mixer_from: str | None,
     download: bool,
     revision: str | None,
@@ -195,7 +213,8 @@ def import_model(
         name = name or folder.name_of(source)
         folder.check_name(name, [shipped.name for shipped in store.SHIPPED.values()])
         output = folder.path() / f"{name}{folder.SUFFIX}"
-    mixer = kinds.open_file(store.find(mixer_from or "base").path).mixer
+    shipped_profile = Path(models.__file__).with_name(models.IMPORTED_PROFILE)
+    profiles = _profiles(mixer or (() if mixer_from else (shipped_profile,)), mixer_from)
     shown = sys.stderr.isatty()
 
     def progress(done: int, total: int) -> None:
@@ -208,7 +227,7 @@ def import_model(
         revision=revision,
         window=window,
         sinks=sinks,
-        mixer=mixer,
+        mixer=profiles,
         card={"name": name or output.stem},
         progress=progress,
     )

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from lmcodec.cli.lmz import Size
+
 
 class _TrainGroup(click.Group):
     """A group in which `train CONFIG.toml` means `train run CONFIG.toml`."""
@@ -126,19 +128,33 @@ def vocab(out: Path, size: int, sample_mb: int, seed: int, corpora: Path | None)
 @click.option(
     "--model", help="Name or file of the language model beside it, if the profile has one (lm = 1)."
 )
+@click.option(
+    "--begin-from", metavar="FILE|NAME", help="Model whose first profile, of the same SPEC, is learned on."
+)
+@click.option("--nbytes", type=Size(1 << 10), help="Of text, at most, in pieces of 16 KiB (default: all).")
 @click.option("--seed", type=int, default=11, show_default=True, help="Of the choice of documents.")
 @click.option(
     "--corpora", type=click.Path(path_type=Path), help="Folder with train/ (default: LMCODEC_CORPORA)."
 )
-def profile(spec: Path, out: Path, model: str | None, seed: int, corpora: Path | None) -> None:
+def profile(
+    spec: Path,
+    out: Path,
+    model: str | None,
+    begin_from: str | None,
+    nbytes: int | None,
+    seed: int,
+    corpora: Path | None,
+) -> None:
     """Learn what a profile of the context mixer begins with, and write its file to OUT.
 
     SPEC is a TOML file such as lmcodec/train/configs/profile-fast.toml. A profile for blocks with a language
     model (profile-lm-fast.toml) is learned with its --model, and goes into that model's file: lmcodec model
-    export --mixer.
+    export --mixer, or lmcodec model import --mixer. With a large model, --begin-from base and --nbytes 3M
+    take minutes instead of hours.
     """
     from hashlib import sha256
 
+    from lmcodec import _kernel
     from lmcodec.errors import ConfigError
     from lmcodec.lm import store
     from lmcodec.profile import build, pack
@@ -156,9 +172,15 @@ def profile(spec: Path, out: Path, model: str | None, seed: int, corpora: Path |
             + ("--model is not for it" if model else "name the language model with --model")
         )
     loaded = store.load(store.find(model)) if model else None
-    pieces = sample(corpora, seed)
+    begin = None
+    if begin_from is not None:
+        beginning = store.load(store.find(begin_from))
+        if not beginning.profiles or beginning.profiles[0].spec != wanted:
+            raise ConfigError(f"--begin-from {begin_from}: has no first profile of this specification")
+        begin = _kernel.TokenCoder(beginning.coding, beginning.profiles[0].kernel).learned
+    pieces = sample(corpora, seed, nbytes, None if nbytes is None else 16 << 10)
     click.echo(f"{len(pieces)} pieces of text, {sum(map(len, pieces)):,} bytes")
-    data = pack(wanted, learn(wanted, pieces, loaded))
+    data = pack(wanted, learn(wanted, pieces, loaded, begin))
     out.write_bytes(data)
     click.echo(f"{out}: {len(data):,} bytes, SHA-256 {sha256(data).hexdigest()}")
 

@@ -6,3 +6,6 @@ PROFILES: dict[int, tuple[str, str]] = {
     2: ("strong", "5ac41f437e8e09d4eeb6"),
     3: ("fast", "0df3ac80660ed519597f"),
 }
+
+# What imported models begin with unless told otherwise: profile `lm-strong`, learned beside SmolLM2-135M.
+IMPORTED_PROFILE = "imported.lmp"

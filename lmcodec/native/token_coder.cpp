@@ -32,9 +32,14 @@ void for_each_decision(const TokenTrie& trie, const std::uint8_t* bytes, std::ui
   }
 }
 
-// Returns when that job of the session's is done, and takes a part of its products meanwhile.
+// Returns when that job of the session's is done, and takes a part of its products meanwhile. Where there is none to take
+// for a while, it rests and asks again: a large model's positions take a tenth of a second.
 void wait_lending(Worker& worker, std::uint64_t ticket, LmSession& session) {
-  session.lend([&worker, ticket] { return worker.done(ticket); });
+  constexpr std::chrono::microseconds kRest{100};
+  while (!worker.done(ticket)) {
+    session.lend([&worker, ticket] { return worker.done(ticket); });
+    if (!worker.done(ticket)) worker.wait_for(ticket, kRest);
+  }
   worker.wait(ticket);
 }
 

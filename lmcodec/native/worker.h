@@ -2,6 +2,7 @@
 #pragma once
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -45,6 +46,12 @@ class Worker {
 
   // Whether that job is done.
   bool done(std::uint64_t ticket) const { return done_.load(std::memory_order_acquire) >= ticket; }
+
+  // Returns when that job is done, or after that time.
+  void wait_for(std::uint64_t ticket, std::chrono::microseconds time) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    ended_.wait_for(lock, time, [this, ticket] { return done_.load(std::memory_order_relaxed) >= ticket; });
+  }
 
   // Returns when that job is done; throws what a job threw. A job takes a fraction of a millisecond: asking a while costs
   // less than sleeping.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,8 +36,16 @@ N_DOCUMENT = {
 _DECISIONS_PER_CALL = 1 << 18
 
 
-def sample(folder: Path | None = None, seed: int = 11) -> list[bytes]:
+def sample(
+    folder: Path | None = None, seed: int = 11, nbytes: int | None = None, piece_nbytes: int | None = None
+) -> list[bytes]:
     """Pieces of 2 to 128 KiB of documents that are not held out, seven of ten from their start, shuffled.
+
+    Args:
+        folder: of the corpora.
+        seed: of the choice.
+        nbytes: of all pieces together, at most (but for the last one); None for all.
+        piece_nbytes: of each piece, at most.
 
     Raises:
         ModelNotFound, Corrupt: as `corpus.category_files`, `corpus.documents`.
@@ -51,24 +60,34 @@ def sample(folder: Path | None = None, seed: int = 11) -> list[bytes]:
             if len(document) > 2000 and document_hash(document) >= VALIDATION_SHARE
         ]
         for document in rng.sample(candidates, min(N_DOCUMENT[category], len(candidates))):
-            nbytes = int(2 ** rng.uniform(11, 17))
+            length = int(2 ** rng.uniform(11, 17))
             begin = 0
-            if rng.random() >= 0.7 and len(document) > nbytes:
-                begin = rng.randrange(len(document) - nbytes)
-            pieces.append(document[begin : begin + nbytes])
+            if rng.random() >= 0.7 and len(document) > length:
+                begin = rng.randrange(len(document) - length)
+            pieces.append(document[begin : begin + length])
     rng.shuffle(pieces)
-    return pieces
+    pieces = [piece[:piece_nbytes] for piece in pieces]
+    before = accumulate(map(len, pieces), initial=0)
+    return [piece for piece, n in zip(pieces, before, strict=False) if nbytes is None or n < nbytes]
 
 
-def learn(spec: dict[str, Any], pieces: Iterable[bytes], model: Model | None = None) -> np.ndarray:
+def learn(
+    spec: dict[str, Any],
+    pieces: Iterable[bytes],
+    model: Model | None = None,
+    begin: np.ndarray | None = None,
+) -> np.ndarray:
     """The learned state (n_learned,) uint32 of a profile (`lmcodec.profile.build`) after coding `pieces`.
 
     Args:
         spec: of the profile.
         pieces: texts, at least one.
         model: the language model that the profile mixes in, if its number `lm` is 1.
+        begin: (n_learned,) uint32, the state before the first piece; None for a neutral one.
     """
     profile = build(spec).kernel
+    if begin is not None:
+        profile.set_learned(begin)
     bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
     p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
     coder = _kernel.TokenCoder(model.coding, profile) if model else _kernel.BlockCoder(profile)
@@ -81,7 +100,7 @@ def learn(spec: dict[str, Any], pieces: Iterable[bytes], model: Model | None = N
                 pass
         else:
             assert model is not None
-            coder.begin_encode(block, model.vocabulary.segment(piece))
+            coder.begin_encode(block, model.segment(block), True)
             while coder.encode(bits, p16):
                 pass
         profile.set_learned(coder.learned)
