@@ -51,7 +51,7 @@ class Profile:
     cells_at: int
     def set_learned(self, values: np.ndarray) -> None: ...
 
-class BlockCoder:
+class BlockLoop:
     def __init__(
         self, profile: Profile, streams: int = 1, groups: int = 1, isa: str = "", enlarge: int = 0
     ) -> None: ...
@@ -217,7 +217,7 @@ class TokenCoding:
         self, model: LanguageModel, strings: np.ndarray, offsets: np.ndarray, log2: np.ndarray
     ) -> None: ...
 
-class TokenCoder:
+class TokenLoop:
     def __init__(
         self,
         coding: TokenCoding,

@@ -52,7 +52,7 @@ class _Engine:
     """
 
     between_calls: Callable[[], object] | None = None
-    _loop: _kernel.BlockCoder | _kernel.TokenCoder
+    _loop: _kernel.BlockLoop | _kernel.TokenLoop
     position: int
     _cancel: _kernel.Cancel | None = None
 
@@ -122,10 +122,10 @@ class Engine(_Engine):
         isa: str | None = None,
     ) -> None:
         loaded = load(profile) if isinstance(profile, int) else profile
-        self._loop: _kernel.BlockCoder
+        self._loop: _kernel.BlockLoop
         self.helped = False
         self.position = 0
-        self._loop = _kernel.BlockCoder(loaded.kernel, streams, groups, _mixing_isa(isa), enlarge)
+        self._loop = _kernel.BlockLoop(loaded.kernel, streams, groups, _mixing_isa(isa), enlarge)
 
     def reset(self, tables_nbytes: int = 0) -> None:
         """Forget everything: the next block is independent.
@@ -218,11 +218,11 @@ class LmEngine(_Engine):
     ) -> None:
         chosen = model.profile(profile) if isinstance(profile, int) else profile
         kernel = None if chosen is None else chosen.kernel
-        self._loop: _kernel.TokenCoder
+        self._loop: _kernel.TokenLoop
         self._segment, self._streams = model.segment, streams
         self.helped = False
         self.position = 0
-        self._loop = _kernel.TokenCoder(model.coding, kernel, streams, groups, _mixing_isa(isa), enlarge)
+        self._loop = _kernel.TokenLoop(model.coding, kernel, streams, groups, _mixing_isa(isa), enlarge)
 
     def reset(self, tables_nbytes: int = 0) -> None:
         """As `Engine.reset`."""

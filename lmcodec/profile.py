@@ -80,7 +80,7 @@ def build(spec: dict[str, Any], max_learned: int = MAX_LEARNED) -> Profile:
 
 
 def pack(spec: dict[str, Any], learned: np.ndarray, count_limit: int = 255) -> bytes:
-    """The file of a profile that begins with `learned` (n_learned,) uint32, as BlockCoder.learned gives it.
+    """The file of a profile that begins with `learned` (n_learned,) uint32, as BlockLoop.learned gives it.
 
     Probabilities are kept to 16 bits, counts up to `count_limit`, weights to 12 bits behind the point.
 

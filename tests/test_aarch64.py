@@ -16,7 +16,7 @@ EMULATOR = "qemu-aarch64"
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "name", ["test_kernel_builds", "test_native_network", "test_token_coder", "test_transformer_kernel"]
+    "name", ["test_kernel_builds", "test_native_network", "test_token_loop", "test_transformer_kernel"]
 )
 def test_same_integers(name: str) -> None:
     missing = [tool for tool in (COMPILER, EMULATOR) if not shutil.which(tool)]

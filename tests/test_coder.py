@@ -269,7 +269,7 @@ SMALL = profile.build(
 
 def stepwise(nbytes: int, decoder: Any) -> tuple[bytes, list[int], bool]:
     """The block as a decoder outside the kernel reads it, the probabilities met, whether it got through."""
-    block = _kernel.BlockCoder(SMALL.kernel)
+    block = _kernel.BlockLoop(SMALL.kernel)
     block.begin(nbytes)
     out, seen = bytearray(nbytes), []
     while not block.done:
@@ -283,7 +283,7 @@ def stepwise(nbytes: int, decoder: Any) -> tuple[bytes, list[int], bool]:
 
 
 def in_kernel(payload: bytes, nbytes: int) -> tuple[bytes, bool]:
-    block = _kernel.BlockCoder(SMALL.kernel)
+    block = _kernel.BlockLoop(SMALL.kernel)
     block.begin(nbytes)
     out = np.zeros(nbytes, np.uint8)
     block.load(np.frombuffer(payload, np.uint8))
@@ -292,7 +292,7 @@ def in_kernel(payload: bytes, nbytes: int) -> tuple[bytes, bool]:
 
 
 def encoded(data: bytes) -> bytes:
-    block, encoder = _kernel.BlockCoder(SMALL.kernel), coder.Encoder()
+    block, encoder = _kernel.BlockLoop(SMALL.kernel), coder.Encoder()
     block.begin(len(data))
     bits, p16 = np.empty(8 * len(data), np.uint8), np.empty(8 * len(data), np.uint16)
     encoder.encode(bits[: block.encode(np.frombuffer(data, np.uint8), bits, p16)], p16)

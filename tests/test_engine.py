@@ -458,7 +458,7 @@ def test_arguments_out_of_range() -> None:
 
 
 def test_the_block_coder_refuses_misuse() -> None:
-    block = _kernel.BlockCoder(loaded(1).kernel)
+    block = _kernel.BlockLoop(loaded(1).kernel)
     bits, p16, three = np.empty(99, np.uint8), np.empty(99, np.uint16), np.zeros(3, np.uint8)
     for call in (
         lambda: block.p,
@@ -480,7 +480,7 @@ def test_the_block_coder_refuses_misuse() -> None:
     with pytest.raises(ValueError):
         block.push(0)
     with pytest.raises(ValueError):
-        _kernel.BlockCoder(loaded(1).kernel, isa="sse9")
+        _kernel.BlockLoop(loaded(1).kernel, isa="sse9")
 
 
 @pytest.mark.parametrize("which", profile.FROZEN)
@@ -492,7 +492,7 @@ def test_parts_of_any_size_are_encoded_alike(which: int, streams: int) -> None:
 
     def encode(n_called: int, n_pushed: int) -> list[tuple[int, int, int]]:
         """Offset, bit and probability of all decisions: up to so many by one call, then pushed, in turns."""
-        block = _kernel.BlockCoder(loaded(which).kernel, streams)
+        block = _kernel.BlockLoop(loaded(which).kernel, streams)
         block.begin(len(data))
         decisions: list[tuple[int, int, int]] = []
         n_bit = [0] * len(data)  # of each byte, so far
@@ -518,7 +518,7 @@ def test_parts_of_any_size_are_encoded_alike(which: int, streams: int) -> None:
 
 @pytest.mark.parametrize("which", profile.FROZEN)
 def test_a_block_whose_bytes_change_while_it_is_encoded_is_lost(which: int) -> None:
-    block = _kernel.BlockCoder(loaded(which).kernel)
+    block = _kernel.BlockLoop(loaded(which).kernel)
     bits, p16 = np.empty(21, np.uint8), np.empty(21, np.uint16)
     data = np.frombuffer(b"abc", np.uint8)
     for changed in (data ^ 1, data ^ 16):
@@ -584,7 +584,7 @@ def data_nbytes():
 number, nbytes, streams, enlarge = map(int, sys.argv[1:])
 kernel = profile.load(number).kernel
 before = data_nbytes()
-coder = _kernel.BlockCoder(kernel, streams, 1, "", enlarge)
+coder = _kernel.BlockLoop(kernel, streams, 1, "", enlarge)
 coder.begin(nbytes)
 print(data_nbytes() - before, _kernel.mixer_memory_nbytes(kernel, nbytes, streams, False, enlarge))
 """

@@ -21,14 +21,14 @@ from lmcodec.lm.vocab import Vocabulary
 TEXT = b"The quick brown fox jumps over the lazy dog. " * 9 + bytes(range(256))
 
 
-def token_coder(
+def token_loop(
     model: IntegerModel, network: _kernel.LanguageModel, streams: int, groups: int
-) -> _kernel.TokenCoder:
+) -> _kernel.TokenLoop:
     coding = _kernel.TokenCoding(network, *model.vocabulary.flat(), tables.log2())
-    return _kernel.TokenCoder(coding, None, streams, groups)
+    return _kernel.TokenLoop(coding, None, streams, groups)
 
 
-def decisions_of(coder: _kernel.TokenCoder, model: IntegerModel, streams: int) -> tuple[bytes, bytes]:
+def decisions_of(coder: _kernel.TokenLoop, model: IntegerModel, streams: int) -> tuple[bytes, bytes]:
     """Bits and probabilities of TEXT."""
     borders = [s * len(TEXT) // streams for s in range(streams + 1)]
     pieces = [model.vocabulary.segment(TEXT[a:b]) for a, b in pairwise(borders)]
@@ -39,7 +39,7 @@ def decisions_of(coder: _kernel.TokenCoder, model: IntegerModel, streams: int) -
     return bits[:n].tobytes(), p16[:n].tobytes()
 
 
-def decode_with(coder: _kernel.TokenCoder, bits: bytes, p16: bytes) -> bytes:
+def decode_with(coder: _kernel.TokenLoop, bits: bytes, p16: bytes) -> bytes:
     """TEXT from its bits, the probabilities compared on the way."""
     out = np.zeros(len(TEXT), np.uint8)
     coder.begin_decode(out, np.zeros(0, np.uint8))
@@ -66,10 +66,10 @@ def test_frames_are_those_of_the_kernel(
     else:
         outside = Reference(model)
     inside = NativeNetwork(model).kernel
-    bits, p16 = decisions_of(token_coder(model, inside, streams, groups), model, streams)
+    bits, p16 = decisions_of(token_loop(model, inside, streams, groups), model, streams)
     made = external(outside)
-    assert decisions_of(token_coder(model, made, streams, groups), model, streams) == (bits, p16)
-    assert decode_with(token_coder(model, made, streams, groups), bits, p16) == TEXT
+    assert decisions_of(token_loop(model, made, streams, groups), model, streams) == (bits, p16)
+    assert decode_with(token_loop(model, made, streams, groups), bits, p16) == TEXT
 
 
 @pytest.mark.parametrize("streams", [1, 3])
@@ -91,7 +91,7 @@ def test_a_vocabulary_beyond_16_bits(model: IntegerModel, streams: int) -> None:
     coding = _kernel.TokenCoding(external(scripted), *vocabulary.flat(), tables.log2())
     lm_profile = store.load(store.find("base")).profiles[0].kernel
     for profile in (None, lm_profile):
-        coder = _kernel.TokenCoder(coding, profile, streams, 1)
+        coder = _kernel.TokenLoop(coding, profile, streams, 1)
         coder.begin_encode(data, tokens)
         bits, p16 = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.uint16)
         n = coder.encode(bits, p16)
@@ -131,11 +131,11 @@ def test_a_model_of_ten_lines(model: IntegerModel) -> None:
     """Sessions need no more than begin() and step(); start tokens are the model's."""
     v = len(model.vocabulary)
     scripted = Scripted(model, np.arange(v, dtype=np.int32) % 700)
-    bits, p16 = decisions_of(token_coder(model, external(scripted), 2, 1), model, 2)
+    bits, p16 = decisions_of(token_loop(model, external(scripted), 2, 1), model, 2)
     assert scripted.begun == [(0, False), (1, True)]
     assert scripted.first is not None
     assert scripted.first.tolist() == [v, v + 7]
-    assert decode_with(token_coder(model, external(scripted), 2, 1), bits, p16) == TEXT
+    assert decode_with(token_loop(model, external(scripted), 2, 1), bits, p16) == TEXT
 
 
 @pytest.mark.parametrize(
@@ -152,7 +152,7 @@ def test_wrong_logits_are_refused(
 ) -> None:
     if len(logits) == 300:
         logits = np.resize(logits, len(model.vocabulary))
-    coder = token_coder(model, external(Scripted(model, logits)), 1, 1)
+    coder = token_loop(model, external(Scripted(model, logits)), 1, 1)
     with pytest.raises(error, match=message):
         decisions_of(coder, model, 1)
     # The coder is as after a reset.
@@ -164,7 +164,7 @@ def test_an_error_of_the_model_comes_through(model: IntegerModel) -> None:
         def step(self, tokens: np.ndarray) -> np.ndarray:
             raise OSError("the device is gone")
 
-    coder = token_coder(model, external(Failing(model, np.zeros(1, np.int32))), 3, 1)
+    coder = token_loop(model, external(Failing(model, np.zeros(1, np.int32))), 3, 1)
     with pytest.raises(OSError, match="the device is gone"):
         decisions_of(coder, model, 3)
     with pytest.raises(OSError, match="the device is gone"):

@@ -198,7 +198,7 @@ class Replay:
 
 def check_probabilities(loaded: profile.Profile, blocks: list[bytes], n_stream: int, n_group: int) -> None:
     """The reference predicts what the kernel predicts, all along a chain of blocks."""
-    kernel = _kernel.BlockCoder(loaded.kernel, n_stream, n_group)
+    kernel = _kernel.BlockLoop(loaded.kernel, n_stream, n_group)
     kernel.begin(1)
     learned, n_map = kernel.learned, loaded.kernel.weights_at
     kernel.reset()
@@ -363,7 +363,7 @@ def test_token_decisions(lm_path: Path, number: int, name: str, shape: tuple[int
     """The reference predicts what the kernel predicts, along a chain of two blocks."""
     n_stream, n_group = shape
     loaded = store.load(store.find(lm_path))
-    kernel = _kernel.TokenCoder(loaded.coding, loaded.profile(number).kernel, n_stream, n_group)
+    kernel = _kernel.TokenLoop(loaded.coding, loaded.profile(number).kernel, n_stream, n_group)
     (start,) = reference.read_profiles(lm_profile_file(number))
     text = LM_INPUTS[name]
     middle = 0 if name == "ahead" else len(text) // 3

@@ -130,7 +130,7 @@ NAMES = [
 ]
 
 
-def decisions(block: _kernel.BlockCoder, data: bytes) -> tuple[np.ndarray, np.ndarray]:
+def decisions(block: _kernel.BlockLoop, data: bytes) -> tuple[np.ndarray, np.ndarray]:
     """bits and p16 of a block as the installed kernel codes it."""
     bits, p16 = np.empty(8 * len(data), np.uint8), np.empty(8 * len(data), np.uint16)
     block.begin(len(data))
@@ -142,7 +142,7 @@ def learned_file(driver: Driver, name: str, chosen: profile.Profile) -> str:
     """The state that coding begins with; the driver makes the neutral one itself."""
     if name.startswith("covering"):
         return "-"
-    block = _kernel.BlockCoder(chosen.kernel)
+    block = _kernel.BlockLoop(chosen.kernel)
     block.begin(1)
     return driver.file(block.learned.tobytes())
 
@@ -167,7 +167,7 @@ def test_the_same_integers(driver: Driver, name: str) -> None:
     files = [driver.file(part) for part in texts]
     isas = driver("isas").decode().split()
     for i, (streams, groups) in enumerate(SHAPES):
-        block = _kernel.BlockCoder(chosen.kernel, streams, groups)
+        block = _kernel.BlockLoop(chosen.kernel, streams, groups)
         parts = [decisions(block, part) for part in texts]
         expected = np.concatenate([p16.astype(np.uint32) << 1 | bits for bits, p16 in parts])
         for isa in isas if i == 0 else ["-"]:
@@ -213,7 +213,7 @@ def test_decoding_and_garbage(driver: Driver, name: str) -> None:
     chosen = PROFILES[name]()
     spec, learned = driver.profile(chosen.spec), learned_file(driver, name, chosen)
     for streams, groups in ((1, 1), (3, 2)):
-        block = _kernel.BlockCoder(chosen.kernel, streams, groups)
+        block = _kernel.BlockLoop(chosen.kernel, streams, groups)
         data = text(500, streams)
         encoder = coder.Encoder()
         encoder.encode(*decisions(block, data))

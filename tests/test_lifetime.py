@@ -317,7 +317,7 @@ def test_a_cancelled_engine_stops(model: Model, name: str, helped: bool, directi
     if direction == "decode":
         out = np.zeros(len(TEXT), np.uint8)
         words = np.frombuffer(payload, np.uint8)
-        if isinstance(coder, _kernel.TokenCoder):
+        if isinstance(coder, _kernel.TokenLoop):
             coder.begin_decode(out, words, helped)
         else:
             coder.begin(len(TEXT))
@@ -329,7 +329,7 @@ def test_a_cancelled_engine_stops(model: Model, name: str, helped: bool, directi
     flag.set()
     bits, p16 = np.zeros(1 << 20, np.uint8), np.zeros(1 << 20, np.uint16)
     code: Callable[[], object]
-    if isinstance(coder, _kernel.TokenCoder):
+    if isinstance(coder, _kernel.TokenLoop):
         code = partial(coder.decode, 1 << 20) if direction == "decode" else partial(coder.encode, bits, p16)
     elif direction == "decode":
         code = partial(coder.decode, out, 1 << 20)

@@ -95,7 +95,7 @@ def with_profiles(model: IntegerModel) -> IntegerModel:
     coding = _kernel.TokenCoding(network.kernel, np.frombuffer(strings, np.uint8), offsets, tables.log2())
     packed = []
     for spec in SPECS:
-        coder = _kernel.TokenCoder(coding, profile.build(spec).kernel)
+        coder = _kernel.TokenLoop(coding, profile.build(spec).kernel)
         coder.begin_encode(np.frombuffer(TEXT, np.uint8), model.vocabulary.segment(TEXT))
         bits, p16 = np.empty(1 << 16, np.uint8), np.empty(1 << 16, np.uint16)
         while coder.encode(bits, p16):

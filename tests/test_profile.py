@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_token_coder import coding
+from test_token_loop import coding
 
 from lmcodec import _kernel, codec, frame, profile
 from lmcodec.engine import Engine
@@ -32,7 +32,7 @@ TEXT = b"a profile, and the same profile again, and another profile\n" * 8
 
 def learned_of(loaded: profile.Profile) -> np.ndarray:
     """What a coder's state begins with."""
-    block = _kernel.BlockCoder(loaded.kernel)
+    block = _kernel.BlockLoop(loaded.kernel)
     block.begin(1)
     return block.learned
 
@@ -40,7 +40,7 @@ def learned_of(loaded: profile.Profile) -> np.ndarray:
 def trained(spec: dict[str, Any] = SPEC) -> np.ndarray:
     """A state that has seen some text."""
     loaded = profile.build(spec)
-    block = _kernel.BlockCoder(loaded.kernel)
+    block = _kernel.BlockLoop(loaded.kernel)
     block.begin(len(TEXT))
     block.encode(np.frombuffer(TEXT, np.uint8), np.empty(10**4, np.uint8), np.empty(10**4, np.uint16))
     return block.learned
@@ -338,7 +338,7 @@ def test_learned_state_of_token_ends() -> None:
 
 def lm_learned_of(loaded: profile.Profile) -> np.ndarray:
     """What a coder's state begins with."""
-    one = _kernel.TokenCoder(coding(), loaded.kernel)
+    one = _kernel.TokenLoop(coding(), loaded.kernel)
     one.begin_encode(np.zeros(1, np.uint8), np.zeros(1, np.uint32))
     return one.learned
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from test_lm_codec import NOISE, TEXT, _nothing_shipped, model_file  # noqa: F401
-from test_token_coder import ROOM, array, new_coder, tokens_of
+from test_token_loop import ROOM, array, new_coder, tokens_of
 
 from lmcodec import _kernel, codec, coder, engine, profile
 from lmcodec.codec import Compressor, compress, frame_info
@@ -99,8 +99,8 @@ def test_what_is_stored_was_tried() -> None:
     check_parts(found, {"choice"})
 
 
-def new_block_coder(streams: int, groups: int) -> _kernel.BlockCoder:
-    return _kernel.BlockCoder(profile.load(1).kernel, streams, groups)
+def new_block_coder(streams: int, groups: int) -> _kernel.BlockLoop:
+    return _kernel.BlockLoop(profile.load(1).kernel, streams, groups)
 
 
 @pytest.mark.parametrize(("streams", "groups"), [(1, 1), (3, 2), (4, 1)])
@@ -116,7 +116,7 @@ def test_a_clock_changes_nothing_that_is_coded(streams: int, groups: int, networ
             made.timed = timed
             assert made.timed == timed
             writer, bits, p16 = coder.Encoder(), np.empty(257, np.uint8), np.empty(257, np.uint16)
-            if isinstance(made, _kernel.TokenCoder):
+            if isinstance(made, _kernel.TokenLoop):
                 made.begin_encode(array(data), tokens_of(data, streams), True)
                 while n := made.encode(bits, p16):
                     writer.encode(bits[:n], p16[:n])
@@ -134,7 +134,7 @@ def test_a_clock_changes_nothing_that_is_coded(streams: int, groups: int, networ
         for data, payload, timed in zip(texts, payloads, clocks, strict=True):
             made.timed = timed
             out = np.zeros(len(data), np.uint8)
-            if isinstance(made, _kernel.TokenCoder):
+            if isinstance(made, _kernel.TokenLoop):
                 made.begin_decode(out, array(payload), True)
                 while not made.done:
                     assert made.decode(100)
@@ -218,7 +218,7 @@ def test_the_clock_knows_what_it_takes() -> None:
 @pytest.mark.parametrize("network", [False, True])
 def test_a_block_under_way_is_not_timed_from_its_middle_on(network: bool) -> None:
     made = new_coder() if network else new_block_coder(1, 1)
-    if isinstance(made, _kernel.TokenCoder):
+    if isinstance(made, _kernel.TokenLoop):
         made.begin_encode(array(TEXT), tokens_of(TEXT, 1))
         made.encode(np.empty(ROOM, np.uint8)[:10], np.empty(ROOM, np.uint16)[:10])
     else:

@@ -1,4 +1,4 @@
-// Codes blocks with a language model without Python, so that test_token_coder.py can compare builds of the kernel.
+// Codes blocks with a language model without Python, so that test_token_loop.py can compare builds of the kernel.
 //
 //   token_driver encode MODEL VOCABULARY PROFILE NETWORK_ISA MIXING_ISA STREAMS GROUPS [TEXT TOKENS]...
 //       codes a chain of blocks; writes u32 p << 1 | bit for every decision
@@ -25,7 +25,7 @@
 #include "driver_files.h"
 #include "lockstep.h"
 #include "recurrent.h"
-#include "token_coder.h"
+#include "token_loop.h"
 #include "token_trie.h"
 
 namespace {
@@ -63,7 +63,7 @@ std::vector<std::uint32_t> read_learned(Reader& file, const lmcodec::Profile& pr
   return learned;
 }
 
-void encode(lmcodec::TokenBlockCoder& coder, const char* text_path, const char* tokens_path) {
+void encode(lmcodec::TokenBlockLoop& coder, const char* text_path, const char* tokens_path) {
   Reader text_file(text_path), tokens_file(tokens_path);
   const std::size_t nbytes = text_file.left<std::uint8_t>(), n_token = tokens_file.left<std::uint32_t>();
   {
@@ -91,7 +91,7 @@ void encode(lmcodec::TokenBlockCoder& coder, const char* text_path, const char* 
   }
 }
 
-bool decode(lmcodec::TokenBlockCoder& coder, const char* payload_path, std::size_t nbytes) {
+bool decode(lmcodec::TokenBlockLoop& coder, const char* payload_path, std::size_t nbytes) {
   Reader file(payload_path);
   const std::size_t payload_nbytes = file.left<std::uint8_t>();
   const auto payload = file.array<std::uint8_t>(payload_nbytes);
@@ -145,17 +145,17 @@ int main(int argc, char** argv) {
   const lmcodec::TokenCoding coding = {*network, trie, lmcodec::TokenStretch(log2.get())};
   const int n_stream = std::atoi(argv[7]), n_group = std::atoi(argv[8]);
   std::vector<std::uint32_t> learned;  // kept by reference
-  std::unique_ptr<lmcodec::TokenBlockCoder> made;
+  std::unique_ptr<lmcodec::TokenBlockLoop> made;
   if (!std::strcmp(argv[4], "-")) {
-    made = std::make_unique<lmcodec::TokenBlockCoder>(coding, n_stream, n_group);
+    made = std::make_unique<lmcodec::TokenBlockLoop>(coding, n_stream, n_group);
   } else {
     Reader file(argv[4]);
     const lmcodec::Profile profile = read_profile(file);
     learned = read_learned(file, profile);
-    made = std::make_unique<lmcodec::TokenBlockCoder>(coding, profile, learned, n_stream, n_group);
+    made = std::make_unique<lmcodec::TokenBlockLoop>(coding, profile, learned, n_stream, n_group);
     if (!made->mixer()->use_isa(argv[6])) fail("no such instruction set");
   }
-  lmcodec::TokenBlockCoder& coder = *made;
+  lmcodec::TokenBlockLoop& coder = *made;
   for (int i = 9; i + 1 < argc; i += 2) {
     if (encodes)
       encode(coder, argv[i], argv[i + 1]);

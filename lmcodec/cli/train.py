@@ -177,7 +177,7 @@ def profile(
         beginning = store.load(store.find(begin_from))
         if not beginning.profiles or beginning.profiles[0].spec != wanted:
             raise ConfigError(f"--begin-from {begin_from}: has no first profile of this specification")
-        begin = _kernel.TokenCoder(beginning.coding, beginning.profiles[0].kernel).learned
+        begin = _kernel.TokenLoop(beginning.coding, beginning.profiles[0].kernel).learned
     pieces = sample(corpora, seed, nbytes, None if nbytes is None else 16 << 10)
     click.echo(f"{len(pieces)} pieces of text, {sum(map(len, pieces)):,} bytes")
     data = pack(wanted, learn(wanted, pieces, loaded, begin))

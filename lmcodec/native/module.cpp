@@ -117,10 +117,10 @@ std::unique_ptr<ProfileData> make_profile(const std::vector<std::vector<int>>& c
   return data;
 }
 
-// A block coder: shared tables, streams and their order. What Python sees of the context mixer.
-class BlockCoder {
+// A block loop: shared tables, streams and their order. What Python sees of the context mixer.
+class BlockLoop {
  public:
-  BlockCoder(const ProfileData& data, int n_stream, int n_group, const std::string& isa, int enlarge)
+  BlockLoop(const ProfileData& data, int n_stream, int n_group, const std::string& isa, int enlarge)
       : n_stream_(checked("streams", n_stream, 1, lmcodec::kStreamMax)),
         mixer_(lmcodec::enlarged(data.profile, enlarge), data.learned),
         lockstep_(mixer_, n_stream, checked("groups", n_group, 1, n_stream < 2 ? n_stream : 2)) {
@@ -129,7 +129,7 @@ class BlockCoder {
       throw nb::value_error(("this machine has no " + isa).c_str());
   }
 
-  // Starts a block. A fresh coder, or one after reset, forgets all that came before.
+  // Starts a block. A fresh one, or one after reset, forgets all that came before.
   void begin(std::uint32_t nbytes) {
     if (nbytes < static_cast<std::uint32_t>(n_stream_) || nbytes > lmcodec::kBlockMax)
       throw nb::value_error("a block has one byte a stream to 16 MiB");
@@ -332,27 +332,27 @@ NB_MODULE(_kernel, m) {
              self.learned = std::move(fresh);
            },
            nb::arg("values"), "Starting values: maps, then weights; see profile.h.");
-  nb::class_<BlockCoder>(m, "BlockCoder", "Context models and mixer over the streams of a block.")
+  nb::class_<BlockLoop>(m, "BlockLoop", "Context models and mixer over the streams of a block.")
       .def(nb::init<const ProfileData&, int, int, const std::string&, int>(), nb::arg("profile"), nb::arg("streams") = 1,
            nb::arg("groups") = 1, nb::arg("isa") = "", nb::arg("enlarge") = 0, nb::keep_alive<1, 2>())
-      .def("begin", &BlockCoder::begin, nb::arg("nbytes"))
-      .def("reset", &BlockCoder::reset)
-      .def("size_tables", &BlockCoder::size_tables, nb::arg("nbytes"))
-      .def("encode", &BlockCoder::encode, nb::arg("data"), nb::arg("bits"), nb::arg("p16"))
-      .def("trace", &BlockCoder::trace, nb::arg("data"), nb::arg("bits"), nb::arg("p16"), nb::arg("offset"))
-      .def("load", &BlockCoder::load, nb::arg("payload"))
-      .def("decode", &BlockCoder::decode, nb::arg("out"), nb::arg("n"))
-      .def("push", &BlockCoder::push, nb::arg("bit"))
-      .def("use_cancel", &BlockCoder::use_cancel, nb::arg("cancel").none())
-      .def_prop_ro("done", &BlockCoder::done)
-      .def_prop_ro("position", &BlockCoder::position)
-      .def_prop_ro("offset", &BlockCoder::offset)
-      .def_prop_ro("p", &BlockCoder::p)
-      .def_prop_rw("timed", &BlockCoder::timed, &BlockCoder::set_timed)
-      .def_prop_ro("times", &BlockCoder::times)
-      .def_prop_ro("clock_times", &BlockCoder::clock_times)
-      .def_prop_ro("learned", &BlockCoder::learned)
-      .def_prop_ro("isa", &BlockCoder::isa);
+      .def("begin", &BlockLoop::begin, nb::arg("nbytes"))
+      .def("reset", &BlockLoop::reset)
+      .def("size_tables", &BlockLoop::size_tables, nb::arg("nbytes"))
+      .def("encode", &BlockLoop::encode, nb::arg("data"), nb::arg("bits"), nb::arg("p16"))
+      .def("trace", &BlockLoop::trace, nb::arg("data"), nb::arg("bits"), nb::arg("p16"), nb::arg("offset"))
+      .def("load", &BlockLoop::load, nb::arg("payload"))
+      .def("decode", &BlockLoop::decode, nb::arg("out"), nb::arg("n"))
+      .def("push", &BlockLoop::push, nb::arg("bit"))
+      .def("use_cancel", &BlockLoop::use_cancel, nb::arg("cancel").none())
+      .def_prop_ro("done", &BlockLoop::done)
+      .def_prop_ro("position", &BlockLoop::position)
+      .def_prop_ro("offset", &BlockLoop::offset)
+      .def_prop_ro("p", &BlockLoop::p)
+      .def_prop_rw("timed", &BlockLoop::timed, &BlockLoop::set_timed)
+      .def_prop_ro("times", &BlockLoop::times)
+      .def_prop_ro("clock_times", &BlockLoop::clock_times)
+      .def_prop_ro("learned", &BlockLoop::learned)
+      .def_prop_ro("isa", &BlockLoop::isa);
   m.def("range_widths", &range_widths, nb::arg("bits"), nb::arg("p16"), nb::arg("range"), nb::arg("before"),
         nb::arg("after"), "Widths of the range coder's interval before and after each decision; returns the last one.");
   lmcodec::bind_mixer(m);

@@ -14,7 +14,7 @@
 #include "module_profile.h"
 #include "module_times.h"
 #include "module_vocabulary.h"
-#include "token_coder.h"
+#include "token_loop.h"
 
 namespace nb = nanobind;
 
@@ -60,18 +60,18 @@ class Coder {
     require(n_stream >= 1 && n_stream <= kSessionStreamMax, "streams are 1 to 128");
     require(n_group == 1 || (n_group == 2 && n_stream > 1), "groups are 1, or 2 with more than one stream");
     if (!data) {
-      coder_ = std::make_unique<TokenBlockCoder>(coding.coding, n_stream, n_group);
+      loop_ = std::make_unique<TokenBlockLoop>(coding.coding, n_stream, n_group);
       return;
     }
     require(data->profile.lm == 1, "this profile is for blocks without a language model");
-    coder_ = std::make_unique<TokenBlockCoder>(coding.coding, enlarged(data->profile, enlarge), data->learned, n_stream,
+    loop_ = std::make_unique<TokenBlockLoop>(coding.coding, enlarged(data->profile, enlarge), data->learned, n_stream,
                                                n_group);
-    if (!coder_->mixer()->use_isa(isa.empty() ? nullptr : isa.c_str()))
+    if (!loop_->mixer()->use_isa(isa.empty() ? nullptr : isa.c_str()))
       throw nb::value_error(("this machine has no " + isa).c_str());
   }
 
   void reset() {
-    coder_->reset();
+    loop_->reset();
     out_ = Output();
     payload_ = Bytes();
   }
@@ -79,7 +79,7 @@ class Coder {
   // Chains that begin from now on have tables as large as a first block of so many bytes asks for; 0: of its own.
   void size_tables(std::uint32_t nbytes) {
     require(nbytes <= 1u << 24, "tables are sized for 16 MiB at most");
-    coder_->size_tables(nbytes);
+    loop_->size_tables(nbytes);
   }
 
   void begin_encode(Bytes data, Tokens tokens, bool helped) {
@@ -98,20 +98,20 @@ class Coder {
       require(at == border, kOtherTokens);
     }
     require(t == tokens.size(), "there are more tokens than the streams have");
-    coder_->begin_encode(data.data(), nbytes, tokens.data(), tokens.size(), helped);
+    loop_->begin_encode(data.data(), nbytes, tokens.data(), tokens.size(), helped);
   }
 
   std::size_t encode(Output bits, Probabilities p16) {
-    require(coder_->encoding(), "no block is being encoded");
+    require(loop_->encoding(), "no block is being encoded");
     const GilReleased released;
-    return coder_->encode(bits.data(), p16.data(), std::min(bits.size(), p16.size()));
+    return loop_->encode(bits.data(), p16.data(), std::min(bits.size(), p16.size()));
   }
 
   std::size_t trace(Output bits, Probabilities p16, Places offset, Probabilities network_p16) {
-    require(coder_->encoding(), "no block is being encoded");
+    require(loop_->encoding(), "no block is being encoded");
     const GilReleased released;
     const std::size_t room = std::min({bits.size(), p16.size(), offset.size(), network_p16.size()});
-    return coder_->trace(bits.data(), p16.data(), offset.data(), network_p16.data(), room);
+    return loop_->trace(bits.data(), p16.data(), offset.data(), network_p16.data(), room);
   }
 
   void begin_decode(Output out, Bytes payload, bool helped) {
@@ -119,50 +119,50 @@ class Coder {
     out_ = out;  // shared, not copied
     payload_ = payload;
     const GilReleased released;
-    coder_->begin_decode(out.data(), nbytes, payload.data(), payload.size(), helped);
+    loop_->begin_decode(out.data(), nbytes, payload.data(), payload.size(), helped);
   }
 
   bool decode(std::size_t n) {
-    require(coder_->decoding(), "no block is being decoded");
+    require(loop_->decoding(), "no block is being decoded");
     const GilReleased released;
-    return coder_->decode(n);
+    return loop_->decode(n);
   }
 
-  bool done() const { return coder_->done(); }
-  std::uint32_t position() const { return coder_->position(); }
+  bool done() const { return loop_->done(); }
+  std::uint32_t position() const { return loop_->position(); }
   std::uint32_t p() const {
     require(!done(), "no decision is open");
-    return coder_->p();
+    return loop_->p();
   }
   void push(int bit) {
     require(!done(), "no decision is open");
-    require(coder_->push(bit & 1), "the block that is encoded has another bit here");
+    require(loop_->push(bit & 1), "the block that is encoded has another bit here");
   }
 
   // Once it is set, the calls that code a block throw Cancelled and the block is lost.
-  void use_cancel(const CancelHandle* cancel) { coder_->use_cancel(flag_of(cancel)); }
+  void use_cancel(const CancelHandle* cancel) { loop_->use_cancel(flag_of(cancel)); }
 
   // Whether to measure where the time goes, from the next block on.
-  bool timed() const { return coder_->clock() != nullptr; }
+  bool timed() const { return loop_->clock() != nullptr; }
   void set_timed(bool timed) {
-    require(coder_->may_begin(), "a block is under way");
-    coder_->set_timed(timed);
+    require(loop_->may_begin(), "a block is under way");
+    loop_->set_timed(timed);
   }
   // Of the block at hand, or of the last one.
   nb::dict times() const {
-    nb::dict times = times_of(coder_->clock());
-    if (!coder_->clock()) return times;
-    const SessionTimes network = coder_->network_times();
+    nb::dict times = times_of(loop_->clock());
+    if (!loop_->clock()) return times;
+    const SessionTimes network = loop_->network_times();
     times["products"] = network.products;
     times["elements"] = network.elements;
     times["frequencies"] = network.frequencies;
     return times;
   }
-  nb::dict clock_times() const { return clock_times_of(coder_->clock()); }
+  nb::dict clock_times() const { return clock_times_of(loop_->clock()); }
 
   nb::object learned() const {
-    require(coder_->mixer(), "the language model alone learns nothing");
-    auto* values = new std::vector<std::uint32_t>(coder_->mixer()->learned());
+    require(loop_->mixer(), "the language model alone learns nothing");
+    auto* values = new std::vector<std::uint32_t>(loop_->mixer()->learned());
     nb::capsule owner(values, [](void* p) noexcept { delete static_cast<std::vector<std::uint32_t>*>(p); });
     return nb::cast(nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<1>>(values->data(), {values->size()}, owner));
   }
@@ -170,7 +170,7 @@ class Coder {
  private:
   std::uint32_t checked(std::size_t nbytes) const {
     require(nbytes >= n_stream_ && nbytes <= 1u << 24, "a block has one byte a stream to 16 MiB");
-    require(coder_->may_begin(), "the block before has not ended: reset first");
+    require(loop_->may_begin(), "the block before has not ended: reset first");
     return static_cast<std::uint32_t>(nbytes);
   }
 
@@ -178,7 +178,7 @@ class Coder {
   const std::uint32_t n_stream_;
   Output out_;
   Bytes payload_;
-  std::unique_ptr<TokenBlockCoder> coder_;
+  std::unique_ptr<TokenBlockLoop> loop_;
 };
 
 }  // namespace
@@ -187,7 +187,7 @@ void bind_token(nb::module_& m) {
   nb::class_<Coding>(m, "TokenCoding", "A language model and the trie of its vocabulary.")
       .def("__init__", &make_coding, nb::arg("model"), nb::arg("strings"), nb::arg("offsets"), nb::arg("log2"),
            nb::keep_alive<1, 2>());
-  nb::class_<Coder>(m, "TokenCoder", "Language model, context models and mixer, or the model alone, over the streams of a block.")
+  nb::class_<Coder>(m, "TokenLoop", "Language model, context models and mixer, or the model alone, over the streams of a block.")
       .def(nb::init<const Coding&, const ProfileData*, int, int, const std::string&, int>(), nb::arg("coding"),
            nb::arg("profile").none(), nb::arg("streams") = 1, nb::arg("groups") = 1, nb::arg("isa") = "",
            nb::arg("enlarge") = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())

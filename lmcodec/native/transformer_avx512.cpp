@@ -16,7 +16,9 @@ using F = __m512;
 using I = __m512i;
 constexpr int kLanes = 16;
 constexpr int kQueryOffset = 128;
-constexpr int kAhead = 4096;  // bytes of values
+// How far ahead keys (blocks) and values (bytes) are fetched: a step streams them from memory, a few KB a microsecond.
+constexpr int kKeysAhead = 12;
+constexpr int kAhead = 12288;
 
 LMCODEC_LANE F load(const float* from) { return _mm512_loadu_ps(from); }
 LMCODEC_LANE I load(const std::int32_t* from) { return _mm512_loadu_si512(from); }
@@ -130,7 +132,8 @@ LMCODEC_LANE void dots_of(const std::uint8_t* q, int width, const std::int8_t* k
     for (int z = 0; z < kBlocks; ++z) {
       k[z] = _mm512_loadu_si512(key + z * kSlots * width);
       if (kBlocks > 1)
-        _mm_prefetch(reinterpret_cast<const char*>(key + (z + kBlocks) * kSlots * width), _MM_HINT_T0);
+        _mm_prefetch(reinterpret_cast<const char*>(key) + kKeysAhead * (kSlots * width) + z * kSlots * width,
+                     _MM_HINT_T0);
     }
     LMCODEC_UNROLL
     for (int h = 0; h < kHeads; ++h) {

@@ -90,11 +90,11 @@ def learn(
         profile.set_learned(begin)
     bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
     p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
-    coder = _kernel.TokenCoder(model.coding, profile) if model else _kernel.BlockCoder(profile)
+    coder = _kernel.TokenLoop(model.coding, profile) if model else _kernel.BlockLoop(profile)
     for piece in pieces:
         block = np.frombuffer(piece, np.uint8)
         coder.reset()
-        if isinstance(coder, _kernel.BlockCoder):
+        if isinstance(coder, _kernel.BlockLoop):
             coder.begin(len(block))
             while coder.encode(block, bits, p16):
                 pass

@@ -111,7 +111,7 @@ def make_model() -> bytes:
     coding = _kernel.TokenCoding(NativeNetwork(model).kernel, *vocabulary.flat(), tables.log2())
     packed = []
     for spec in SPECS:
-        coder = _kernel.TokenCoder(coding, profile.build(spec).kernel)
+        coder = _kernel.TokenLoop(coding, profile.build(spec).kernel)
         bits, p16 = np.empty(1 << 17, np.uint8), np.empty(1 << 17, np.uint16)
         for seed in range(1, 9):
             for name, text in texts(seed).items():

@@ -136,8 +136,8 @@ def extreme_profile(sign: int, certain: int) -> profile.Profile:
     return made
 
 
-def new_coder(streams: int = 1, groups: int = 1, **how: Any) -> _kernel.TokenCoder:
-    return _kernel.TokenCoder(coding(), neutral().kernel, streams, groups, **how)
+def new_coder(streams: int = 1, groups: int = 1, **how: Any) -> _kernel.TokenLoop:
+    return _kernel.TokenLoop(coding(), neutral().kernel, streams, groups, **how)
 
 
 def tokens_of(data: bytes, streams: int) -> np.ndarray:
@@ -149,18 +149,18 @@ def array(data: bytes | bytearray) -> np.ndarray:
     return np.frombuffer(data, np.uint8)
 
 
-def begin(token_coder: _kernel.TokenCoder, data: bytes, streams: int) -> None:
-    token_coder.begin_encode(array(data), tokens_of(data, streams))
+def begin(token_loop: _kernel.TokenLoop, data: bytes, streams: int) -> None:
+    token_loop.begin_encode(array(data), tokens_of(data, streams))
 
 
-def decisions_of(token_coder: _kernel.TokenCoder, data: bytes, streams: int) -> tuple[np.ndarray, np.ndarray]:
+def decisions_of(token_loop: _kernel.TokenLoop, data: bytes, streams: int) -> tuple[np.ndarray, np.ndarray]:
     """bits and p16 of a block."""
-    begin(token_coder, data, streams)
+    begin(token_loop, data, streams)
     bits, p16 = np.empty(ROOM, np.uint8), np.empty(ROOM, np.uint16)
     parts = []
-    while n := token_coder.encode(bits, p16):
+    while n := token_loop.encode(bits, p16):
         parts.append((bits[:n].copy(), p16[:n].copy()))
-    assert token_coder.done
+    assert token_loop.done
     return np.concatenate([b for b, _ in parts]), np.concatenate([p for _, p in parts])
 
 
@@ -170,14 +170,14 @@ def payload_of(bits: np.ndarray, p16: np.ndarray) -> bytes:
     return encoder.finish()
 
 
-def restore(token_coder: _kernel.TokenCoder, payload: bytes, nbytes: int) -> bytes | None:
+def restore(token_loop: _kernel.TokenLoop, payload: bytes, nbytes: int) -> bytes | None:
     """What a payload decodes to; None if it is corrupt."""
     out = bytearray(nbytes)
-    token_coder.begin_decode(array(out), array(payload))
-    while not token_coder.done:
-        if not token_coder.decode(ROOM):
+    token_loop.begin_decode(array(out), array(payload))
+    while not token_loop.done:
+        if not token_loop.decode(ROOM):
             return None
-    return bytes(out) if token_coder.decode(0) else None
+    return bytes(out) if token_loop.decode(0) else None
 
 
 def text(seed: int, n_word: int = 700) -> bytes:
@@ -293,7 +293,7 @@ def test_the_stretch_of_the_first_decision() -> None:
     learned[only_lm.kernel.weights_at + n_before] = 1 << 16
     learned[only_lm.kernel.weights_at + only_lm.kernel.n_input] = 1 << 16
     only_lm.kernel.set_learned(learned)
-    one = _kernel.TokenCoder(coding(), only_lm.kernel)
+    one = _kernel.TokenLoop(coding(), only_lm.kernel)
     begin(one, b"a", 1)
     made = model()
     state = reference.start(made, np.array([False]))
@@ -311,7 +311,7 @@ def test_every_instruction_set() -> None:
     expected = decisions_of(new_coder(8, 2), data, 8)
     for network_isa in _kernel.network_isas():
         for isa in _kernel.mixing_isas():
-            one = _kernel.TokenCoder(coding(network_isa), neutral().kernel, 8, 2, isa)
+            one = _kernel.TokenLoop(coding(network_isa), neutral().kernel, 8, 2, isa)
             for a, b in zip(decisions_of(one, data, 8), expected, strict=True):
                 assert (a == b).all(), (network_isa, isa)
 
@@ -322,7 +322,7 @@ def test_every_instruction_set() -> None:
 def test_extreme_weights(sign: int, certain: int, streams: int) -> None:
     chosen = extreme_profile(sign, certain).kernel
     assert chosen.n_input == 160
-    coders = [_kernel.TokenCoder(coding(extreme=True), chosen, streams) for _ in range(2)]
+    coders = [_kernel.TokenLoop(coding(extreme=True), chosen, streams) for _ in range(2)]
     for block in blocks():
         bits, p16 = decisions_of(coders[0], block, streams)
         assert p16.min() >= 1
@@ -426,7 +426,7 @@ def test_what_is_refused() -> None:
         with pytest.raises(ValueError):
             new_coder(streams, groups)
     with pytest.raises(ValueError):
-        _kernel.TokenCoder(coding(), plain)
+        _kernel.TokenLoop(coding(), plain)
     with pytest.raises(ValueError):
         new_coder(isa="no such thing")
     for nbytes in (0, 2, (1 << 24) + 1):
@@ -574,10 +574,10 @@ CASES: dict[str, tuple[bool, Callable[[], profile.Profile | None]]] = {
 }
 
 
-def case_coder(name: str, streams: int, groups: int = 1) -> _kernel.TokenCoder:
+def case_coder(name: str, streams: int, groups: int = 1) -> _kernel.TokenLoop:
     extreme, made = CASES[name][0], CASES[name][1]()
     kernel = None if made is None else made.kernel
-    return _kernel.TokenCoder(coding(extreme=extreme), kernel, streams, groups)
+    return _kernel.TokenLoop(coding(extreme=extreme), kernel, streams, groups)
 
 
 def driver_setting(driver: Driver, name: str, streams: int) -> tuple[list[str], str]:

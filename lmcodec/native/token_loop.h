@@ -23,13 +23,13 @@ struct TokenCoding {
   TokenStretch stretch;
 };
 
-class TokenBlockCoder {
+class TokenBlockLoop {
  public:
-  TokenBlockCoder(const TokenCoding& coding, const Profile& profile, const std::vector<std::uint32_t>& learned,
+  TokenBlockLoop(const TokenCoding& coding, const Profile& profile, const std::vector<std::uint32_t>& learned,
                   int n_stream, int n_group);
   // The language model alone: no context models, no tables.
-  TokenBlockCoder(const TokenCoding& coding, int n_stream, int n_group);
-  ~TokenBlockCoder();
+  TokenBlockLoop(const TokenCoding& coding, int n_stream, int n_group);
+  ~TokenBlockLoop();
 
   ContextMixer* mixer() { return mixer_.get(); }  // null without context models
 

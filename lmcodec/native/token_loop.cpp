@@ -1,4 +1,4 @@
-#include "token_coder.h"
+#include "token_loop.h"
 
 #include <algorithm>
 #include <cstddef>
@@ -45,12 +45,12 @@ void wait_lending(Worker& worker, std::uint64_t ticket, LmSession& session) {
 
 }  // namespace
 
-class TokenBlockCoder::Predictor : public TokenModel {
+class TokenBlockLoop::Predictor : public TokenModel {
  public:
   virtual SessionTimes times() const = 0;
 };
 
-class TokenBlockCoder::Live : public Predictor {
+class TokenBlockLoop::Live : public Predictor {
  public:
   // helped: a second thread steps one group's streams while another's are coded, helped by the first where that one waits;
   // of a single group it takes a part of each step.
@@ -110,7 +110,7 @@ class TokenBlockCoder::Live : public Predictor {
   std::unique_ptr<Worker> worker_;  // the last: it uses the others
 };
 
-class TokenBlockCoder::Recorded : public Predictor {
+class TokenBlockLoop::Recorded : public Predictor {
  public:
   // bytes, ends: as TokenLockstep's, kept by reference. Bytes and tokens of stream s are those from begin[s] and
   // begin_token[s] on, up to the next stream's. first: the token before each stream's. helped: a second thread runs
@@ -217,7 +217,7 @@ class TokenBlockCoder::Recorded : public Predictor {
   std::unique_ptr<Worker> worker_;  // the last: it uses the others
 };
 
-TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, const Profile& profile,
+TokenBlockLoop::TokenBlockLoop(const TokenCoding& coding, const Profile& profile,
                                  const std::vector<std::uint32_t>& learned, int n_stream, int n_group)
     : coding_(coding), n_stream_(n_stream), n_group_(n_group),
       mixer_(std::make_unique<ContextMixer>(profile, learned)),
@@ -225,26 +225,26 @@ TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, const Profile& profi
   mixer_->use_vocabulary(coding.model.n_token());
 }
 
-TokenBlockCoder::TokenBlockCoder(const TokenCoding& coding, int n_stream, int n_group)
+TokenBlockLoop::TokenBlockLoop(const TokenCoding& coding, int n_stream, int n_group)
     : coding_(coding), n_stream_(n_stream), n_group_(n_group), lockstep_(nullptr, coding.trie, n_stream, n_group) {}
 
-TokenBlockCoder::~TokenBlockCoder() = default;
+TokenBlockLoop::~TokenBlockLoop() = default;
 
-void TokenBlockCoder::set_timed(bool timed) {
+void TokenBlockLoop::set_timed(bool timed) {
   clock_ = timed ? std::make_unique<PhaseClock>() : nullptr;
   lockstep_.use_clock(clock_.get());
 }
 
-SessionTimes TokenBlockCoder::network_times() const { return model_ ? model_->times() : SessionTimes(); }
+SessionTimes TokenBlockLoop::network_times() const { return model_ ? model_->times() : SessionTimes(); }
 
-void TokenBlockCoder::begin_block(std::uint32_t nbytes) {
+void TokenBlockLoop::begin_block(std::uint32_t nbytes) {
   const bool continues = !forget_;
   reset();  // until the block is under way: an allocation may fail
   continues_ = continues;
   if (!continues && mixer_) mixer_->reset(tables_nbytes_ ? tables_nbytes_ : nbytes, n_stream_);
 }
 
-void TokenBlockCoder::begin_lockstep(std::unique_ptr<Predictor> model, std::uint8_t* bytes, std::uint32_t nbytes,
+void TokenBlockLoop::begin_lockstep(std::unique_ptr<Predictor> model, std::uint8_t* bytes, std::uint32_t nbytes,
                                      const std::uint8_t* ends, Direction direction) {
   model_ = std::move(model);
   lockstep_.begin(*model_, first_tokens().data(), bytes, nbytes, ends);
@@ -252,20 +252,20 @@ void TokenBlockCoder::begin_lockstep(std::unique_ptr<Predictor> model, std::uint
   forget_ = false;
 }
 
-void TokenBlockCoder::reset() {
+void TokenBlockLoop::reset() {
   lockstep_.stop();
   model_.reset();
   direction_ = Direction::kNone;
   forget_ = true;
 }
 
-std::vector<std::uint32_t> TokenBlockCoder::first_tokens() const {
+std::vector<std::uint32_t> TokenBlockLoop::first_tokens() const {
   std::vector<std::uint32_t> first(static_cast<std::size_t>(n_stream_), coding_.model.start_token(true));
   if (!continues_) first[0] = coding_.model.start_token(false);
   return first;
 }
 
-void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint32_t* tokens,
+void TokenBlockLoop::begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint32_t* tokens,
                                    std::size_t n_token, bool helped) {
   begin_block(nbytes);
   bytes_.assign(bytes, bytes + nbytes);
@@ -291,7 +291,7 @@ void TokenBlockCoder::begin_encode(const std::uint8_t* bytes, std::uint32_t nbyt
 }
 
 template <typename Code>
-void TokenBlockCoder::or_lost(Code code) {
+void TokenBlockLoop::or_lost(Code code) {
   try {
     code();
   } catch (...) {
@@ -301,7 +301,7 @@ void TokenBlockCoder::or_lost(Code code) {
 }
 
 template <typename Record>
-std::size_t TokenBlockCoder::take(std::size_t room, Record record) {
+std::size_t TokenBlockLoop::take(std::size_t room, Record record) {
   if (clock_) clock_->resume();
   std::size_t n = 0;
   or_lost([&] {
@@ -316,14 +316,14 @@ std::size_t TokenBlockCoder::take(std::size_t room, Record record) {
   return n;
 }
 
-std::size_t TokenBlockCoder::encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room) {
+std::size_t TokenBlockLoop::encode(std::uint8_t* bits, std::uint16_t* p16, std::size_t room) {
   return take(room, [this, bits, p16](std::size_t n, int bit) {
     bits[n] = static_cast<std::uint8_t>(bit);
     p16[n] = static_cast<std::uint16_t>(lockstep_.p());
   });
 }
 
-std::size_t TokenBlockCoder::trace(std::uint8_t* bits, std::uint16_t* p16, std::uint32_t* offset,
+std::size_t TokenBlockLoop::trace(std::uint8_t* bits, std::uint16_t* p16, std::uint32_t* offset,
                                    std::uint16_t* network_p16, std::size_t room) {
   const Logistic& logit = logistic();
   return take(room, [&](std::size_t n, int bit) {
@@ -334,7 +334,7 @@ std::size_t TokenBlockCoder::trace(std::uint8_t* bits, std::uint16_t* p16, std::
   });
 }
 
-void TokenBlockCoder::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload,
+void TokenBlockLoop::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload,
                                    std::size_t n, bool helped) {
   begin_block(nbytes);
   decoder_ = RangeDecoder(payload, n);
@@ -343,7 +343,7 @@ void TokenBlockCoder::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, co
                  bytes, nbytes, nullptr, Direction::kDecode);
 }
 
-bool TokenBlockCoder::decode(std::size_t n) {
+bool TokenBlockLoop::decode(std::size_t n) {
   const auto corrupt = [this] { return decoder_.corrupt() || lockstep_.corrupt(); };
   if (clock_) clock_->resume();
   or_lost([&] {
@@ -356,7 +356,7 @@ bool TokenBlockCoder::decode(std::size_t n) {
   return !corrupt();
 }
 
-bool TokenBlockCoder::push(int bit) {
+bool TokenBlockLoop::push(int bit) {
   if (encoding() && bit != lockstep_.truth()) return false;
   or_lost([&] { lockstep_.push(bit); });
   return true;
