@@ -120,9 +120,9 @@ def write_folder(
 ) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     content = {"model_type": "llama", "vocab_size": N_ROW, "tie_word_embeddings": True, **SHAPE}
-    (folder / "config.json").write_text(json.dumps(content | (config or {})))
-    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
-    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n")
+    (folder / "config.json").write_text(json.dumps(content | (config or {})), encoding="utf-8")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json()), encoding="utf-8")
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A model\n", encoding="utf-8")
     write_safetensors(folder / "model.safetensors", tensors if tensors is not None else random_tensors())
     return folder
 
@@ -158,7 +158,9 @@ def test_shards_and_one_file_give_one_model(imported: Imported, tmp_path: Path) 
     for shard, own in shards.items():
         write_safetensors(tmp_path / shard, {name: tensors[name] for name in own})
     weight_map = {name: shard for shard, own in shards.items() for name in own}
-    (tmp_path / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    (tmp_path / "model.safetensors.index.json").write_text(
+        json.dumps({"weight_map": weight_map}), encoding="utf-8"
+    )
     assert import_model(open_source(str(tmp_path))).model.model_id == imported.model.model_id
     (tmp_path / "b.safetensors").unlink()
     with pytest.raises(Corrupt, match=r"b\.safetensors is missing"):
@@ -620,7 +622,7 @@ def test_a_family_computes_what_transformers_does(name: str, tmp_path: Path) -> 
 
     model = make(FAMILIES[name][0], **FAMILIES[name][1])
     model.save_pretrained(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json()))
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json()), encoding="utf-8")
     source = open_source(str(tmp_path))
     found = import_model(source).model
     _, order = sorted_tokens(source.tokens(), N_ROW)

@@ -250,7 +250,7 @@ def test_models_of_the_folder_are_found(
     assert "\n" not in str(missing.value)
     folder.write(models_folder / "toy.lmm", [packed[:1000], packed[1000:]])
     (models_folder / "broken.lmm").write_bytes(packed[:-1])
-    (models_folder / "note.txt").write_text("no model")
+    (models_folder / "note.txt").write_bytes(b"no model")
     assert decompress(frame) == TEXT
     assert decompress(frame, model="small") == TEXT  # a frame says what it needs
     assert compress(TEXT, model="toy", method="lm") == compress(TEXT, model=model_id, method="lm") == frame

@@ -86,7 +86,7 @@ def test_a_signal_removes_the_output_and_kills(tmp_path: Path, signum: int) -> N
     process.stdin.flush()
     wait_for((tmp_path / "out.lmz").exists)
     process.send_signal(signum)
-    process.wait(timeout=10)  # its input stays open until then
+    process.wait(timeout=60)  # its input stays open until then
     out, err = process.communicate()
     assert (process.returncode, out, err) == (-signum, b"", b"")
     assert os.listdir(tmp_path) == []
@@ -97,7 +97,7 @@ def test_a_signal_keeps_what_was_to_be_overwritten(tmp_path: Path) -> None:
     process = start(tmp_path, *LMZ, "-fo", "out.lmz")
     wait_for(lambda: len(os.listdir(tmp_path)) == 2)
     process.send_signal(signal.SIGINT)
-    process.wait(timeout=10)
+    process.wait(timeout=60)
     process.communicate()
     assert process.returncode == -signal.SIGINT
     assert os.listdir(tmp_path) == ["out.lmz"]
@@ -114,7 +114,7 @@ def test_a_signal_need_not_wait_for_a_block(text: Path) -> None:
     process = start(text.parent, sys.executable, "-I", "-c", code)
     wait_for((text.parent / "text.lmz").exists)
     process.send_signal(signal.SIGTERM)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (-signal.SIGTERM, b"")
     assert os.listdir(text.parent) == ["text"]
 

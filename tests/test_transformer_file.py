@@ -30,16 +30,15 @@ TEXT = b"the end and in a tree, an er\r\n\0\xff the " * 20
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "lmcodec", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    command = [sys.executable, "-I", "-m", "lmcodec", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, encoding="utf-8", check=False)
 
 
 @pytest.fixture(scope="module")
 def imported(tmp_path_factory: pytest.TempPathFactory) -> Imported:
     folder = write_folder(tmp_path_factory.mktemp("file") / "tiny", random_tensors(tied=False))
-    (folder / "config.json").write_text(
-        json.dumps(json.loads((folder / "config.json").read_text()) | {"tie_word_embeddings": False})
-    )
+    config = json.loads((folder / "config.json").read_bytes()) | {"tie_word_embeddings": False}
+    (folder / "config.json").write_bytes(json.dumps(config).encode())
     return import_model(open_source(str(folder)), window=32)
 
 
@@ -264,7 +263,7 @@ def test_a_model_of_the_hubs_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     cached = tmp_path / "hub" / "models--owner--tiny"
     write_folder(cached / "snapshots" / commit)
     (cached / "refs").mkdir()
-    (cached / "refs" / "main").write_text(commit)
+    (cached / "refs" / "main").write_text(commit, encoding="utf-8")
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setenv("LMCODEC_MODELS", str(tmp_path / "models"))
     done = run("model", "import", "owner/tiny")

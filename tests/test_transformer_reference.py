@@ -128,7 +128,7 @@ def test_the_integers_are_near_what_they_stand_for(shape: str) -> None:
 
     p, q = log_p(expected), log_p(got)
     assert expected.std() > 0.5
-    assert (np.exp2(p) * (p - q)).sum(axis=-1).mean() < 0.004
+    assert (np.exp2(p) * (p - q)).sum(axis=-1).mean() < 0.01
 
 
 def test_silu_is_the_function() -> None:
