@@ -306,8 +306,8 @@ def _advice(model_id: int | bytes) -> str:
     if not isinstance(model_id, int):
         return (
             f"model {model_id.hex()}, which is neither shipped with lmcodec {__version__} nor in "
-            f"{folder.shown()}; import it (lmcodec model import), put its file there, or name its file (model=, "
-            f"or {MODEL_VARIABLE} in the environment)"
+            f"{folder.shown()}; import it (lmcodec model import), put its file there, or name it (model=, or "
+            f"{MODEL_VARIABLE} in the environment)"
         )
     if model_id in RETIRED:
         name, version, wanted = RETIRED[model_id]
