@@ -244,18 +244,18 @@ class Compressor(Reusable):
             return self._choice.model
         return None if self._source is None else store.load(self._source, executor=self._executor)
 
-    def _choose_model(self, data: bytes) -> None:
-        """Which model a frame has that begins with `data`, where there are two candidates."""
+    def _choose_model(self, data: bytes) -> ModelChoice | None:
+        """Which model a frame has, if it begins with `data` and there are two candidates."""
         if (
             self._own is None
             or self._choice is not None
             or self._walk is not None
             or self._pipeline.n_at_work
         ):
-            return
+            return None
         asked = self._model
         if asked is None or not asked.is_large:
-            return
+            return None
         own = store.load(self._own, executor=self._executor)
         first, second = (self._spec(Method.LM_CM, model, len(data)) for model in (asked, own))
         job = Job(partial(choose_model, data, first, second), 0, Seat((first, second)))
@@ -266,6 +266,7 @@ class Compressor(Reusable):
             job.cancel()
             job.wait()
             raise
+        return self._choice
 
     def _header(self, several: bool, needs_model: bool = False) -> FrameWalk:
         """Write the header of a frame that has one block or several, unless it is there."""
@@ -307,7 +308,7 @@ class Compressor(Reusable):
 
     def _prepared(self, data: bytes, last: bool, flushed: bool) -> dict[str, Any]:
         """Wait for room; what `Pipeline.start` is to be called with to code `data` as one block."""
-        self._choose_model(data)
+        choice = self._choose_model(data)
         key = self._key(len(data))
         if not last:
             self._header(several=True, needs_model=True)
@@ -328,7 +329,7 @@ class Compressor(Reusable):
         model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
         small = chain is not None and len(data) <= SMALL_NBYTES
         helped = self._pipeline.helped and not small
-        work = partial(encode_block, data, key, model_nbytes, last, continues, chain, helped)
+        work = partial(encode_block, data, key, model_nbytes, last, continues, chain, helped, choice)
         if not flushed and not self._solid:
             self._chain = None  # a block that no flush ended may still be at work when the next one begins
         return {

@@ -120,6 +120,7 @@ def encode_block(
     continues: bool,
     chain: Chain | None,
     helped: bool,
+    choice: ModelChoice | None,
     seat: Seat,
 ) -> Encoded:
     """A block by the method of `key` that makes it smallest, or stored.
@@ -130,6 +131,7 @@ def encode_block(
         model_nbytes: what naming the model would cost the frame.
         chain: that the block begins or, if it continues another, is in.
         helped: no other block was at work when this one began: further threads may help. Changes no byte.
+        choice: of the frame's model, if this is the block that told.
     """
     source = data, key, model_nbytes, chain
     if not continues and seat.encoded is not None and seat.encoded[0] == source:
@@ -139,7 +141,7 @@ def encode_block(
     seat.encoded = None
     if len(key) > 1 and len(data) > _sampled_nbytes(key):
         seat.meter.expect(key, len(data) + _sample_pieces(len(data)) * SAMPLE_NBYTES)
-        key = _candidates(data, key, helped, seat)
+        key = _candidates(data, key, helped, choice, seat)
     seat.meter.expect(key, len(data))
     block, payload, best = Block(Method.STORED, len(data), len(data), last=last), data, len(data)
     if chain is not None and len(data) <= CHAIN_GROWS_NBYTES:
@@ -220,6 +222,11 @@ class ModelChoice(NamedTuple):
         """The better one."""
         return self.asked if self.asked_nbytes < self.other_nbytes else self.other
 
+    @property
+    def model_nbytes(self) -> int:
+        """What `model` makes of the pieces."""
+        return min(self.asked_nbytes, self.other_nbytes)
+
     def describe(self) -> str:
         """What was chosen and why, in a line."""
         better, worse = self.asked, self.other
@@ -273,15 +280,18 @@ def _sample(data: bytes) -> bytes:
     return b"".join(data[at : at + SAMPLE_NBYTES] for at in starts)
 
 
-def _candidates(data: bytes, key: Key, helped: bool, parent: Seat) -> Key:
+def _candidates(data: bytes, key: Key, helped: bool, choice: ModelChoice | None, parent: Seat) -> Key:
     """Of two specs, the second with a model, those that may be the better one for a large block."""
     sample = _sample(data)
     key_of_sample = tuple(spec._replace(streams=1, groups=1, enlarge=0) for spec in key)
     seat = Seat(key_of_sample, parent.make_engine, parent.cancel, parent.meter)
-    with _Trials(sample, key_of_sample, False, helped, seat) as trials:
+    tried = key_of_sample if choice is None else key_of_sample[:1]
+    with _Trials(sample, tried, False, helped, seat) as trials:
         without = len(seat.engine(key_of_sample[0], False, helped).encode(sample))
         second = key_of_sample[1]
-        if trials.has(second):
+        if choice is not None:  # which coded the same pieces with the model
+            beside = choice.model_nbytes
+        elif trials.has(second):
             beside = len(trials.result(second))
         else:
             beside = len(seat.engine(second, False, helped).encode(sample))

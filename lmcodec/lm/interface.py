@@ -8,11 +8,13 @@ frames. `native/language_model.h` is the same seam for models inside the kernel.
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from lmcodec.errors import Corrupt
 from lmcodec.lm import tables
 from lmcodec.lm.vocab import Vocabulary
 
@@ -73,6 +75,47 @@ class LanguageModel(ABC):
     @abstractmethod
     def session(self, n_stream: int) -> Session:
         """States of B = `n_stream` streams, 1 to 128."""
+
+
+class DeviceSession(Session):
+    """A session of a network that computes on a device, which blocks in several threads share.
+
+    Args:
+        network: with `step` and `sequence` of tokens and a state, which give tensors.
+        state: the streams', as the network has it.
+        lock: of the device.
+    """
+
+    def __init__(self, network: Any, state: Any, lock: threading.Lock) -> None:
+        self._network, self._state, self._lock = network, state, lock
+
+    def step(self, tokens: np.ndarray) -> np.ndarray:
+        """As `Session.step`."""
+        with self._lock:
+            return self._network.step(tokens, self._state).cpu().numpy()
+
+    def run(self, tokens: np.ndarray) -> np.ndarray:
+        """As `Session.run`."""
+        with self._lock:
+            return self._network.sequence(tokens, self._state).cpu().numpy()
+
+
+def require_answer(found: str, known: str, model_id: str, who: str) -> None:
+    """Refuse what answers a self-test otherwise than the model's file says.
+
+    Args:
+        found, known: answers, hexadecimal.
+        model_id: of the model.
+        who: answers.
+
+    Raises:
+        Corrupt: they differ.
+    """
+    if found != known:
+        raise Corrupt(
+            f"model {model_id} fails its self-test: {who} answers {found[:16]}, expected {known[:16]}; its "
+            "file is damaged or this build computes wrongly"
+        )
 
 
 class _ForKernel:

@@ -8,13 +8,15 @@ of the kind is opened. Importing this one imports neither NumPy nor the kernel.
 from __future__ import annotations
 
 import os
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
-from lmcodec.errors import LimitExceeded, LmcodecError, Unsupported
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Unsupported
 
 if TYPE_CHECKING:
     import numpy as np
@@ -288,6 +290,68 @@ def get(name: str) -> Kind:
             f"(known: {', '.join(MODULES)})"
         )
     return cast(Kind, import_module(module))
+
+
+class NativeExecutor(Protocol):
+    """What a kind's executor in the kernel has."""
+
+    @property
+    def kernel(self) -> _kernel.LanguageModel: ...
+
+    def self_test(self, known: str) -> None: ...
+
+
+def proved_network(make: Callable[[str], NativeExecutor], known: str) -> tuple[_kernel.LanguageModel, str]:
+    """As `LoadedModel.network`; it warns where the best instruction set answers wrongly.
+
+    Args:
+        make: the executor for an instruction set.
+        known: what its self-test must answer.
+    """
+    from lmcodec import _kernel
+    from lmcodec.lm import isa as environment
+
+    chosen = environment.usable()
+    failure: LmcodecError | None = None
+    for isa in [chosen, *(other for other in _kernel.network_isas() if other != chosen)]:
+        network = make(isa)
+        try:
+            network.self_test(known)
+        except Corrupt as error:
+            failure = error
+            continue
+        if failure is not None:
+            warnings.warn(f"{failure}; {isa} is used instead", RuntimeWarning, stacklevel=3)
+        return network.kernel, isa
+    assert failure is not None
+    raise failure
+
+
+def executor_checks(
+    definition: Callable[[], None],
+    make: Callable[[str], NativeExecutor],
+    torch: Callable[[str], object],
+    known: str,
+) -> list[tuple[str, Callable[[], None]]]:
+    """As `LoadedModel.checks`.
+
+    Args:
+        definition: the proof of the definition.
+        make: the executor in the kernel for an instruction set.
+        torch: proves itself when it is made for a device.
+        known: what self-tests must answer.
+    """
+    from lmcodec import _kernel
+
+    def native(isa: str) -> None:
+        make(isa).self_test(known)
+
+    def outside(device: str) -> None:
+        torch(device)
+
+    found = [("definition", definition)]
+    found += [(f"kernel, {isa}", partial(native, isa)) for isa in _kernel.network_isas()]
+    return [*found, *((f"torch, {device}", partial(outside, device)) for device in torch_devices())]
 
 
 def torch_devices() -> list[str]:

@@ -43,16 +43,19 @@ void check_tokens(const std::uint32_t* tokens, std::size_t n, std::size_t n_inpu
           ("token " + std::to_string(tokens[i]) + " is not below " + std::to_string(n_input)).c_str());
 }
 
-void run_session(LmSession& self, StepTokens tokens, std::optional<StepFrequencies> freq) {
+void run_session(LmSession& self, StepTokens tokens, std::optional<StepFrequencies> freq,
+                 const std::function<void(std::size_t at, int row)>& also) {
   const std::size_t v = self.model().n_token();
   require(tokens.shape(1) == static_cast<std::size_t>(self.n_stream()), "expected one token a stream and step");
   require(!freq || freq->size() == tokens.size() * v, "an output has not the shape (T, B, V)");
   const GilReleased released;
   check_tokens(tokens.data(), tokens.size(), self.model().n_input());
   self.run(tokens.data(), tokens.shape(0), [&](std::size_t first, int n) {
-    for (int row = 0; freq && row < n; ++row)
-      std::memcpy(freq->data() + (first + static_cast<std::size_t>(row)) * v, self.frequencies(row),
-                  v * sizeof(std::uint32_t));
+    for (int row = 0; row < n; ++row) {
+      const std::size_t at = first + static_cast<std::size_t>(row);
+      if (freq) std::memcpy(freq->data() + at * v, self.frequencies(row), v * sizeof(std::uint32_t));
+      if (also) also(at, row);
+    }
   });
 }
 
@@ -75,7 +78,9 @@ void bind_language_model(nb::module_& m) {
       .def("begin", [](LmSession& self, int stream, bool cut) { self.begin(stream_of(self, stream), cut); },
            nb::arg("stream"), nb::arg("cut"))
       .def("step", &step, nb::arg("tokens"))
-      .def("run", &run_session, nb::arg("tokens"), nb::arg("freq").none())
+      .def("run",
+           [](LmSession& self, StepTokens tokens, std::optional<StepFrequencies> freq) { run_session(self, tokens, freq); },
+           nb::arg("tokens"), nb::arg("freq").none())
       .def("span", &span, nb::arg("stream"), nb::arg("low"), nb::arg("high"))
       .def("frequencies",
            [](const LmSession& self) {

@@ -65,30 +65,6 @@ void make_transformer(TransformerModel* self, const TransformerShape& shape, con
                               isa.empty() ? nullptr : isa.c_str());
 }
 
-nb::object logits(const TransformerSession& self) {
-  require(self.keeps_logits(), "this session keeps no logits");
-  return copied_rows<std::int32_t>(self.n_stream(), self.model().n_token(), [&](int b) { return self.logits(b); });
-}
-
-// As LmSession's, and the logits too.
-void run(TransformerSession& self, Array<const std::uint32_t, 2> tokens, std::optional<Array<std::int32_t, 3>> logits,
-         std::optional<Array<std::uint32_t, 3>> freq) {
-  const std::size_t v = self.model().n_token();
-  require(tokens.shape(1) == static_cast<std::size_t>(self.n_stream()), "expected one token a stream and step");
-  require(!logits || self.keeps_logits(), "this session keeps no logits");
-  const std::size_t size = tokens.size() * v;
-  require((!logits || logits->size() == size) && (!freq || freq->size() == size), "an output has not the shape (T, B, V)");
-  const GilReleased released;
-  check_tokens(tokens.data(), tokens.size(), self.model().n_input());
-  self.run(tokens.data(), tokens.shape(0), [&](std::size_t first, int n) {
-    for (int row = 0; row < n; ++row) {
-      const std::size_t at = (first + static_cast<std::size_t>(row)) * v;
-      if (logits) std::memcpy(logits->data() + at, self.logits(row), v * sizeof(std::int32_t));
-      if (freq) std::memcpy(freq->data() + at, self.frequencies(row), v * sizeof(std::uint32_t));
-    }
-  });
-}
-
 }  // namespace
 
 void bind_transformer(nb::module_& m) {
@@ -114,9 +90,11 @@ void bind_transformer(nb::module_& m) {
            },
            nb::arg("model"), nb::arg("streams"), nb::arg("keep_logits") = false, nb::arg("timed") = false,
            nb::arg("helped") = false, nb::arg("cancel").none() = nb::none(), nb::keep_alive<1, 2>())
-      .def("run", &run_session, nb::arg("tokens"), nb::arg("freq").none())
-      .def("run", &run, nb::arg("tokens"), nb::arg("logits").none(), nb::arg("freq").none())
-      .def("logits", &logits)
+      .def("run",
+           [](LmSession& self, StepTokens tokens, std::optional<StepFrequencies> freq) { run_session(self, tokens, freq); },
+           nb::arg("tokens"), nb::arg("freq").none())
+      .def("run", &run_with_logits<TransformerSession>, nb::arg("tokens"), nb::arg("logits").none(), nb::arg("freq").none())
+      .def("logits", &kept_logits<TransformerSession>)
       .def_prop_ro("attention_seconds", &TransformerSession::attention_seconds)
       .def_prop_ro("helped", &TransformerSession::helped);
 }

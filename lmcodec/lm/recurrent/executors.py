@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmcodec.errors import Corrupt
 from lmcodec.lm.executor import EXECUTORS
-from lmcodec.lm.interface import SESSION_STREAM_MAX, LanguageModel, Session
+from lmcodec.lm.interface import SESSION_STREAM_MAX, DeviceSession, LanguageModel, Session, require_answer
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.lm.recurrent.shape import NetConfig
 
 if TYPE_CHECKING:
-    from lmcodec.lm.recurrent.torch_backend import TorchNetwork
+    pass
 
 
 class _Recurrent(LanguageModel):
@@ -41,11 +40,7 @@ class Reference(_Recurrent):
         if known is None:
             return
         found = reference.compute_known_answer(model)
-        if found != known:
-            raise Corrupt(
-                f"model {model.model_id} fails its self-test: NumPy {np.__version__} answers {found[:16]}, "
-                f"expected {known[:16]}; its file is damaged or this build computes wrongly"
-            )
+        require_answer(found, known, model.model_id, f"NumPy {np.__version__}")
 
     def session(self, n_stream: int) -> Session:
         return _ReferenceSession(self.model, n_stream)
@@ -88,27 +83,15 @@ class Torch(_Recurrent):
         self._lock = threading.Lock()  # blocks in several threads share the device and torch's settings
 
     def session(self, n_stream: int) -> Session:
-        return _TorchSession(self._network, n_stream, self._lock)
+        return _TorchSession(self._network, self._network.start(np.zeros(n_stream, bool)), self._lock)
 
 
-class _TorchSession(Session):
-    def __init__(self, network: TorchNetwork, n_stream: int, lock: threading.Lock) -> None:
-        self._network, self._lock = network, lock
-        self._state = network.start(np.zeros(n_stream, bool))
-
+class _TorchSession(DeviceSession):
     def begin(self, stream: int, cut: bool) -> None:
         fresh = self._network.start(np.array([cut]))
         h = self._state.h.clone()
         h[:, stream] = fresh.h[:, 0]
         self._state.h = h
-
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        with self._lock:
-            return self._network.step(tokens, self._state).cpu().numpy()
-
-    def run(self, tokens: np.ndarray) -> np.ndarray:
-        with self._lock:
-            return self._network.sequence(tokens, self._state).cpu().numpy()
 
 
 def outside(model: IntegerModel, executor: str, known: str) -> LanguageModel:

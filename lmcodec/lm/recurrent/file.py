@@ -6,15 +6,13 @@ Knows neither how a model was trained nor how it runs: that an executor answers 
 from __future__ import annotations
 
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, LmcodecError, Unsupported
+from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, Unsupported
 from lmcodec.lm import container, kinds, sections, weight_coding
 from lmcodec.lm.container import Container, check_members, integer, named
 from lmcodec.lm.recurrent import tables
@@ -26,6 +24,7 @@ from lmcodec.lm.vocab import Vocabulary
 if TYPE_CHECKING:
     from lmcodec import _kernel
     from lmcodec.lm.interface import LanguageModel
+    from lmcodec.lm.recurrent.native import NativeNetwork
 
 MAX_FILE_NBYTES = container.MAX_NBYTES[container.RECURRENT_VERSION]
 MAX_WEIGHTS = 64 << 20
@@ -150,24 +149,7 @@ class LoadedModel(kinds.LoadedModel):
 
     def network(self) -> tuple[_kernel.LanguageModel, str]:
         """As `kinds.LoadedModel.network`; it warns where the best instruction set answers wrongly."""
-        from lmcodec import _kernel
-        from lmcodec.lm import isa as environment
-        from lmcodec.lm.recurrent.native import NativeNetwork
-
-        chosen = environment.usable()
-        failure: LmcodecError | None = None
-        for isa in [chosen, *(other for other in _kernel.network_isas() if other != chosen)]:
-            network = NativeNetwork(self.model, isa)
-            try:
-                network.self_test(self.known)
-            except Corrupt as error:
-                failure = error
-                continue
-            if failure is not None:
-                warnings.warn(f"{failure}; {isa} is used instead", RuntimeWarning, stacklevel=2)
-            return network.kernel, isa
-        assert failure is not None
-        raise failure
+        return kinds.proved_network(self._native, self.known)
 
     def outside(self, executor: str) -> LanguageModel:
         """As `kinds.LoadedModel.outside`."""
@@ -177,20 +159,19 @@ class LoadedModel(kinds.LoadedModel):
 
     def checks(self) -> list[tuple[str, Callable[[], None]]]:
         """As `kinds.LoadedModel.checks`."""
-        from lmcodec import _kernel
+        from lmcodec.lm.recurrent.executors import Torch
+
+        return kinds.executor_checks(
+            self._check_definition,
+            self._native,
+            lambda device: Torch(self.model, device, self.known),
+            self.known,
+        )
+
+    def _native(self, isa: str) -> NativeNetwork:
         from lmcodec.lm.recurrent.native import NativeNetwork
 
-        def native(isa: str) -> None:
-            NativeNetwork(self.model, isa).self_test(self.known)
-
-        def torch(device: str) -> None:
-            from lmcodec.lm.recurrent import executors
-
-            executors.Torch(self.model, device, self.known)
-
-        found = [("definition", self._check_definition)]
-        found += [(f"kernel, {isa}", partial(native, isa)) for isa in _kernel.network_isas()]
-        return [*found, *((f"torch, {device}", partial(torch, device)) for device in kinds.torch_devices())]
+        return NativeNetwork(self.model, isa)
 
     def _check_definition(self) -> None:
         if compute_known_answer(self.model) != self.known:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from lmcodec import _kernel
-from lmcodec.errors import Corrupt
+from lmcodec.lm.interface import require_answer
 from lmcodec.lm.isa import chosen_isa
 from lmcodec.lm.recurrent import reference, tables
 from lmcodec.lm.recurrent.model import IntegerModel
@@ -89,11 +89,7 @@ class NativeNetwork:
             Corrupt: another answer came out.
         """
         for found in self._answers():
-            if found != known:
-                raise Corrupt(
-                    f"model {self.model.model_id} fails its self-test: this machine ({self.isa}) answers "
-                    f"{found[:16]}, expected {known[:16]}; its file is damaged or this build computes wrongly"
-                )
+            require_answer(found, known, self.model.model_id, f"this machine ({self.isa})")
 
     def _answers(self) -> Iterator[str]:
         """Known answers: of all positions at once and step by step; few rows and many take other loops."""

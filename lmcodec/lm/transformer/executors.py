@@ -3,25 +3,32 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from lmcodec.lm.interface import LanguageModel, Session
+from lmcodec.lm.interface import DeviceSession, LanguageModel, Session, require_answer
 from lmcodec.lm.transformer import reference
 from lmcodec.lm.transformer.model import TransformerModel
 
-if TYPE_CHECKING:
-    from lmcodec.lm.transformer.torch_backend import TorchTransformer
-
 
 class Reference(LanguageModel):
-    """The definition: hundreds of times slower than the kernel."""
+    """The definition: hundreds of times slower than the kernel.
 
-    def __init__(self, model: TransformerModel) -> None:
+    Args:
+        model: what to run.
+        known: what the self-test must answer; None for no test.
+
+    Raises:
+        Corrupt: this NumPy gives another answer.
+    """
+
+    def __init__(self, model: TransformerModel, known: str | None = None) -> None:
         self.model = model
         self.vocabulary = model.vocabulary
         self.start_tokens = model.config.start
+        if known is not None:
+            found = reference.compute_known_answer(model)
+            require_answer(found, known, model.model_id, f"NumPy {np.__version__}")
 
     def session(self, n_stream: int) -> Session:
         return _ReferenceSession(self.model, n_stream)
@@ -65,21 +72,9 @@ class Torch(LanguageModel):
         self._lock = threading.Lock()  # blocks in several threads share the device and torch's settings
 
     def session(self, n_stream: int) -> Session:
-        return _TorchSession(self._network, n_stream, self._lock)
+        return _TorchSession(self._network, self._network.start(n_stream), self._lock)
 
 
-class _TorchSession(Session):
-    def __init__(self, network: TorchTransformer, n_stream: int, lock: threading.Lock) -> None:
-        self._network, self._lock = network, lock
-        self._state = network.start(n_stream)
-
+class _TorchSession(DeviceSession):
     def begin(self, stream: int, cut: bool) -> None:
         self._network.begin(self._state, stream)
-
-    def step(self, tokens: np.ndarray) -> np.ndarray:
-        with self._lock:
-            return self._network.step(tokens, self._state).cpu().numpy()
-
-    def run(self, tokens: np.ndarray) -> np.ndarray:
-        with self._lock:
-            return self._network.sequence(tokens, self._state).cpu().numpy()

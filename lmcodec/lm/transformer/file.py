@@ -6,17 +6,16 @@ Knows neither how a model was imported nor how it runs: that an executor answers
 from __future__ import annotations
 
 import json
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, LmcodecError, Unsupported
+from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, Unsupported
 from lmcodec.lm import container, kinds, sections, weight_coding
 from lmcodec.lm.container import Container, check_members, integer, named
+from lmcodec.lm.executor import EXECUTORS
 from lmcodec.lm.transformer.model import (
     ARITHMETIC,
     Layer,
@@ -32,6 +31,7 @@ from lmcodec.lm.vocab import Vocabulary
 if TYPE_CHECKING:
     from lmcodec import _kernel
     from lmcodec.lm.interface import LanguageModel
+    from lmcodec.lm.transformer.native import NativeTransformer
     from lmcodec.lm.vocab import Buffer
 
 KIND = "transformer"
@@ -179,58 +179,33 @@ class LoadedModel(kinds.LoadedModel):
 
     def network(self) -> tuple[_kernel.LanguageModel, str]:
         """As `kinds.LoadedModel.network`; it warns where the best instruction set answers wrongly."""
-        from lmcodec import _kernel
-        from lmcodec.lm import isa as environment
-        from lmcodec.lm.transformer.native import NativeTransformer
-
-        chosen = environment.usable()
-        failure: LmcodecError | None = None
-        for isa in [chosen, *(other for other in _kernel.network_isas() if other != chosen)]:
-            network = NativeTransformer(self.model, isa)
-            try:
-                network.self_test(self.known)
-            except Corrupt as error:
-                failure = error
-                continue
-            if failure is not None:
-                warnings.warn(f"{failure}; {isa} is used instead", RuntimeWarning, stacklevel=2)
-            return network.kernel, isa
-        assert failure is not None
-        raise failure
+        return kinds.proved_network(self._native, self.known)
 
     def outside(self, executor: str) -> LanguageModel:
         """As `kinds.LoadedModel.outside`."""
         from lmcodec.lm.transformer.executors import Reference, Torch
 
-        if executor == "numpy":
-            self._check_definition()
-            return Reference(self.model)
-        return Torch(self.model, "cuda" if executor == "torch-cuda" else "cpu", self.known)
+        device = EXECUTORS[executor]
+        return Reference(self.model, self.known) if device is None else Torch(self.model, device, self.known)
 
     def checks(self) -> list[tuple[str, Callable[[], None]]]:
         """As `kinds.LoadedModel.checks`."""
-        from lmcodec import _kernel
+        from lmcodec.lm.transformer.executors import Torch
+
+        return kinds.executor_checks(
+            self._check_definition,
+            self._native,
+            lambda device: Torch(self.model, device, self.known),
+            self.known,
+        )
+
+    def _native(self, isa: str) -> NativeTransformer:
         from lmcodec.lm.transformer.native import NativeTransformer
 
-        def native(isa: str) -> None:
-            NativeTransformer(self.model, isa).self_test(self.known)
-
-        def torch(device: str) -> None:
-            from lmcodec.lm.transformer.executors import Torch
-
-            Torch(self.model, device, self.known)
-
-        found = [("definition", self._check_definition)]
-        found += [(f"kernel, {isa}", partial(native, isa)) for isa in _kernel.network_isas()]
-        return [*found, *((f"torch, {device}", partial(torch, device)) for device in kinds.torch_devices())]
+        return NativeTransformer(self.model, isa)
 
     def _check_definition(self) -> None:
-        found = compute_known_answer(self.model)
-        if found != self.known:
-            raise Corrupt(
-                f"model {self.model_id} fails its self-test: NumPy {np.__version__} answers {found[:16]}, "
-                f"expected {self.known[:16]}; its file is damaged or this build computes wrongly"
-            )
+        self.outside("numpy")
 
 
 def coded_shapes(config: TransformerConfig) -> dict[str, tuple[int, int]]:
