@@ -20,19 +20,19 @@ import numpy as np
 from lmcodec import _kernel
 from lmcodec.lm.recurrent.model import IntegerModel, Layer, Linear, shapes
 from lmcodec.lm.recurrent.native import NativeNetwork
-from lmcodec.lm.recurrent.shape import NetConfig
+from lmcodec.lm.recurrent.shape import RecurrentConfig
 from lmcodec.lm.vocab import Vocabulary
 
 SHAPES = {
-    "small": NetConfig(6144, 320, 2, 320, 880, shift=False),
-    "base": NetConfig(6144, 448, 3, 448, 960, shift=False),
+    "small": RecurrentConfig(6144, 320, 2, 320, 880),
+    "base": RecurrentConfig(6144, 448, 3, 448, 960),
 }
 STREAMS = [1, 4, 8, 16, 32, 64, 128]
 SEQUENCE_STREAMS = [1, 16]
 REPEATS = 5
 
 
-def random_model(config: NetConfig) -> IntegerModel:
+def random_model(config: RecurrentConfig) -> IntegerModel:
     """A network of random weights whose activations are of the scale of a trained one's."""
     rng = np.random.default_rng(1)
     scales = {"embed": (8000, 5), "in": (20_000, 22), "up": (20_000, 22), "out": (20_000, 12)}

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 
 import lmcodec.train
-from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train import scan
 from lmcodec.train.config import load_config
 from lmcodec.train.lanes import DEFAULT, random_stepper, random_window
 from lmcodec.train.loop import keep_freed_memory
+from lmcodec.train.net_config import NetConfig
 from lmcodec.train.step import capture_graph
 
 ENGLISH = 3.27  # bytes per token of English prose under the shipped vocabulary

@@ -31,7 +31,7 @@ from lmcodec.lm.recurrent.model import (
     Layer,
     Linear,
 )
-from lmcodec.lm.recurrent.shape import NetConfig
+from lmcodec.lm.recurrent.shape import RecurrentConfig
 from lmcodec.lm.vocab import Vocabulary
 
 _WEIGHT_RMS = 36  # of uniform weights
@@ -85,7 +85,7 @@ def random_model(
         card: what the model says of itself.
     """
     draw = Draw(seed)
-    config = NetConfig(vocab_size, dim, n_layer, recurrent, mlp, shift=False)
+    config = RecurrentConfig(vocab_size, dim, n_layer, recurrent, mlp)
     vocabulary = random_vocabulary(draw, vocab_size)
 
     def linear(

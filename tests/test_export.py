@@ -16,11 +16,11 @@ from lmcodec.errors import ConfigError, ModelNotFound, Unsupported
 from lmcodec.lm import decisions
 from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent import reference
-from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train.export import LOGIT_STEP, integer_model
 from lmcodec.train.exports import load_export
 from lmcodec.train.net import Net, WeightRounding, rounded
+from lmcodec.train.net_config import NetConfig
 
 VOCABULARY = Vocabulary(sorted([bytes([b]) for b in range(256)] + [b"%d" % i for i in range(10, 54)]))
 CONFIG = NetConfig(vocab_size=300, dim=40, n_layer=3, recurrent=32, mlp=56)

@@ -12,10 +12,10 @@ pytest.importorskip("torch")
 import torch
 
 from lmcodec.errors import ConfigError
-from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train.grow import grow
 from lmcodec.train.loss import cross_entropy
 from lmcodec.train.net import Net
+from lmcodec.train.net_config import NetConfig
 
 SMALL = NetConfig(vocab_size=300, dim=32, n_layer=2, recurrent=24, mlp=40)
 LARGER: dict[str, dict[str, Any]] = {

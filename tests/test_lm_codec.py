@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import random
 import subprocess
 import sys
@@ -989,15 +990,15 @@ def test_commands_on_models(
 
 def test_export(tmp_path: Path, model_file: Path, capfd: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("torch")
-    from lmcodec.lm.recurrent.shape import NetConfig
     from lmcodec.train import checkpoint
     from lmcodec.train.net import Net
+    from lmcodec.train.net_config import NetConfig
 
     words = vocabulary()
     (tmp_path / "v.lmv").write_bytes(words.pack())
     shape = NetConfig(len(words), 16, 1, 16, 16)
     document = {
-        "model": {name: getattr(shape, name) for name in NetConfig.__dataclass_fields__},
+        "model": dataclasses.asdict(shape),
         "vocab_id": words.vocab_id,
         "name": "toy",
         "step": 3,

@@ -32,7 +32,7 @@ from lmcodec.lm.recurrent.model import (
     shapes,
 )
 from lmcodec.lm.recurrent.native import NativeNetwork, NativeSession, chosen_isa
-from lmcodec.lm.recurrent.shape import NetConfig
+from lmcodec.lm.recurrent.shape import RecurrentConfig
 from lmcodec.lm.vocab import Vocabulary
 
 ISAS = _kernel.network_isas()
@@ -68,7 +68,7 @@ def vocabulary(n: int) -> Vocabulary:
     return Vocabulary(sorted({bytes([b]) for b in range(256)} | set(pairs)))
 
 
-def assemble(config: NetConfig, made: dict[str, Linear], start: np.ndarray) -> IntegerModel:
+def assemble(config: RecurrentConfig, made: dict[str, Linear], start: np.ndarray) -> IntegerModel:
     layers = tuple(
         Layer(*(made.get(f"layers.{i}.{part}") for part in ("in", "out", "up", "down")))  # type: ignore[arg-type]
         for i in range(config.n_layer)
@@ -79,7 +79,7 @@ def assemble(config: NetConfig, made: dict[str, Linear], start: np.ndarray) -> I
 @cache
 def random_model(v: int, d: int, n_layer: int, r: int, m: int, seed: int = 1) -> IntegerModel:
     rng = np.random.default_rng(seed)
-    config = NetConfig(v, d, n_layer, r, m, shift=False)
+    config = RecurrentConfig(v, d, n_layer, r, m)
     made = {}
     for name, (n, k, biased) in shapes(config).items():
         scale, shift = SCALES[name.split(".")[-1]]
@@ -96,7 +96,7 @@ def random_model(v: int, d: int, n_layer: int, r: int, m: int, seed: int = 1) ->
 def extreme_model(kind: str) -> IntegerModel:
     """Every number at a bound of its own."""
     rng = np.random.default_rng(7)
-    config = NetConfig(300, 2096, 1, 40, 70, shift=False)
+    config = RecurrentConfig(300, 2096, 1, 40, 70)
     sign = {"most": 1, "least": -1}.get(kind, 0)
     made = {}
     for name, (n, k, biased) in shapes(config).items():

@@ -9,10 +9,10 @@ pytest.importorskip("torch")
 import torch
 
 from lmcodec.errors import ConfigError
-from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train import net as net_module
 from lmcodec.train.loss import cross_entropy, nats_of
 from lmcodec.train.net import SCALE_RANGE, Net, WeightRounding, round_to, rounded
+from lmcodec.train.net_config import NetConfig
 from lmcodec.train.optim import orthogonalise
 from lmcodec.train.scan import (
     linear_scan,

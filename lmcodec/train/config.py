@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any, TypeVar, get_type_hints
 
 from lmcodec.errors import ConfigError, ModelNotFound
-from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train.corpus import CATEGORIES, DEFAULT_WEIGHTS
+from lmcodec.train.net_config import NetConfig
 
 if sys.version_info >= (3, 11):
     import tomllib

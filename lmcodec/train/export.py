@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from lmcodec.lm.recurrent.reference import NORM_EPS
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train import net as floating
 from lmcodec.train.net import Layer, Net
+from lmcodec.train.net_config import NetConfig
 
 STREAM_STEP = 2.0**-12
 LOGIT_STEP = math.log(2) / (1 << LOGIT_BITS)  # nats
@@ -41,7 +42,7 @@ def integer_model(
         Unsupported: the network has a part without an integer definition.
         ConfigError: it was trained without rounding, or a scale is out of the format's range.
     """
-    integer.check_supported(net.config)
+    config = net.config.exported()
     if not net.quantise_activations or not net.rounding.levels:
         raise ConfigError(
             "the network was trained without rounding; train its last part with quantise.*_from"
@@ -59,7 +60,7 @@ def integer_model(
             )
         )
     return integer.IntegerModel(
-        config=net.config,
+        config=config,
         vocabulary=vocabulary,
         embed=_linear(net, "embed", *steps["embed"], least_shift=0),
         layers=tuple(layers),
@@ -96,7 +97,7 @@ def pack_export(
 
 def float_network(model: integer.IntegerModel) -> Net:
     """The network that `model` is the integer model of, its weights rounded: for training to go on from."""
-    net = Net(model.config, allocate=False)
+    net = Net(NetConfig(**asdict(model.config)), allocate=False)
     steps = _steps(model.config.recurrent)
     with torch.no_grad():
         for name, linear in model.tensors().items():

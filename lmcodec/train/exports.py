@@ -11,11 +11,11 @@ import torch
 
 from lmcodec.errors import ConfigError, Corrupt, ModelNotFound
 from lmcodec.lm.recurrent import file as recurrent_file
-from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.lm.vocab import Vocabulary
 from lmcodec.train import checkpoint
 from lmcodec.train.export import float_network
 from lmcodec.train.net import WEIGHT_MAX, Net, WeightRounding
+from lmcodec.train.net_config import NetConfig
 
 
 def save_export(

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from lmcodec.errors import ConfigError
-from lmcodec.lm.recurrent.shape import NetConfig
 from lmcodec.train.net import Layer, Net
+from lmcodec.train.net_config import NetConfig
 
 NEW_WEIGHT_SHARE = 0.5  # random weights of new inputs, as a share of a fresh network's
 

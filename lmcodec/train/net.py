@@ -46,7 +46,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lmcodec.errors import ConfigError
-from lmcodec.lm.recurrent.shape import ATTENTION_HEAD, NetConfig
+from lmcodec.train.net_config import ATTENTION_HEAD, NetConfig
 from lmcodec.train.scan import linear_scan, scan_rounded
 
 WEIGHT_MAX = 63

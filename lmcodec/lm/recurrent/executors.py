@@ -11,7 +11,7 @@ from lmcodec.lm.executor import EXECUTORS
 from lmcodec.lm.interface import SESSION_STREAM_MAX, DeviceSession, LanguageModel, Session, require_answer
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.model import IntegerModel
-from lmcodec.lm.recurrent.shape import NetConfig
+from lmcodec.lm.recurrent.shape import RecurrentConfig
 
 if TYPE_CHECKING:
     pass
@@ -114,7 +114,7 @@ _TOKEN_NBYTES = 48  # a position: logits while they are made and in the kernel, 
 _CHANNEL_NBYTES = 64  # a position: int64 and float32 of the widest layers
 
 
-def outside_nbytes(shape: NetConfig) -> int:
+def outside_nbytes(shape: RecurrentConfig) -> int:
     """What computing outside of the kernel takes for each block at work, at most."""
     rows = max(min(_PIECE_ROWS, _PIECE_LOGITS // shape.vocab_size), SESSION_STREAM_MAX)
     widest = shape.dim + 3 * shape.recurrent + shape.mlp

@@ -18,7 +18,7 @@ from lmcodec.lm.container import Container, check_members, integer, named
 from lmcodec.lm.recurrent import tables
 from lmcodec.lm.recurrent.model import ARITHMETIC, SHAPE, IntegerModel, Layer, Linear, shapes
 from lmcodec.lm.recurrent.reference import compute_known_answer
-from lmcodec.lm.recurrent.shape import NetConfig
+from lmcodec.lm.recurrent.shape import RecurrentConfig
 from lmcodec.lm.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ class Header(kinds.Header):
         n_word: for each tensor the number of 16-bit words of each of its chunks.
     """
 
-    config: NetConfig
+    config: RecurrentConfig
     shifts: list[int]
     n_context: list[int]
     n_word: list[list[int]]
@@ -297,7 +297,7 @@ def _read_header(opened: Container) -> Header:
         raise Unsupported("model was made for other tables than this lmcodec's")
     check_members("config", content["config"], SHAPE)
     try:
-        config = NetConfig(**content["config"])
+        config = RecurrentConfig(**content["config"])
     except ConfigError as error:
         raise Corrupt(f"header: {error}") from None
     expected = shapes(config)
@@ -380,7 +380,7 @@ def _pack_vectors(linears: Sequence[Linear], start: np.ndarray) -> bytes:
 
 
 def _parse_vectors(
-    packed: memoryview, config: NetConfig
+    packed: memoryview, config: RecurrentConfig
 ) -> tuple[list[np.ndarray], list[np.ndarray | None], np.ndarray]:
     """Multipliers and biases of all tensors, and the start states."""
     expected = shapes(config).values()

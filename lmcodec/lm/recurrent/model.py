@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from lmcodec.errors import Corrupt, Unsupported
-from lmcodec.lm.recurrent.shape import NetConfig
+from lmcodec.errors import Corrupt
+from lmcodec.lm.recurrent.shape import RecurrentConfig
 from lmcodec.lm.vocab import Vocabulary
 
 ARITHMETIC = 1  # version of FORMAT.md section 6: another one gives other integers
@@ -24,7 +24,13 @@ BIAS_MAX = 1 << 24
 MULTIPLIER_MAX = 65_535
 SHIFT_MIN, SHIFT_MAX = 12, 40  # of a matrix; a table's may begin at 0
 STATE_MAX = 1 << 26
-SHAPE = ("dim", "mlp", "n_layer", "recurrent", "vocab_size")  # of a NetConfig: what an integer model has
+SHAPE = (
+    "dim",
+    "mlp",
+    "n_layer",
+    "recurrent",
+    "vocab_size",
+)  # of a RecurrentConfig: what an integer model has
 
 
 @dataclass(frozen=True)
@@ -66,7 +72,7 @@ class IntegerModel:
     """A network whose every output is defined to the bit.
 
     Attributes:
-        config: its shape; neither token shift, attention nor bigrams.
+        config: its shape.
         vocabulary: V tokens.
         embed: (V + 2, D) table, steps of 2^-12.
         layers: L of them.
@@ -79,10 +85,9 @@ class IntegerModel:
 
     Raises:
         Corrupt: a shape or a bound does not hold.
-        Unsupported: the shape asks for a part without an integer definition.
     """
 
-    config: NetConfig
+    config: RecurrentConfig
     vocabulary: Vocabulary
     embed: Linear
     layers: tuple[Layer, ...]
@@ -92,7 +97,6 @@ class IntegerModel:
     card: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        check_supported(self.config)
         if self.config.vocab_size != len(self.vocabulary):
             raise Corrupt(
                 f"model of {self.config.vocab_size} tokens with a vocabulary of {len(self.vocabulary)}"
@@ -151,18 +155,7 @@ class IntegerModel:
         return self.sha256[:16]
 
 
-def check_supported(config: NetConfig) -> None:
-    """Refuse a shape that asks for a part without an integer definition.
-
-    Raises:
-        Unsupported: naming the part.
-    """
-    for name in ("shift", "attention", "bigram"):
-        if getattr(config, name):
-            raise Unsupported(f"model.{name} has no integer definition; train without it")
-
-
-def shapes(config: NetConfig) -> dict[str, tuple[int, int, bool]]:
+def shapes(config: RecurrentConfig) -> dict[str, tuple[int, int, bool]]:
     """Rows N, columns K and whether there is a bias, of every tensor in the canonical order."""
     v, d, r, m = config.vocab_size, config.dim, config.recurrent, config.mlp
     expected = {"embed": (v + 2, d, False)}
