@@ -28,7 +28,7 @@ from lmcodec.lm.transformer import native, reference
 from lmcodec.lm.transformer.executors import Reference
 from lmcodec.lm.transformer.model import Linear, TransformerModel
 from lmcodec.lm.transformer.native import NativeTransformer
-from lmcodec.lm.transformer.shape import TransformerConfig
+from lmcodec.lm.transformer.shape import ACTIVATIONS, TransformerConfig
 
 ISAS = _kernel.network_isas()
 # Nothing may be fused: as CMakeLists.txt has it.
@@ -483,12 +483,18 @@ def model_bytes(model: TransformerModel) -> bytes:
     c = model.config
     numbers = [c.vocab_size, c.dim, c.n_layer, c.n_head, c.n_kv_head, c.head_dim, c.mlp, c.window, c.sinks]
     numbers += [c.qkv_bias, c.qk_norm, c.tied, len(c.no_rotary), *c.no_rotary]
-    parts = [np.array(numbers, np.int32), np.array([c.norm_eps, c.score_scale, c.logit_scale], np.float32)]
+    numbers += [c.norm == "layer", c.pre_norm, c.post_norm, c.parallel, c.qk_norm_whole, c.gated]
+    numbers += [ACTIVATIONS.index(c.activation), c.out_bias, c.mlp_bias]
+    numbers += [c.n_position, c.sliding_window, c.sliding_sinks, len(c.sliding), *c.sliding]
+    floats = [c.norm_eps, c.score_scale, c.logit_scale, c.score_cap, c.logit_cap]
+    parts = [np.array(numbers, np.int32), np.array(floats, np.float32)]
+    parts.append(np.array([len(model.linears())], np.int32))
     for name, t in model.linears().items():
         weighted = name != "head" or not c.tied
         parts.append(np.array([*t.weight.shape, weighted, t.bias is not None], np.int32))
         parts += [t.weight, t.scale] if weighted else []
         parts += [] if t.bias is None else [t.bias]
+    parts.append(np.array([len(model.vectors())], np.int32))
     for vector in model.vectors().values():
         parts += [np.array([len(vector)], np.int32), vector]
     parts += [model.rotary, tables.exp2_coarse(), tables.exp2_fine()]

@@ -8,8 +8,9 @@
 //       that helps changes nothing. ROUNDING: any word; the process rounds upward then, and flushes subnormal numbers
 //
 // MODEL holds i32 V D L H G E F W S, whether there are biases, norms of queries and keys, a tied head; i32 how many layers
-// are without rotation and which; f32 eps, the scores' and the logits' scale; for each tensor i32 N, K, whether it has
-// weights and a bias, then weights, scales, biases; for each vector its length and values; f64 rotary; i32 tables of
+// are without rotation and which; the members from layer_norm to mlp_bias, P, the sliding layers' window and sinks, how
+// many slide and which; f32 eps, the scores' and the logits' scale and caps; i32 how many tensors; for each tensor i32 N, K, whether it has
+// weights and a bias, then weights, scales, biases; i32 how many vectors; for each vector its length and values; f64 rotary; i32 tables of
 // powers. TOKENS holds u32 T, B and (T, B) tokens.
 #include <cfenv>
 #include <cstdint>
@@ -45,8 +46,16 @@ std::unique_ptr<lmcodec::TransformerModel> read_model(const char* path, const ch
   for (bool* flag : {&shape.qkv_bias, &shape.qk_norm, &shape.tied}) *flag = file.number() != 0;
   shape.no_rotary.resize(static_cast<std::size_t>(file.number()));
   for (int& layer : shape.no_rotary) layer = file.number();
-  for (float* number : {&shape.norm_eps, &shape.score_scale, &shape.logit_scale}) *number = file.array<float>(1)[0];
-  std::vector<Tensor> tensors(2 + 4 * static_cast<std::size_t>(shape.n_layer));
+  for (bool* flag : {&shape.layer_norm, &shape.pre_norm, &shape.post_norm, &shape.parallel, &shape.qk_norm_whole,
+                     &shape.gated})
+    *flag = file.number() != 0;
+  shape.activation = static_cast<lmcodec::Activation>(file.number());
+  for (bool* flag : {&shape.out_bias, &shape.mlp_bias}) *flag = file.number() != 0;
+  for (int* number : {&shape.n_position, &shape.sliding_window, &shape.sliding_sinks}) *number = file.number();
+  shape.sliding.resize(static_cast<std::size_t>(file.number()));
+  for (int& layer : shape.sliding) layer = file.number();
+  for (float* number : {&shape.norm_eps, &shape.score_scale, &shape.logit_scale, &shape.score_cap, &shape.logit_cap}) *number = file.array<float>(1)[0];
+  std::vector<Tensor> tensors(static_cast<std::size_t>(file.number()));
   std::vector<lmcodec::FloatLinearView> views;
   for (Tensor& t : tensors) {
     const std::size_t n = static_cast<std::size_t>(file.number()), k = static_cast<std::size_t>(file.number());
@@ -58,14 +67,14 @@ std::unique_ptr<lmcodec::TransformerModel> read_model(const char* path, const ch
     if (biased) t.bias = file.array<float>(n);
     views.push_back({n, k, t.weight.get(), t.scale.get(), t.bias.get()});
   }
-  std::vector<std::unique_ptr<float[]>> vectors(1 + static_cast<std::size_t>(shape.n_layer) * (shape.qk_norm ? 4 : 2));
+  std::vector<std::unique_ptr<float[]>> vectors(static_cast<std::size_t>(file.number()));
   std::vector<lmcodec::VectorView> vector_views;
   for (auto& vector : vectors) {
     const std::size_t n = static_cast<std::size_t>(file.number());
     vector = file.array<float>(n);
     vector_views.push_back({n, vector.get()});
   }
-  const auto rotary = file.array<double>(static_cast<std::size_t>(shape.head_dim));
+  const auto rotary = file.array<double>(static_cast<std::size_t>(shape.sliding.empty() ? shape.head_dim : 2 * shape.head_dim));
   const auto coarse = file.array<std::int32_t>(16), fine = file.array<std::int32_t>(16);
   return std::make_unique<lmcodec::TransformerModel>(shape, views, vector_views, rotary.get(), coarse.get(), fine.get(),
                                                      isa);

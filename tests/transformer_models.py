@@ -7,7 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from lmcodec.lm.transformer.model import WEIGHT_MAX, Layer, Linear, TransformerModel
+from lmcodec.lm.transformer.model import (
+    WEIGHT_MAX,
+    Linear,
+    TransformerModel,
+    layers,
+    shapes,
+    vector_shapes,
+)
 from lmcodec.lm.transformer.shape import TransformerConfig
 from lmcodec.lm.vocab import Vocabulary
 
@@ -32,6 +39,39 @@ SHAPES: dict[str, dict[str, Any]] = {
     "wide head": {"dim": 192, "n_head": 1, "n_kv_head": 1, "head_dim": 256, "window": 33, "sinks": 16},
     "wide MLP": {"dim": 17, "head_dim": 6, "mlp": 2500, "tied": True, "qk_norm": True},
     "narrow": {"dim": 1, "n_head": 1, "n_kv_head": 1, "head_dim": 2, "mlp": 1, "window": 17, "sinks": 1},
+    # What families have.
+    "gemma2": {
+        "post_norm": True,
+        "activation": "gelu_tanh",
+        "score_cap": 300.0,
+        "logit_cap": 700.0,
+        "tied": True,
+    },
+    "gemma3": {
+        **{"n_layer": 3, "post_norm": True, "activation": "gelu_tanh", "qk_norm": True, "window": 25},
+        **{"sliding": (0, 2), "sliding_window": 18, "sliding_sinks": 1},
+    },
+    "olmo2": {
+        **{"pre_norm": False, "post_norm": True, "qk_norm": True, "qk_norm_whole": True, "head_dim": 18},
+        **{"sliding": (1,), "sliding_window": 16, "dim": 43},
+    },
+    "phi": {
+        **{
+            "norm": "layer",
+            "parallel": True,
+            "qkv_bias": True,
+            "out_bias": True,
+            "mlp_bias": True,
+            "gated": False,
+        },
+        **{"activation": "gelu_tanh", "dim": 50, "mlp": 101},
+    },
+    "neox": {"norm": "layer", "qkv_bias": True, "gated": False, "activation": "gelu", "dim": 16, "mlp": 19},
+    "gpt2": {
+        **{"norm": "layer", "qkv_bias": True, "out_bias": True, "mlp_bias": True, "gated": False},
+        **{"activation": "gelu", "n_position": 18, "window": 18, "sinks": 0, "no_rotary": (0, 1), "dim": 3},
+    },
+    "positions": {"n_position": 16, "window": 16, "sinks": 0, "no_rotary": (0, 1), "activation": "gelu"},
 }
 
 
@@ -49,29 +89,28 @@ def assemble(config: TransformerConfig, rng: np.random.Generator, size: float = 
         scale = (size * (rng.random(n) * 0.002 + 0.0005)).astype(np.float32)
         return Linear(weight, scale, rng.standard_normal(n).astype(np.float32) if biased else None)
 
-    def norm(n: int) -> np.ndarray:
-        return (1 + 0.1 * rng.standard_normal(n)).astype(np.float32)
+    def vector(name: str, n: int) -> np.ndarray:
+        centre = 0 if name.endswith("bias") else 1
+        return (centre + 0.1 * rng.standard_normal(n)).astype(np.float32)
 
-    layers = tuple(
-        Layer(
-            norm(c.dim),
-            linear(c.n_qkv, c.dim, c.qkv_bias),
-            norm(c.head_dim) if c.qk_norm else None,
-            norm(c.head_dim) if c.qk_norm else None,
-            linear(c.dim, c.n_head * c.head_dim),
-            norm(c.dim),
-            linear(2 * c.mlp, c.dim),
-            linear(c.dim, c.mlp),
-        )
-        for _ in range(c.n_layer)
-    )
-    embed = linear(c.vocab_size + 2, c.dim)
-    head = linear(c.vocab_size, c.dim, True)
+    linears = {name: linear(*shape) for name, shape in shapes(c).items()}
+    vectors = {name: vector(name, n) for name, n in vector_shapes(c).items()}
+    embed, head = linears["embed"], linears["head"]
     if c.tied:
         head = Linear(embed.weight[: c.vocab_size], embed.scale[: c.vocab_size], head.bias)
     angle = 10_000.0 ** (-np.arange(c.head_dim // 2) / (c.head_dim // 2))
-    rotary = np.stack((np.cos(angle), np.sin(angle)))
-    return TransformerModel(c, vocabulary(c.vocab_size), embed, layers, norm(c.dim), head, rotary)
+    rotary = np.stack((np.cos(angle), np.sin(angle), np.cos(angle * 0.3), np.sin(angle * 0.3))[: c.n_rotary])
+    return TransformerModel(
+        c,
+        vocabulary(c.vocab_size),
+        embed,
+        layers(c, linears, vectors),
+        vectors["norm"],
+        head,
+        rotary,
+        position=linears.get("position"),
+        norm_bias=vectors.get("norm_bias"),
+    )
 
 
 @cache

@@ -36,9 +36,19 @@ void require(bool holds, const char* what) {
 
 void make_shape(TransformerShape* self, int vocab_size, int dim, int n_layer, int n_head, int n_kv_head, int head_dim,
                 int mlp, int window, int sinks, float norm_eps, float score_scale, float logit_scale, bool qkv_bias,
-                bool qk_norm, bool tied, const std::vector<int>& no_rotary) {
-  new (self) TransformerShape{vocab_size, dim,         n_layer,     n_head,   n_kv_head, head_dim, mlp,  window,
-                              sinks,      norm_eps,    score_scale, logit_scale, qkv_bias,  qk_norm,  tied, no_rotary};
+                bool qk_norm, bool tied, const std::vector<int>& no_rotary, const std::string& norm, bool pre_norm,
+                bool post_norm, bool parallel, bool qk_norm_whole, bool gated, const std::string& activation, bool out_bias,
+                bool mlp_bias, float score_cap, float logit_cap, int n_position, const std::vector<int>& sliding,
+                int sliding_window, int sliding_sinks) {
+  require(norm == "rms" || norm == "layer", "no norm of that name");
+  require(activation == "silu" || activation == "gelu" || activation == "gelu_tanh", "no activation of that name");
+  const Activation function = activation == "silu" ? Activation::kSilu
+                              : activation == "gelu" ? Activation::kGelu : Activation::kGeluTanh;
+  new (self) TransformerShape{vocab_size,  dim,           n_layer, n_head,   n_kv_head,      head_dim,     mlp,
+                              window,      sinks,         norm_eps, score_scale, logit_scale, qkv_bias,    qk_norm,
+                              tied,        no_rotary,     norm == "layer", pre_norm, post_norm, parallel,  qk_norm_whole,
+                              gated,       function,      out_bias, mlp_bias, score_cap,      logit_cap,    n_position,
+                              sliding,     sliding_window, sliding_sinks};
 }
 
 void make_transformer(TransformerModel* self, const TransformerShape& shape, const std::vector<Tensor>& tensors,
@@ -57,7 +67,7 @@ void make_transformer(TransformerModel* self, const TransformerShape& shape, con
   }
   std::vector<VectorView> vector_views;
   for (const auto& vector : vectors) vector_views.push_back({vector.size(), vector.data()});
-  require(rotary.shape(0) == 2 && rotary.shape(1) == static_cast<std::size_t>(shape.head_dim / 2),
+  require(rotary.shape(0) == (shape.sliding.empty() ? 2 : 4) && rotary.shape(1) == static_cast<std::size_t>(shape.head_dim / 2),
           "the angles have not the shape of the model");
   require(exp2_coarse.size() == 16 && exp2_fine.size() == 16, "a table has not the expected size");
   const GilReleased released;
@@ -72,7 +82,11 @@ void bind_transformer(nb::module_& m) {
       .def("__init__", &make_shape, nb::arg("vocab_size"), nb::arg("dim"), nb::arg("n_layer"), nb::arg("n_head"),
            nb::arg("n_kv_head"), nb::arg("head_dim"), nb::arg("mlp"), nb::arg("window"), nb::arg("sinks"),
            nb::arg("norm_eps"), nb::arg("score_scale"), nb::arg("logit_scale"), nb::arg("qkv_bias"), nb::arg("qk_norm"),
-           nb::arg("tied"), nb::arg("no_rotary"))
+           nb::arg("tied"), nb::arg("no_rotary"), nb::arg("norm") = "rms", nb::arg("pre_norm") = true,
+           nb::arg("post_norm") = false, nb::arg("parallel") = false, nb::arg("qk_norm_whole") = false,
+           nb::arg("gated") = true, nb::arg("activation") = "silu", nb::arg("out_bias") = false,
+           nb::arg("mlp_bias") = false, nb::arg("score_cap") = 0.0f, nb::arg("logit_cap") = 0.0f, nb::arg("n_position") = 0,
+           nb::arg("sliding") = std::vector<int>(), nb::arg("sliding_window") = 0, nb::arg("sliding_sinks") = 0)
       .def("memory_nbytes", &TransformerModel::memory_nbytes)
       .def("session_memory_nbytes", &TransformerModel::session_memory_nbytes, nb::arg("streams"), nb::arg("runs"));
   nb::class_<TransformerModel, LanguageModel>(m, "TransformerModel",

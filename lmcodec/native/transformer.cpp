@@ -56,7 +56,30 @@ void within(const char* name, float value, float low, float high) {
 
 std::size_t layer_weights(const TransformerShape& s) {
   return sized(s.dim) * (sized(s.n_head + 2 * s.n_kv_head) * sized(s.head_dim) + sized(s.n_head) * sized(s.head_dim) +
-                         3 * sized(s.mlp));
+                         (s.gated ? 3 : 2) * sized(s.mlp));
+}
+
+bool has_side(const TransformerShape& s) { return s.parallel || s.post_norm; }
+
+void check_layers(const char* name, const std::vector<int>& layers, int n_layer) {
+  for (std::size_t i = 0; i < layers.size(); ++i) within(name, layers[i], i ? layers[i - 1] + 1 : 0, n_layer - 1);
+}
+
+// As lm/transformer/shape.py has it.
+void check_options(const TransformerShape& s) {
+  if (!s.pre_norm && !s.post_norm) refuse("there are no norms");
+  if (s.parallel && (s.post_norm || !s.pre_norm)) refuse("attention and MLP side by side need norms before them alone");
+  if (s.layer_norm && (s.post_norm || s.qk_norm)) refuse("layer norms go with none of sums, of queries and of keys");
+  if (s.qk_norm_whole && !s.qk_norm) refuse("norms of all heads together, without norms of heads");
+  for (float cap : {s.score_cap, s.logit_cap})
+    if (cap != 0) within("a cap", cap, 1.0f, 4194304.0f);
+  check_layers("a sliding layer", s.sliding, s.n_layer);
+  within("the sliding layers' window", s.sliding_window, s.sliding.empty() ? 0 : kWindowMin, s.sliding.empty() ? 0 : s.window);
+  within("the number of the sliding layers' sinks", s.sliding_sinks, 0, s.sliding.empty() ? 0 : s.sinks);
+  if (!s.n_position) return;
+  within("the number of positions", s.n_position, kWindowMin, kWindowMax);
+  if (s.n_position % 2 || s.n_position != s.window || s.sinks || !s.sliding.empty() || s.no_rotary.size() != sized(s.n_layer))
+    refuse("learned positions are not those of the window, or do not go with what else there is");
 }
 
 void check_values(const char* name, const float* value, std::size_t n) {
@@ -88,6 +111,13 @@ Table<float> padded(const VectorView& view, int n) {
   Table<float> table(sized(padded_floats(n)));
   std::copy_n(view.value, n, table.data());
   return table;
+}
+
+void check_angles(const double* rotary, int n) {
+  for (int i = 0; i < n; ++i) {
+    const double square = rotary[i] * rotary[i] + rotary[n + i] * rotary[n + i];
+    if (!(std::fabs(square - 1) <= 8.8817841970012523e-16)) refuse("a cosine and its sine are not those of an angle");  // 2^-50
+  }
 }
 
 // Cosines and sines of the angles of positions 2^0 to 2^21, of those of position 1: (22, 2, n).
@@ -135,6 +165,7 @@ std::size_t linear_nbytes(std::size_t n, int k, bool biased) {
 TransformerSizes::TransformerSizes(const TransformerShape& s, int n_stream) {
   const int piece = std::max(1, kTrunkRows / n_stream);  // positions of a stream
   trunk_rows = piece * n_stream;
+  restart_rows = std::min(s.half(), trunk_rows);
   head_rows = std::min(std::max(kHeadRows, n_stream), trunk_rows);
   ring = static_cast<int>(rounded_up(sized(s.window + piece - 1), kSlots));
   n_slot = sized(ring + kSlots);
@@ -168,9 +199,9 @@ void TransformerModel::check(const TransformerShape& s) {
   if (s.n_head % s.n_kv_head) refuse("the number of heads is no multiple of that of heads of keys");
   if (s.head_dim % 2) refuse("a head's width is odd");
   within("the heads' width", s.n_head * s.head_dim, 1, kFanInMax);
-  for (std::size_t i = 0; i < s.no_rotary.size(); ++i)
-    within("a layer without rotation", s.no_rotary[i], i ? s.no_rotary[i - 1] + 1 : 0, s.n_layer - 1);
-  const std::uint64_t table = std::uint64_t{sized(s.vocab_size)} * sized(s.dim);
+  check_layers("a layer without rotation", s.no_rotary, s.n_layer);
+  check_options(s);
+  const std::uint64_t table = std::uint64_t{sized(s.vocab_size) + sized(s.n_position)} * sized(s.dim);
   if (2 * table + std::uint64_t{layer_weights(s)} * sized(s.n_layer) > 2 * kWeightsMax)
     refuse("the model has too many weights");
 }
@@ -178,13 +209,17 @@ void TransformerModel::check(const TransformerShape& s) {
 std::size_t TransformerModel::memory_nbytes(const TransformerShape& s) {
   check(s);
   const std::size_t n_qkv = sized(s.n_head + 2 * s.n_kv_head) * sized(s.head_dim);
-  const std::size_t layer = linear_nbytes(n_qkv, s.dim, s.qkv_bias) + linear_nbytes(sized(s.dim), s.n_head * s.head_dim, false) +
-                            linear_nbytes(2 * sized(padded_floats(s.mlp)), s.dim, false) +
-                            linear_nbytes(sized(s.dim), s.mlp, false) + 2 * table_nbytes<float>(sized(padded_floats(s.dim))) +
-                            2 * table_nbytes<float>(sized(padded_floats(s.head_dim)));
+  const std::size_t n_norm = s.layer_norm || (s.pre_norm && s.post_norm) ? 4 : 2;
+  const std::size_t layer = linear_nbytes(n_qkv, s.dim, s.qkv_bias) +
+                            linear_nbytes(sized(s.dim), s.n_head * s.head_dim, s.out_bias) +
+                            linear_nbytes((s.gated ? 2 : 1) * sized(padded_floats(s.mlp)), s.dim, s.mlp_bias) +
+                            linear_nbytes(sized(s.dim), s.mlp, s.mlp_bias) +
+                            n_norm * table_nbytes<float>(sized(padded_floats(s.dim))) +
+                            2 * table_nbytes<float>(sized(padded_floats(s.qk_norm_whole ? s.n_head * s.head_dim : s.head_dim)));
   const std::size_t v = sized(s.vocab_size);
   return sized(s.n_layer) * layer + linear_nbytes(v + 2, s.dim, true) + (s.tied ? 0 : linear_nbytes(v, s.dim, true)) +
-         table_nbytes<double>(sized(s.head_dim) * 22) + sizeof(TransformerModel);
+         (s.n_position ? linear_nbytes(sized(s.n_position), s.dim, false) : 0) +
+         (s.sliding.empty() ? 1 : 2) * table_nbytes<double>(sized(s.head_dim) * 22) + sizeof(TransformerModel);
 }
 
 std::size_t TransformerModel::session_memory_nbytes(const TransformerShape& s, int n_stream, bool runs) {
@@ -195,12 +230,13 @@ std::size_t TransformerModel::session_memory_nbytes(const TransformerShape& s, i
   const std::size_t held = table_nbytes<std::int8_t>(slots * sized(key_width(s.head_dim))) +
                            table_nbytes<std::int8_t>(slots * sized(value_width(s.head_dim))) +
                            3 * table_nbytes<float>(slots);
-  const std::size_t rows = sized(runs ? z.trunk_rows : n_stream), head = sized(runs ? z.head_rows : n_stream);
-  const std::size_t trunk = table_nbytes<float>(rows * z.x_stride) + table_nbytes<std::uint8_t>(rows * z.u_stride) +
+  const std::size_t rows = sized(runs ? z.trunk_rows : std::max(n_stream, z.restart_rows)), head = sized(runs ? z.head_rows : n_stream);
+  const std::size_t trunk = (has_side(s) ? 2 : 1) * table_nbytes<float>(rows * z.x_stride) + table_nbytes<std::uint8_t>(rows * z.u_stride) +
                             table_nbytes<float>(rows * z.y_stride) + table_nbytes<float>(rows * z.attended_stride) +
                             2 * table_nbytes<std::uint8_t>(rows * z.query_stride) +
                             2 * table_nbytes<float>(rows * sized(s.n_head)) +
-                            table_nbytes<float>(rows * z.angle_stride) + 2 * rows * sizeof(float);
+                            (s.sliding.empty() ? 1 : 2) * table_nbytes<float>(rows * z.angle_stride) +
+                            2 * rows * sizeof(float) + sized(n_stream) * sized(s.half()) * sizeof(std::uint32_t);
   const std::size_t width = rounded_up(sized(s.vocab_size), kPanel);
   const std::size_t logits = table_nbytes<std::uint32_t>(head * width) +
                              table_nbytes<std::uint64_t>(head * (width / kPanel + 1)) + 2 * head * kMaxLanes * sizeof(std::int32_t);
@@ -249,43 +285,55 @@ TransformerModel::TransformerModel(const TransformerShape& shape, const std::vec
   set_exp2(tables_, exp2_coarse, exp2_fine);
   const int v = shape.vocab_size, d = shape.dim, e = shape.head_dim, attended = shape.n_head * e;
   const std::size_t n_layer = sized(shape.n_layer);
-  if (tensors.size() != 2 + 4 * n_layer) refuse("not as many tensors as the model has");
-  if (vectors.size() != 1 + n_layer * (shape.qk_norm ? 4 : 2)) refuse("not as many vectors as the model has");
+  const bool layer_norm = shape.layer_norm;
+  const std::size_t n_before = layer_norm ? 2 : 1, n_norm = 2 * ((shape.pre_norm ? n_before : 0) + (shape.post_norm ? 1 : 0));
+  if (tensors.size() != 2 + 4 * n_layer + (shape.n_position ? 1 : 0)) refuse("not as many tensors as the model has");
+  if (vectors.size() != n_before + n_layer * (n_norm + (shape.qk_norm ? 2 : 0))) refuse("not as many vectors as the model has");
   // All is checked before anything is allocated.
   const FloatLinearView* view = tensors.data();
   lmcodec::check(*view++, v + 2, d, false);
+  if (shape.n_position) lmcodec::check(*view++, shape.n_position, d, false);
   for (std::size_t i = 0; i < n_layer; ++i) {
     lmcodec::check(*view++, (shape.n_head + 2 * shape.n_kv_head) * e, d, shape.qkv_bias);
-    lmcodec::check(*view++, d, attended, false);
-    lmcodec::check(*view++, 2 * shape.mlp, d, false);
-    lmcodec::check(*view++, d, shape.mlp, false);
+    lmcodec::check(*view++, d, attended, shape.out_bias);
+    lmcodec::check(*view++, (shape.gated ? 2 : 1) * shape.mlp, d, shape.mlp_bias);
+    lmcodec::check(*view++, d, shape.mlp, shape.mlp_bias);
   }
   lmcodec::check(*view, v, d, true, shape.tied);
-  for (int i = 0; i < e / 2; ++i) {
-    const double square = rotary[i] * rotary[i] + rotary[e / 2 + i] * rotary[e / 2 + i];
-    if (!(std::fabs(square - 1) <= 8.8817841970012523e-16)) refuse("a cosine and its sine are not those of an angle");  // 2^-50
-  }
+  check_angles(rotary, e / 2);
   powers_ = position_powers(rotary, e / 2);
+  if (!shape.sliding.empty()) {
+    check_angles(rotary + e, e / 2);
+    sliding_powers_ = position_powers(rotary + e, e / 2);
+  }
 
   view = tensors.data();
   const VectorView* vector = vectors.data();
   pack(embed_, *view++);
+  if (shape.n_position) pack(position_, *view++);
   layers_.resize(n_layer);
+  const int n_query = shape.qk_norm_whole ? attended : e, n_key = shape.qk_norm_whole ? shape.n_kv_head * e : e;
   for (std::size_t i = 0; i < n_layer; ++i) {
     Layer& layer = layers_[i];
-    layer.attention_norm = padded(*vector++, d);
+    if (shape.pre_norm) layer.attention_norm = padded(*vector++, d);
+    if (layer_norm) layer.attention_norm_bias = padded(*vector++, d);
     if (shape.qk_norm) {
-      layer.q_norm = padded(*vector++, e);
-      layer.k_norm = padded(*vector++, e);
+      layer.q_norm = padded(*vector++, n_query);
+      layer.k_norm = padded(*vector++, n_key);
     }
-    layer.mlp_norm = padded(*vector++, d);
+    if (shape.post_norm) layer.post_attention_norm = padded(*vector++, d);
+    if (shape.pre_norm) layer.mlp_norm = padded(*vector++, d);
+    if (layer_norm) layer.mlp_norm_bias = padded(*vector++, d);
+    if (shape.post_norm) layer.post_mlp_norm = padded(*vector++, d);
+    layer.sliding = std::binary_search(shape.sliding.begin(), shape.sliding.end(), static_cast<int>(i));
     layer.rotary = !std::binary_search(shape.no_rotary.begin(), shape.no_rotary.end(), static_cast<int>(i));
     pack(layer.qkv, *view++);
     pack(layer.out, *view++);
-    pack(layer.gate_up, *view++, 2, kFloatLanes);
+    pack(layer.gate_up, *view++, shape.gated ? 2 : 1, kFloatLanes);
     pack(layer.down, *view++);
   }
-  norm_ = padded(*vector, d);
+  norm_ = padded(*vector++, d);
+  if (layer_norm) norm_bias_ = padded(*vector++, d);
   if (!shape.tied) {
     pack(head_, *view);
     return;
@@ -310,12 +358,14 @@ TransformerSession::TransformerSession(const TransformerModel& model, int n_stre
       cancel_(options.cancel),
       sizes_(model.shape_, n_stream),
       taken_(sized(n_stream)),
+      recent_(sized(n_stream) * sized(model.shape_.half())),
       key_(sizes_.n_head * sizes_.n_slot * sized(key_width(model.shape_.head_dim))),
       value_(sizes_.n_head * sizes_.n_slot * sized(value_width(model.shape_.head_dim))),
       key_sum_(sizes_.n_head * sizes_.n_slot),
       key_scale_(sizes_.n_head * sizes_.n_slot),
       value_scale_(sizes_.n_head * sizes_.n_slot),
       far_angle_(sizes_.angle_stride),
+      far_sliding_angle_(sizes_.angle_stride),
       frequencies_(model.kernels_, model.tables_, model.n_token(), keep_logits),
       helper_(options.help == Help::kLent ? std::make_unique<Helper>(Helper::Lent())
                                           : with_thread<Helper>(options.help == Help::kThread)) {
@@ -323,7 +373,7 @@ TransformerSession::TransformerSession(const TransformerModel& model, int n_stre
   for (Scratch& scratch : scratch_) {
     scratch.values = Table<float>(sizes_.scratch_width);
     scratch.squares = Table<float>(sizes_.scratch_width);
-    scratch.head = Table<float>(sized(padded_floats(s.head_dim)));
+    scratch.head = Table<float>(sized(padded_floats(s.qk_norm_whole ? s.n_head * s.head_dim : s.head_dim)));
     scratch.angles = Table<double>(2 * sized(s.head_dim));
     scratch.code = Table<std::uint8_t>(sizes_.scratch_width);
     scratch.score = Table<std::int32_t>(kHeadsAtOnce * sizes_.n_score);
@@ -338,7 +388,10 @@ TransformerSession::TransformerSession(const TransformerModel& model, int n_stre
   const FloatControl control;
   model.own_.angles(model.powers_.data(), s.head_dim / 2, static_cast<std::uint32_t>(s.window), scratch_[0].angles.data(),
                     far_angle_.data());
-  reserve_trunk(n_stream);
+  if (!s.sliding.empty())
+    model.own_.angles(model.sliding_powers_.data(), s.head_dim / 2, static_cast<std::uint32_t>(s.sliding_window),
+                      scratch_[0].angles.data(), far_sliding_angle_.data());
+  reserve_trunk(std::max(n_stream, sizes_.restart_rows));
   reserve_head(n_stream);
 }
 
@@ -355,6 +408,8 @@ void TransformerSession::reserve_trunk(int n_row) {
   clear_table(near_scale_, n * n_head);
   clear_table(far_scale_, n * n_head);
   clear_table(angle_, n * sizes_.angle_stride);
+  if (!model_.shape_.sliding.empty()) clear_table(sliding_angle_, n * sizes_.angle_stride);
+  if (has_side(model_.shape_)) clear_table(side_, n * sizes_.x_stride);
   position_.resize(n);
   trunk_rows_ = n_row;
 }
@@ -375,6 +430,7 @@ void TransformerSession::require_room(std::size_t n_step) const {
 
 void TransformerSession::step(const std::uint32_t* tokens) {
   require_room(1);
+  restart();
   trunk(tokens, n_stream_);
   head(0, n_stream_);
 }
@@ -385,13 +441,15 @@ void TransformerSession::run(const std::uint32_t* tokens, std::size_t n_step, co
   const std::size_t n_most = std::min(piece, n_step) * b;
   reserve_trunk(static_cast<int>(n_most));
   reserve_head(static_cast<int>(std::min(sized(sizes_.head_rows), n_most)));
-  for (std::size_t t = 0; t < n_step; t += piece) {
-    const int n_row = static_cast<int>(std::min(piece, n_step - t) * b);
+  std::size_t n = 0;
+  for (std::size_t t = 0; t < n_step; t += n) {
+    n = std::min({piece, n_step - t, restart()});
+    const int n_row = static_cast<int>(n * b);
     trunk(tokens + t * b, n_row);
     for (int row = 0; row < n_row; row += sizes_.head_rows) {
-      const int n = std::min(sizes_.head_rows, n_row - row);
-      head(row, n);
-      rows(t * b + sized(row), n);
+      const int n_head = std::min(sizes_.head_rows, n_row - row);
+      head(row, n_head);
+      rows(t * b + sized(row), n_head);
     }
   }
 }
@@ -419,14 +477,40 @@ void TransformerSession::product(int first_row, int n_row, const PackedLinear& l
   else some(0, linear.n_panel, false);
 }
 
-void TransformerSession::normalise(int n_row, const Table<float>& weight) {
+void TransformerSession::normalise(int n_row, const Table<float>& x, const Table<float>& weight, const Table<float>& bias) {
   const TransformerShape& s = model_.shape_;
   share(n_row, [&](int row, Scratch& scratch) {
-    model_.own_.normalise(x_.data() + sized(row) * sizes_.x_stride, weight.data(), s.dim, s.norm_eps,
-                          scratch.squares.data(), scratch.values.data());
+    const float* const from = x.data() + sized(row) * sizes_.x_stride;
+    float* const to = scratch.values.data();
+    if (!s.pre_norm && &weight != &model_.norm_) std::copy_n(from, padded_floats(s.dim), to);
+    else if (s.layer_norm)
+      model_.own_.layer_normalise(from, weight.data(), bias.data(), s.dim, s.norm_eps, scratch.squares.data(), to);
+    else model_.own_.normalise(from, weight.data(), s.dim, s.norm_eps, scratch.squares.data(), to);
     model_.own_.quantise(scratch.values.data(), s.dim, model_.kernels_.offset, codes_.data() + sized(row) * sizes_.u_stride,
                          row_scale_.data() + row);
   });
+}
+
+void TransformerSession::add(int n_row, const PackedLinear& linear, const Table<float>& weight) {
+  const TransformerShape& s = model_.shape_;
+  if (!s.post_norm) {
+    product(0, n_row, linear, Finish::kFloatAdd, x_.data(), sizes_.x_stride);
+    return;
+  }
+  product(0, n_row, linear, Finish::kFloat, side_.data(), sizes_.x_stride);
+  share(n_row, [&](int row, Scratch& scratch) {
+    float* const y = side_.data() + sized(row) * sizes_.x_stride;
+    model_.own_.normalise(y, weight.data(), s.dim, s.norm_eps, scratch.squares.data(), y);
+    model_.own_.add(y, s.dim, x_.data() + sized(row) * sizes_.x_stride);
+  });
+}
+
+void TransformerSession::normalise_heads(float* y, const Table<float>& weight, int n, Scratch& scratch) {
+  float* const x = scratch.head.data();
+  std::copy_n(y, n, x);
+  std::fill(x + n, x + padded_floats(n), 0.0f);
+  model_.own_.normalise(x, weight.data(), n, model_.shape_.norm_eps, scratch.squares.data(), x);
+  std::copy_n(x, n, y);
 }
 
 // Queries, keys and values of a row: codes.
@@ -436,11 +520,19 @@ void TransformerSession::prepare(int i, int row, Scratch& scratch) {
   const TransformerKernels& own = model_.own_;
   const int e = s.head_dim, width = key_width(e), v_width = value_width(e);
   const std::uint32_t position = position_[sized(row)];
-  const float* const angle = layer.rotary ? angle_.data() + sized(row) * sizes_.angle_stride : nullptr;
-  const bool far = s.sinks && position >= static_cast<std::uint32_t>(s.window);
-  const float* from = y_.data() + sized(row) * sizes_.y_stride;
+  const Table<float>& angles = layer.sliding ? sliding_angle_ : angle_;
+  const Table<float>& far_angles = layer.sliding ? far_sliding_angle_ : far_angle_;
+  const float* const angle = layer.rotary ? angles.data() + sized(row) * sizes_.angle_stride : nullptr;
+  const bool far = (layer.sliding ? s.sliding_sinks : s.sinks) &&
+                   position >= static_cast<std::uint32_t>(layer.sliding ? s.sliding_window : s.window);
+  float* const y = y_.data() + sized(row) * sizes_.y_stride;
+  if (s.qk_norm_whole) {
+    normalise_heads(y, layer.q_norm, s.n_head * e, scratch);
+    normalise_heads(y + s.n_head * e, layer.k_norm, s.n_kv_head * e, scratch);
+  }
+  const float* from = y;
   const auto normalised = [&](const Table<float>& weight) {
-    if (!s.qk_norm) return from;
+    if (!s.qk_norm || s.qk_norm_whole) return from;
     float* const to = scratch.head.data();
     std::copy_n(from, e, to);
     std::fill(to + e, to + padded_floats(e), 0.0f);
@@ -453,14 +545,14 @@ void TransformerSession::prepare(int i, int row, Scratch& scratch) {
     own.turn(query, e, angle, scratch.values.data(), own.query_offset, near_.data() + at * sized(width),
              near_scale_.data() + at);
     if (far)
-      own.turn(query, e, layer.rotary ? far_angle_.data() : nullptr, scratch.values.data(), own.query_offset,
+      own.turn(query, e, layer.rotary ? far_angles.data() : nullptr, scratch.values.data(), own.query_offset,
                far_.data() + at * sized(width), far_scale_.data() + at);
   }
   const std::size_t slots[2] = {sized(kSlots) + position % static_cast<std::uint32_t>(sizes_.ring), position};
   const int n_slot = position < static_cast<std::uint32_t>(s.sinks) ? 2 : 1;
   for (int part = 0; part < 2; ++part)
     for (int g = 0; g < s.n_kv_head; ++g, from += e) {
-      const std::size_t first = head_at(i, row % n_stream_, g) * sizes_.n_slot;
+      const std::size_t first = head_at(i, stream_of(row), g) * sizes_.n_slot;
       const bool is_key = part == 0;
       float scale;
       if (is_key) own.turn(normalised(layer.k_norm), e, angle, scratch.values.data(), 0, scratch.code.data(), &scale);
@@ -485,15 +577,18 @@ void TransformerSession::prepare(int i, int row, Scratch& scratch) {
 // Attention of a row's heads that share keys. Tasks that look at the same keys follow one another.
 void TransformerSession::attend(int i, int task, int n_row, Scratch& scratch) {
   const TransformerShape& s = model_.shape_;
-  const int n_step = n_row / n_stream_, g = task / n_step % s.n_kv_head, stream = task / n_step / s.n_kv_head;
-  const int row = task % n_step * n_stream_ + stream, n_query = s.n_head / s.n_kv_head;
-  const std::uint32_t position = position_[sized(row)], window = static_cast<std::uint32_t>(s.window);
+  const int n_step = n_row / n_lane_, g = task / n_step % s.n_kv_head, lane = task / n_step / s.n_kv_head;
+  const int row = task % n_step * n_lane_ + lane, n_query = s.n_head / s.n_kv_head, stream = first_stream_ + lane;
+  const bool slides = model_.layers_[sized(i)].sliding;
+  const int sinks = slides ? s.sliding_sinks : s.sinks;
+  const std::uint32_t position = position_[sized(row)], window = static_cast<std::uint32_t>(slides ? s.sliding_window : s.window);
   const std::size_t first = head_at(i, stream, g) * sizes_.n_slot;
   const HeldHead held = {key_.data() + first * sized(key_width(s.head_dim)), key_sum_.data() + first, key_scale_.data() + first,
                          value_.data() + first * sized(value_width(s.head_dim)), value_scale_.data() + first};
   Queries queries;
   queries.head_dim = s.head_dim;
   queries.score_scale = s.score_scale;
+  queries.score_cap = s.score_cap;
   queries.n_range = 0;
   queries.has_far = false;
   const auto add = [&](std::uint32_t low, std::uint32_t high) {  // slots low to high
@@ -501,8 +596,8 @@ void TransformerSession::attend(int i, int task, int n_row, Scratch& scratch) {
     queries.range[queries.n_range++] = {static_cast<int>(block), static_cast<int>(high / kSlots - block + 1),
                                         static_cast<int>(low - block * kSlots), static_cast<int>(high + 1 - block * kSlots)};
   };
-  if (s.sinks && position >= window) {
-    add(0, std::min(static_cast<std::uint32_t>(s.sinks), position - window + 1) - 1);
+  if (sinks && position >= window) {
+    add(0, std::min(static_cast<std::uint32_t>(sinks), position - window + 1) - 1);
     queries.has_far = true;
   }
   const std::uint32_t ring = static_cast<std::uint32_t>(sizes_.ring), oldest = position < window ? 0 : position - window + 1;
@@ -528,26 +623,70 @@ void TransformerSession::attend(int i, int task, int n_row, Scratch& scratch) {
   }
 }
 
-// Rows are in time order: row % B is the stream.
+std::size_t TransformerSession::restart() {
+  const TransformerShape& s = model_.shape_;
+  if (!s.n_position) return std::numeric_limits<std::size_t>::max();
+  const std::uint32_t half = static_cast<std::uint32_t>(s.half()), all = static_cast<std::uint32_t>(s.n_position);
+  std::uint32_t least = all;
+  for (int stream = 0; stream < n_stream_; ++stream) {
+    const std::uint32_t n = taken_[sized(stream)];
+    least = std::min(least, s.room(n));
+    if (n < all || n % half) continue;
+    const std::uint32_t piece = static_cast<std::uint32_t>(sizes_.restart_rows);
+    const std::uint32_t* const tokens = recent_.data() + sized(stream) * half;
+    for (std::uint32_t at = 0; at < half; at += piece)
+      trunk_of(stream, at, tokens + at, static_cast<int>(std::min(piece, half - at)));
+  }
+  return least;
+}
+
 void TransformerSession::trunk(const std::uint32_t* tokens, int n_row) {
+  const TransformerShape& s = model_.shape_;
+  first_stream_ = 0;
+  n_lane_ = n_stream_;
+  for (int row = 0; row < n_row; ++row) {
+    const std::size_t stream = sized(row % n_stream_), n = taken_[stream] + sized(row / n_stream_);
+    position_[sized(row)] = s.place(static_cast<std::uint32_t>(n));
+    if (s.n_position) recent_[stream * sized(s.half()) + n % sized(s.half())] = tokens[row];
+  }
+  pass(tokens, n_row);
+  normalise(n_row, x_, model_.norm_, model_.norm_bias_);
+  for (std::uint32_t& n : taken_) n += static_cast<std::uint32_t>(n_row / n_stream_);
+}
+
+void TransformerSession::trunk_of(int stream, std::uint32_t position, const std::uint32_t* tokens, int n_row) {
+  first_stream_ = stream;
+  n_lane_ = 1;
+  for (int row = 0; row < n_row; ++row) position_[sized(row)] = position + static_cast<std::uint32_t>(row);
+  pass(tokens, n_row);
+}
+
+void TransformerSession::pass(const std::uint32_t* tokens, int n_row) {
   const TransformerShape& s = model_.shape_;
   const TransformerKernels& own = model_.own_;
   const int offset = model_.kernels_.offset;
   Stopwatch watch(timed_);
-  for (int row = 0; row < n_row; ++row)
-    position_[sized(row)] = taken_[sized(row % n_stream_)] + static_cast<std::uint32_t>(row / n_stream_);
-  const PackedLinear& table = model_.embed_.packed;
+  const auto row_of = [&](const PackedLinear& table, std::size_t n, float* to) {
+    own.embed(table.weight + n / kPanel * sized(table.n_quad) * (kPanel * kQuad) + n % kPanel * kQuad, s.dim, table.scale[n], to);
+  };
   share(n_row, [&](int row, Scratch& scratch) {
-    const std::size_t token = tokens[row];
-    own.embed(table.weight + token / kPanel * sized(table.n_quad) * (kPanel * kQuad) + token % kPanel * kQuad, s.dim,
-              table.scale[token], x_.data() + sized(row) * sizes_.x_stride);
+    float* const x = x_.data() + sized(row) * sizes_.x_stride;
+    row_of(model_.embed_.packed, tokens[row], x);
+    if (s.n_position) {
+      row_of(model_.position_.packed, position_[sized(row)], scratch.values.data());
+      own.add(scratch.values.data(), s.dim, x);
+      return;
+    }
     own.angles(model_.powers_.data(), s.head_dim / 2, position_[sized(row)], scratch.angles.data(),
                angle_.data() + sized(row) * sizes_.angle_stride);
+    if (!s.sliding.empty())
+      own.angles(model_.sliding_powers_.data(), s.head_dim / 2, position_[sized(row)], scratch.angles.data(),
+                 sliding_angle_.data() + sized(row) * sizes_.angle_stride);
   });
   for (int i = 0; i < s.n_layer; ++i) {
     const TransformerModel::Layer& layer = model_.layers_[sized(i)];
     throw_if_set(cancel_);
-    normalise(n_row, layer.attention_norm);
+    normalise(n_row, x_, layer.attention_norm, layer.attention_norm_bias);
     watch.mark(times_.elements);
     product(0, n_row, layer.qkv.packed, Finish::kFloat, y_.data(), sizes_.y_stride);
     watch.mark(times_.products);
@@ -558,29 +697,27 @@ void TransformerSession::trunk(const std::uint32_t* tokens, int n_row) {
     watch.mark(times_.elements);
     attention_seconds_ += times_.elements - before;
     share(n_row, [&](int row, Scratch&) {
+      if (s.parallel) std::copy_n(x_.data() + sized(row) * sizes_.x_stride, sizes_.x_stride, side_.data() + sized(row) * sizes_.x_stride);
       own.quantise(attended_.data() + sized(row) * sizes_.attended_stride, s.n_head * s.head_dim, offset,
                    codes_.data() + sized(row) * sizes_.u_stride, row_scale_.data() + row);
     });
     watch.mark(times_.elements);
-    product(0, n_row, layer.out.packed, Finish::kFloatAdd, x_.data(), sizes_.x_stride);
+    add(n_row, layer.out.packed, layer.post_attention_norm);
     watch.mark(times_.products);
-    normalise(n_row, layer.mlp_norm);
+    normalise(n_row, s.parallel ? side_ : x_, layer.mlp_norm, layer.mlp_norm_bias);
     watch.mark(times_.elements);
     product(0, n_row, layer.gate_up.packed, Finish::kFloat, y_.data(), sizes_.y_stride);
     watch.mark(times_.products);
     share(n_row, [&](int row, Scratch& scratch) {
       const float* const gates = y_.data() + sized(row) * sizes_.y_stride;
-      own.gate(gates, gates + padded_floats(s.mlp), s.mlp, scratch.values.data());
+      own.gate(s.activation, gates, s.gated ? gates + padded_floats(s.mlp) : nullptr, s.mlp, scratch.values.data());
       own.quantise(scratch.values.data(), s.mlp, offset, codes_.data() + sized(row) * sizes_.u_stride,
                    row_scale_.data() + row);
     });
     watch.mark(times_.elements);
-    product(0, n_row, layer.down.packed, Finish::kFloatAdd, x_.data(), sizes_.x_stride);
+    add(n_row, layer.down.packed, layer.post_mlp_norm);
     watch.mark(times_.products);
   }
-  normalise(n_row, model_.norm_);
-  for (std::uint32_t& n : taken_) n += static_cast<std::uint32_t>(n_row / n_stream_);
-  watch.mark(times_.elements);
 }
 
 void TransformerSession::head(int first, int n_row) {
@@ -589,11 +726,16 @@ void TransformerSession::head(int first, int n_row) {
   const std::size_t n_max = sized(n_row) * kMaxLanes;
   std::int32_t* const helper_max = helper_ ? max_.data() + n_max : nullptr;
   std::fill_n(max_.begin(), n_max * (helper_ ? 2 : 1), std::numeric_limits<std::int32_t>::min());
-  product(first, n_row, model_.head_.packed, Finish::kFloatLogits, frequencies_.logits(0), frequencies_.width(),
+  const float cap = model_.shape_.logit_cap;
+  product(first, n_row, model_.head_.packed, cap > 0 ? Finish::kFloat : Finish::kFloatLogits, frequencies_.logits(0), frequencies_.width(),
           max_.data(), helper_max);
   for (std::size_t i = 0; helper_ && i < n_max; ++i) max_[i] = std::max(max_[i], helper_max[i]);
   watch.mark(times_.products);
-  share(n_row, [&](int row, Scratch&) { frequencies_.weigh(row, max_.data() + sized(row) * kMaxLanes); });
+  share(n_row, [&](int row, Scratch&) {
+    std::int32_t* const max = max_.data() + sized(row) * kMaxLanes;
+    if (cap > 0) *max = model_.own_.cap_logits(frequencies_.logits(row), model_.shape_.vocab_size, model_.shape_.logit_scale, cap);
+    frequencies_.weigh(row, max);
+  });
   watch.mark(times_.frequencies);
 }
 

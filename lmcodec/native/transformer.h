@@ -35,6 +35,31 @@ struct TransformerShape {
   bool qk_norm;
   bool tied;
   std::vector<int> no_rotary;  // ascending
+  bool layer_norm = false;
+  bool pre_norm = true;
+  bool post_norm = false;
+  bool parallel = false;
+  bool qk_norm_whole = false;
+  bool gated = true;
+  Activation activation = Activation::kSilu;
+  bool out_bias = false;
+  bool mlp_bias = false;
+  float score_cap = 0;
+  float logit_cap = 0;
+  int n_position = 0;        // P
+  std::vector<int> sliding;  // ascending
+  int sliding_window = 0;
+  int sliding_sinks = 0;
+
+  int half() const { return n_position / 2; }
+  // Tokens that a stream with learned positions that has taken n takes before it restarts, or the position of the next.
+  std::uint32_t room(std::uint32_t n) const {
+    const std::uint32_t p = static_cast<std::uint32_t>(n_position), h = p / 2;
+    return n < p ? p - n : h - (n - p) % h;
+  }
+  std::uint32_t place(std::uint32_t n) const {
+    return n_position ? static_cast<std::uint32_t>(n_position) - room(n) : n;
+  }
 };
 
 // A tensor as lm/transformer/model.py has it.
@@ -55,6 +80,7 @@ struct TransformerSizes {
   TransformerSizes(const TransformerShape& shape, int n_stream);
 
   int trunk_rows;       // positions of all streams that pass through the layers at once, at most
+  int restart_rows;     // positions of one stream that is fed again
   int head_rows;        // and through the head
   int ring;             // slots of the window's keys, a multiple of kSlots
   std::size_t n_slot;   // those, and the sinks'
@@ -66,7 +92,7 @@ struct TransformerSizes {
 class TransformerModel : public LanguageModel {
  public:
   // Copies and lays out tensors and vectors (in the canonical order of lm/transformer/model.py) and rotary, (2, E / 2)
-  // cosines and sines; exp2: the tables of lm/tables.py, (16) each.
+  // cosines and sines, of a shape with sliding layers (4, E / 2); exp2: the tables of lm/tables.py, (16) each.
   // Throws std::invalid_argument for what breaks a bound that the arithmetic rests on, and for an isa (null: the best)
   // that this machine lacks.
   TransformerModel(const TransformerShape& shape, const std::vector<FloatLinearView>& tensors,
@@ -100,8 +126,9 @@ class TransformerModel : public LanguageModel {
   };
   struct Layer {
     Linear qkv, out, gate_up, down;
-    Table<float> attention_norm, q_norm, k_norm, mlp_norm;
-    bool rotary;
+    Table<float> attention_norm, attention_norm_bias, q_norm, k_norm, post_attention_norm;
+    Table<float> mlp_norm, mlp_norm_bias, post_mlp_norm;
+    bool rotary, sliding;
   };
 
   // n_part: of the rows, each padded to n_lane rows.
@@ -111,11 +138,13 @@ class TransformerModel : public LanguageModel {
   NetworkKernels kernels_;
   TransformerKernels own_;
   NetworkTables tables_;
-  Linear embed_;  // (V + 2, D)
+  Linear embed_;     // (V + 2, D)
+  Linear position_;  // (P, D)
   std::vector<Layer> layers_;
-  Table<float> norm_;
+  Table<float> norm_, norm_bias_;
   Linear head_;  // of a tied model only the bias: the rest is the embedding's
   std::vector<double> powers_;  // (22, 2, E / 2) cosines and sines of the angles of positions 2^0 to 2^21
+  std::vector<double> sliding_powers_;  // the same of sliding layers
 };
 
 class TransformerSession : public LmSession {
@@ -163,14 +192,24 @@ class TransformerSession : public LmSession {
   void require_room(std::size_t n_step) const;
   void reserve_trunk(int n_row);
   void reserve_head(int n_row);
-  void trunk(const std::uint32_t* tokens, int n_row);  // to codes_
+  // All streams by n_row / B tokens each, or one by n_row; to codes_. Rows are in time order.
+  void trunk(const std::uint32_t* tokens, int n_row);
+  void trunk_of(int stream, std::uint32_t position, const std::uint32_t* tokens, int n_row);
+  void pass(const std::uint32_t* tokens, int n_row);
+  // Streams that have had all learned positions are fed their last tokens again. Returns for how many steps none is due.
+  std::size_t restart();
   void head(int first, int n_row);                     // from rows of codes_ to frequencies_
   void product(int first_row, int n_row, const PackedLinear& linear, Finish finish, void* out, std::size_t stride,
                std::int32_t* max = nullptr, std::int32_t* helper_max = nullptr);
   // work(i, scratch) for i below n, with the helper if there is one.
   template <typename Work>
   void share(int n, const Work& work);
-  void normalise(int n_row, const Table<float>& weight);
+  // Codes of normalised rows; of the rows as they are if there are no weights.
+  void normalise(int n_row, const Table<float>& x, const Table<float>& weight, const Table<float>& bias);
+  // What attention or MLP give is added to the residual stream, normalised before if there are weights.
+  void add(int n_row, const PackedLinear& linear, const Table<float>& weight);
+  void normalise_heads(float* y, const Table<float>& weight, int n, Scratch& scratch);
+  int stream_of(int row) const { return first_stream_ + row % n_lane_; }
   void prepare(int layer, int row, Scratch& scratch);
   void attend(int layer, int task, int n_row, Scratch& scratch);  // task: of (B, G, positions)
   std::size_t head_at(int layer, int stream, int g) const {
@@ -186,12 +225,15 @@ class TransformerSession : public LmSession {
   const CancelRef cancel_;
   const TransformerSizes sizes_;
   int trunk_rows_ = 0, head_rows_ = 0;
-  std::vector<std::uint32_t> taken_;  // tokens that each stream has taken: the next one's position
+  int first_stream_ = 0, n_lane_ = 1;  // streams of the rows that pass through the layers
+  std::vector<std::uint32_t> taken_;   // tokens that each stream has taken
+  std::vector<std::uint32_t> recent_;  // (B, P / 2): with learned positions each stream's last tokens, by number
   // (L, B, G) heads of n_slot
   Table<std::int8_t> key_, value_;
   Table<std::int32_t> key_sum_;
   Table<float> key_scale_, value_scale_;
   Table<float> x_;              // (rows, x_stride): the residual stream
+  Table<float> side_;           // (rows, x_stride): before attention, or what is to be normalised before it is added
   Table<std::uint8_t> codes_;   // (rows, u_stride)
   Table<float> row_scale_;      // (rows)
   Table<float> y_;              // (rows, y_stride): queries, keys and values, or gates and what they gate
@@ -199,6 +241,7 @@ class TransformerSession : public LmSession {
   Table<std::uint8_t> near_, far_;          // (rows, H, key_width)
   Table<float> near_scale_, far_scale_;     // (rows, H)
   Table<float> angle_, far_angle_;          // (rows, 2, padded E / 2), and of position W
+  Table<float> sliding_angle_, far_sliding_angle_;  // the same of sliding layers
   std::vector<std::uint32_t> position_;     // (rows)
   Frequencies frequencies_;
   std::vector<std::int32_t> max_;  // (rows, 16), and as many of the helper's

@@ -83,25 +83,35 @@ LMCODEC_BODY void embed(const std::int8_t* quads, int n, float scale, float* x) 
   for (int i = 0; i < width; i += kLanes) store(x + i, hold(load(x + i)));
 }
 
-LMCODEC_BODY float sum_of_squares(const float* x, int n, float* scratch) {
+template <bool kSquares>
+LMCODEC_LANE F term(F x) {
+  return kSquares ? mul(x, x) : x;
+}
+
+template <bool kSquares>
+LMCODEC_BODY float term_of(float x) {
+  return kSquares ? x * x : x;
+}
+
+// Of n values, or of their squares.
+template <bool kSquares>
+LMCODEC_BODY float sum_of(const float* x, int n, float* scratch) {
   int h = 1;
   while (2 * h < n) h *= 2;
-  if (n == 1) return x[0] * x[0];
+  if (n == 1) return term_of<kSquares>(x[0]);
   if (h < kLanes || kLanes == 1) {
-    for (int i = 0; i < h; ++i) scratch[i] = i + h < n ? x[i] * x[i] + x[i + h] * x[i + h] : x[i] * x[i];
+    for (int i = 0; i < h; ++i) {
+      const float low = term_of<kSquares>(x[i]);
+      scratch[i] = i + h < n ? low + term_of<kSquares>(x[i + h]) : low;
+    }
     for (h /= 2; h >= 1; h /= 2)
       for (int i = 0; i < h; ++i) scratch[i] = scratch[i] + scratch[i + h];
     return scratch[0];
   }
   const int width = padded_floats(n);
   for (int i = 0; i < h; i += kLanes) {
-    const F low = load(x + i), square = mul(low, low);
-    if (i + h < width) {
-      const F high = load(x + i + h);
-      store(scratch + i, add(square, mul(high, high)));
-    } else {
-      store(scratch + i, square);
-    }
+    const F low = term<kSquares>(load(x + i));
+    store(scratch + i, i + h < width ? add(low, term<kSquares>(load(x + i + h))) : low);
   }
   for (h /= 2; h >= kLanes; h /= 2)
     for (int i = 0; i < h; i += kLanes) store(scratch + i, add(load(scratch + i), load(scratch + i + h)));
@@ -109,10 +119,27 @@ LMCODEC_BODY float sum_of_squares(const float* x, int n, float* scratch) {
 }
 
 LMCODEC_BODY void normalise(const float* x, const float* weight, int n, float eps, float* scratch, float* out) {
-  const float square = sum_of_squares(x, n, scratch);
+  const float square = sum_of<true>(x, n, scratch);
   const F root = set(1.0f / square_root(square / static_cast<float>(n) + eps));
   const int width = padded_floats(n);
   for (int i = 0; i < width; i += kLanes) store(out + i, hold(mul(mul(load(x + i), root), load(weight + i))));
+}
+
+LMCODEC_BODY void layer_normalise(const float* x, const float* weight, const float* bias, int n, float eps,
+                                  float* scratch, float* out) {
+  const F mean = set(sum_of<false>(x, n, scratch) / static_cast<float>(n));
+  const int width = padded_floats(n);
+  for (int i = 0; i < width; i += kLanes) store(out + i, sub(load(x + i), mean));
+  for (int i = n; i < width; ++i) out[i] = 0.0f;
+  const float square = sum_of<true>(out, n, scratch);
+  const F root = set(1.0f / square_root(square / static_cast<float>(n) + eps));
+  for (int i = 0; i < width; i += kLanes)
+    store(out + i, hold(add(mul(mul(load(out + i), root), load(weight + i)), load(bias + i))));
+}
+
+LMCODEC_BODY void add_held(const float* y, int n, float* x) {
+  const int width = padded_floats(n);
+  for (int i = 0; i < width; i += kLanes) store(x + i, hold(add(load(x + i), load(y + i))));
 }
 
 LMCODEC_BODY void quantise(float* x, int n, int offset, std::uint8_t* code, float* scale) {
@@ -120,8 +147,9 @@ LMCODEC_BODY void quantise(float* x, int n, int offset, std::uint8_t* code, floa
   quantise_held(x, padded_floats(n), offset, code, scale);
 }
 
-LMCODEC_LANE F silu(F x) {
-  const F t = mul(smaller(magnitude(x), set(80.0f)), set(-1.4426950408889634f));
+// e^-x of x >= 0.
+LMCODEC_LANE F exp_of_negative(F x) {
+  const F t = mul(smaller(x, set(80.0f)), set(-1.4426950408889634f));
   const I n = nearest(t);
   const F f = sub(t, to_float(n));
   F p = set(0.00015403530393381608f);
@@ -131,14 +159,86 @@ LMCODEC_LANE F silu(F x) {
   p = add(mul(p, f), set(0.2402265069591007f));
   p = add(mul(p, f), set(0.6931471805599453f));
   p = add(mul(p, f), set(1.0f));
-  const F e = mul(p, power_of_two(n));
-  const F one = set(1.0f);
-  return mul(x, div(where_negative(x, e, one), add(one, e)));
+  return mul(p, power_of_two(n));
 }
 
-LMCODEC_BODY void gate(const float* gates, const float* up, int n, float* out) {
+LMCODEC_LANE F sigmoid(F x) {
+  const F e = exp_of_negative(magnitude(x)), one = set(1.0f);
+  return div(where_negative(x, e, one), add(one, e));
+}
+
+LMCODEC_LANE F gelu_tanh(F x) {
+  const F cubic = mul(mul(mul(x, x), x), set(0.044715f));
+  return mul(x, sigmoid(mul(add(x, cubic), set(1.5957691216057308f))));
+}
+
+LMCODEC_LANE F gelu(F x) {
+  const F one = set(1.0f), u = smaller(mul(magnitude(x), set(0.7071067811865476f)), set(8.0f));
+  const F t = div(one, add(one, mul(set(0.3275911f), u)));
+  F p = set(0.5307027145f);
+  p = add(mul(p, t), set(-0.7265760135f));
+  p = add(mul(p, t), set(0.7107068705f));
+  p = add(mul(p, t), set(-0.142248368f));
+  p = add(mul(p, t), set(0.127414796f));
+  const F half = mul(mul(p, t), exp_of_negative(mul(u, u)));
+  return mul(x, where_negative(x, half, sub(one, half)));
+}
+
+template <Activation kActivation>
+LMCODEC_LANE F activated(F x) {
+  if (kActivation == Activation::kGelu) return gelu(x);
+  if (kActivation == Activation::kGeluTanh) return gelu_tanh(x);
+  return mul(x, sigmoid(x));
+}
+
+template <Activation kActivation>
+LMCODEC_BODY void gate_by(const float* gates, const float* up, int n, float* out) {
   const int width = padded_floats(n);
-  for (int i = 0; i < width; i += kLanes) store(out + i, mul(silu(load(gates + i)), load(up + i)));
+  for (int i = 0; i < width; i += kLanes) {
+    const F y = activated<kActivation>(load(gates + i));
+    store(out + i, up ? mul(y, load(up + i)) : y);
+  }
+}
+
+LMCODEC_BODY void gate(Activation activation, const float* gates, const float* up, int n, float* out) {
+  if (activation == Activation::kSilu) gate_by<Activation::kSilu>(gates, up, n, out);
+  else if (activation == Activation::kGelu) gate_by<Activation::kGelu>(gates, up, n, out);
+  else gate_by<Activation::kGeluTanh>(gates, up, n, out);
+}
+
+// cap * tanh(x / cap).
+LMCODEC_LANE F capped(F x, F cap) {
+  const F v = magnitude(div(x, cap)), e = exp_of_negative(add(v, v)), one = set(1.0f);
+  const F tanh = div(sub(one, e), add(one, e));
+  return mul(where_negative(x, sub(set(0.0f), tanh), tanh), cap);
+}
+
+LMCODEC_LANE I capped_logit(F x, F scale, F cap) {
+  const F least = set(-4194304.0f), y = larger(mul(x, scale), least);
+  return to_integer(where_negative(sub(least, y), capped(y, cap), y), 4194304.0f);
+}
+
+LMCODEC_BODY std::int32_t cap_logits(std::int32_t* row, int n, float scale, float cap) {
+  const F by = set(scale), most = set(cap);
+  const int whole = n / kLanes * kLanes;
+  float values[kLanes] = {};
+  I top = set(-(1 << 30));
+  for (int i = 0; i < whole; i += kLanes) {
+    std::memcpy(values, row + i, sizeof values);
+    const I logit = capped_logit(load(values), by, most);
+    store(row + i, logit);
+    top = imax(top, logit);
+  }
+  std::int32_t best = reduce_max(top);
+  if (whole == n) return best;
+  std::int32_t logits[kLanes];
+  std::memcpy(values, row + whole, static_cast<std::size_t>(n - whole) * sizeof(float));
+  store(logits, capped_logit(load(values), by, most));
+  for (int i = whole; i < n; ++i) {
+    row[i] = logits[i - whole];
+    best = row[i] > best ? row[i] : best;
+  }
+  return best;
 }
 
 // Attention
@@ -214,24 +314,28 @@ LMCODEC_BODY void angles(const double* powers, int n, std::uint32_t position, do
   }
 }
 
-LMCODEC_BODY I score_of(const std::int32_t* dot, const float* key_scale, F by) {
-  return to_integer(mul(mul(to_float(load(dot)), load(key_scale)), by), 8388608.0f);
+template <bool kCapped>
+LMCODEC_LANE I score_of(const std::int32_t* dot, const float* key_scale, F by, F cap) {
+  const F score = mul(mul(to_float(load(dot)), load(key_scale)), by);
+  return to_integer(kCapped ? capped(score, cap) : score, 8388608.0f);
 }
 
 // Scalar products of a range become scores; the largest of those that are seen.
-LMCODEC_BODY std::int32_t scores(std::int32_t* score, const SlotRange& range, const float* key_scale, float scale) {
-  const F by = set(scale);
+template <bool kCapped>
+LMCODEC_BODY std::int32_t scores(std::int32_t* score, const SlotRange& range, const float* key_scale, float scale,
+                                 float most) {
+  const F by = set(scale), cap = set(most);
   const int n = range.n_block * kSlots, last = n - kSlots;
   for (int i = 0; i < kSlots; i += kLanes) {
-    store(score + i, score_of(score + i, key_scale + i, by));
-    if (last) store(score + last + i, score_of(score + last + i, key_scale + last + i, by));
+    store(score + i, score_of<kCapped>(score + i, key_scale + i, by, cap));
+    if (last) store(score + last + i, score_of<kCapped>(score + last + i, key_scale + last + i, by, cap));
   }
   for (int i = 0; i < range.low; ++i) score[i] = -kUnseen;
   for (int i = range.high; i < n; ++i) score[i] = -kUnseen;
   I top = set(-kUnseen);
   for (int i = 0; i < kSlots; i += kLanes) top = imax(top, imax(load(score + i), load(score + last + i)));
   for (int i = kSlots; i < last; i += kLanes) {
-    const I value = score_of(score + i, key_scale + i, by);
+    const I value = score_of<kCapped>(score + i, key_scale + i, by, cap);
     store(score + i, value);
     top = imax(top, value);
   }
@@ -318,7 +422,9 @@ LMCODEC_BODY void attend(const Queries& queries, const HeldHead& held, const Net
     for (int h = 0; h < queries.n_head; ++h) {
       std::int32_t* const score = scratch.score + static_cast<std::size_t>(h) * scratch.n_slot + n;
       const float by = (far ? queries.far_scale : queries.near_scale)[h] * queries.score_scale;
-      const std::int32_t most = scores(score, range, held.key_scale + slot, by);
+      const float* const key_scale = held.key_scale + slot;
+      const std::int32_t most = queries.score_cap > 0 ? scores<true>(score, range, key_scale, by, queries.score_cap)
+                                                      : scores<false>(score, range, key_scale, by, 0.0f);
       top[h] = top[h] > most ? top[h] : most;
     }
     n += range.n_block * kSlots;
@@ -358,5 +464,6 @@ LMCODEC_BODY void attend(const Queries& queries, const HeldHead& held, const Net
 }
 
 constexpr TransformerKernels kernels(const char* isa) {
-  return {isa, kQueryOffset, embed, normalise, quantise, gate, turn, codes, attend, angles};
+  return {isa,  kQueryOffset, embed, normalise, layer_normalise, add_held, quantise,
+          gate, cap_logits,   turn,  codes,     attend,          angles};
 }

@@ -49,6 +49,7 @@ struct Queries {
   const std::uint8_t* far;   // for sinks that have left the window
   const float* far_scale;
   float score_scale;
+  float score_cap;  // 0 for none
   SlotRange range[3];
   int n_range;
   bool has_far;  // range[0] is of such sinks
@@ -72,6 +73,8 @@ struct AttentionScratch {
   std::size_t n_slot;
 };
 
+enum class Activation { kSilu, kGelu, kGeluTanh };
+
 struct TransformerKernels {
   const char* isa;
   int query_offset;  // of the queries' bytes
@@ -80,10 +83,18 @@ struct TransformerKernels {
   void (*embed)(const std::int8_t* quads, int n, float scale, float* x);
   // RMS norm, held. scratch: as long as x; out may be x.
   void (*normalise)(const float* x, const float* weight, int n, float eps, float* scratch, float* out);
+  // Layer norm, held. scratch: as long as x; out may be x.
+  void (*layer_normalise)(const float* x, const float* weight, const float* bias, int n, float eps, float* scratch,
+                          float* out);
+  // x becomes hold(x + y).
+  void (*add)(const float* y, int n, float* x);
   // What a product takes of x, n floats that are overwritten: hold, rotate, quantise.
   void (*quantise)(float* x, int n, int offset, std::uint8_t* code, float* scale);
-  // silu(gate) * up.
-  void (*gate)(const float* gate, const float* up, int n, float* out);
+  // activation(gate) * up; up may be null: activation(gate).
+  void (*gate)(Activation activation, const float* gate, const float* up, int n, float* out);
+  // A row of logits: n floats in the place of integers become cap * tanh of their multiple / cap (no cap where it is 0
+  // or where what is capped is at most -2^22), held within +-2^22, to the nearest integer; the largest.
+  std::int32_t (*cap_logits)(std::int32_t* row, int n, float scale, float cap);
   // Codes of a query or a key of n floats (even), in two halves: turned by n / 2 angles (padded cosines, then padded
   // sines) unless null; quantised.
   void (*turn)(const float* x, int n, const float* angle, float* scratch, int offset, std::uint8_t* code, float* scale);

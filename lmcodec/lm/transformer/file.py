@@ -18,14 +18,14 @@ from lmcodec.lm.container import Container, check_members, integer, named
 from lmcodec.lm.executor import EXECUTORS
 from lmcodec.lm.transformer.model import (
     ARITHMETIC,
-    Layer,
     Linear,
     TransformerModel,
+    layers,
     shapes,
     vector_shapes,
 )
 from lmcodec.lm.transformer.reference import compute_known_answer
-from lmcodec.lm.transformer.shape import TransformerConfig
+from lmcodec.lm.transformer.shape import ALWAYS, TransformerConfig
 from lmcodec.lm.vocab import Vocabulary
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ SECTIONS = {
     "tokenizer": MAX_TOKENIZER_NBYTES,
 }
 _MEMBERS = (*container.COMMON, "arithmetic", "config", "kind", "tensors", "tokenizer_nbytes")
-_CONFIG = tuple(member.name for member in fields(TransformerConfig))
+_OPTIONS = tuple(member.name for member in fields(TransformerConfig) if member.name not in ALWAYS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -277,12 +277,12 @@ def _read_header(opened: Container) -> Header:
     arithmetic = integer("arithmetic", content["arithmetic"], 0, 1 << 31)
     if arithmetic != ARITHMETIC:
         raise Unsupported(f"model of arithmetic {arithmetic}; this lmcodec computes arithmetic {ARITHMETIC}")
-    check_members("config", content["config"], _CONFIG)
-    layers = content["config"]["no_rotary"]
-    if not isinstance(layers, list):
-        raise Corrupt("header: config: no_rotary is no list")
+    shape = content["config"]
+    if not isinstance(shape, dict):
+        raise Corrupt("header: config is no object")
+    check_members("config", {**dict.fromkeys(_OPTIONS), **shape}, (*ALWAYS, *_OPTIONS))
     try:
-        config = TransformerConfig(**{**content["config"], "no_rotary": tuple(layers)})
+        config = TransformerConfig.from_json(shape)
     except ConfigError as error:
         raise Corrupt(f"header: {error}") from None
     expected = coded_shapes(config)
@@ -330,29 +330,18 @@ def _decode(header: Header, parts: dict[str, memoryview], n_thread: int) -> Tran
         weights["head"] = weights["embed"][: config.vocab_size]
         scales["head"] = scales["embed"][: config.vocab_size]
     linears = {name: Linear(weights[name], scales[name], biases.get(name)) for name in shapes(config)}
-    layers = tuple(
-        Layer(
-            vectors[f"layers.{i}.attention_norm"],
-            linears[f"layers.{i}.qkv"],
-            vectors.get(f"layers.{i}.q_norm"),
-            vectors.get(f"layers.{i}.k_norm"),
-            linears[f"layers.{i}.out"],
-            vectors[f"layers.{i}.mlp_norm"],
-            linears[f"layers.{i}.gate_up"],
-            linears[f"layers.{i}.down"],
-        )
-        for i in range(config.n_layer)
-    )
     model = TransformerModel(
         config,
         vocabulary,
         linears["embed"],
-        layers,
+        layers(config, linears, vectors),
         vectors["norm"],
         linears["head"],
         rotary,
         bytes(parts["mixer"]),
         header.card,
+        linears.get("position"),
+        vectors.get("norm_bias"),
     )
     if model.model_id != header.model_id:
         raise Corrupt(f"content is that of model {model.model_id}, the header says {header.model_id}")
@@ -379,7 +368,8 @@ def _parse_vectors(
     biases = {name: n for name, (n, _, biased) in shapes(config).items() if biased}
     norms = vector_shapes(config)
     n_single = sum(scales.values()) + sum(biases.values()) + sum(norms.values())
-    nbytes = 4 * n_single + 8 * config.head_dim
+    n_angle = config.n_rotary * config.head_dim // 2
+    nbytes = 4 * n_single + 8 * n_angle
     data = sections.decompress("vectors", packed, nbytes, nbytes)
     singles = sections.unplanes(data, np.uint32, n_single, 0).view(np.float32)
     at = 0
@@ -393,5 +383,5 @@ def _parse_vectors(
         return found
 
     parts = taken(scales), taken(biases), taken(norms)
-    rotary = sections.unplanes(data, np.uint64, config.head_dim, 4 * n_single).view(np.float64)
-    return (*parts, rotary.reshape(2, -1))
+    rotary = sections.unplanes(data, np.uint64, n_angle, 4 * n_single).view(np.float64)
+    return (*parts, rotary.reshape(config.n_rotary, -1))

@@ -42,26 +42,37 @@ class Linear:
 
 @dataclass(frozen=True)
 class Layer:
-    """Attention and a gated MLP, each behind a norm, on a residual stream of width D.
+    """Attention and an MLP on a residual stream of width D. What the shape has not is None.
 
     Attributes:
-        attention_norm: (D,) float32.
+        attention_norm: (D,) float32, if `pre_norm`.
         qkv: ((H + 2 G) E, D): queries, keys, values, head by head.
-        q_norm, k_norm: (E,) float32, or None.
+        q_norm, k_norm: (E,) float32, or of all heads' (H E,) and (G E,), if `qk_norm`.
         out: (D, H E).
-        mlp_norm: (D,) float32.
-        gate_up: (2 F, D): the F gates, then the F values.
+        mlp_norm: (D,) float32, if `pre_norm`.
+        gate_up: (2 F, D): the F gates, then the F values; if not `gated` (F, D).
         down: (D, F).
+        attention_norm_bias, mlp_norm_bias: (D,) float32, of a norm "layer".
+        post_attention_norm, post_mlp_norm: (D,) float32, if `post_norm`.
     """
 
-    attention_norm: np.ndarray
+    attention_norm: np.ndarray | None
     qkv: Linear
     q_norm: np.ndarray | None
     k_norm: np.ndarray | None
     out: Linear
-    mlp_norm: np.ndarray
+    mlp_norm: np.ndarray | None
     gate_up: Linear
     down: Linear
+    attention_norm_bias: np.ndarray | None = None
+    mlp_norm_bias: np.ndarray | None = None
+    post_attention_norm: np.ndarray | None = None
+    post_mlp_norm: np.ndarray | None = None
+
+
+MATRICES = ("qkv", "out", "gate_up", "down")  # of a layer, in the canonical order
+VECTORS = ("attention_norm", "attention_norm_bias", "q_norm", "k_norm", "post_attention_norm")
+VECTORS += ("mlp_norm", "mlp_norm_bias", "post_mlp_norm")
 
 
 @dataclass(frozen=True)
@@ -75,9 +86,12 @@ class TransformerModel:
         layers: L of them.
         norm: (D,) float32, before the head.
         head: (V, D) with bias; if `tied`, its weights and scales are the embedding's first V rows.
-        rotary: (2, E / 2) float64: cosine and sine of the angle that one position turns each pair by.
+        rotary: (2, E / 2) float64: cosine and sine of the angle that one position turns each pair by; with
+            `sliding` (4, E / 2), those of the sliding layers at the end.
         mixer: what mixing with context models begins with, as a profile's file; may be empty.
         card: what the model is, as JSON values. No part of the identity.
+        position: (P, D), no bias, its rows are rotated; None without learned positions.
+        norm_bias: (D,) float32, of a norm "layer".
 
     Raises:
         Corrupt: a shape or a bound does not hold.
@@ -92,6 +106,8 @@ class TransformerModel:
     rotary: np.ndarray
     mixer: bytes = b""
     card: dict[str, Any] = field(default_factory=dict)
+    position: Linear | None = None
+    norm_bias: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         c = self.config
@@ -100,7 +116,10 @@ class TransformerModel:
         if len(self.layers) != c.n_layer:
             raise Corrupt(f"model has {len(self.layers)} layers, expected {c.n_layer}")
         expected = shapes(c)
-        for name, linear in self.linears().items():
+        matrices = self.linears()
+        if ("position" in matrices) != bool(c.n_position):
+            raise Corrupt("position: a table of positions, expected none, or none, expected one")
+        for name, linear in matrices.items():
             _check_linear(name, linear, *expected[name])
         wanted = vector_shapes(c)
         found = self.vectors()
@@ -110,35 +129,29 @@ class TransformerModel:
             _check_vector(name, vector, wanted[name])
         if missing := set(wanted) - set(found):
             raise Corrupt(f"{min(missing)} is missing")
-        if self.rotary.shape != (2, c.head_dim // 2) or self.rotary.dtype != np.float64:
+        if self.rotary.shape != (c.n_rotary, c.head_dim // 2) or self.rotary.dtype != np.float64:
             raise Corrupt(f"rotary: {self.rotary.dtype} of shape {self.rotary.shape}")
-        square = self.rotary[0] * self.rotary[0] + self.rotary[1] * self.rotary[1]
+        square = self.rotary[::2] * self.rotary[::2] + self.rotary[1::2] * self.rotary[1::2]
         if not (np.abs(square - 1) <= 2.0**-50).all():
             raise Corrupt("rotary: a cosine and its sine are not those of an angle")
 
     def linears(self) -> dict[str, Linear]:
         """All matrices by name, in the canonical order; the head of a tied model, too."""
         found = {"embed": self.embed}
+        if self.position is not None:
+            found["position"] = self.position
         for i, layer in enumerate(self.layers):
-            found |= {
-                f"layers.{i}.qkv": layer.qkv,
-                f"layers.{i}.out": layer.out,
-                f"layers.{i}.gate_up": layer.gate_up,
-                f"layers.{i}.down": layer.down,
-            }
+            found |= {f"layers.{i}.{name}": getattr(layer, name) for name in MATRICES}
         return found | {"head": self.head}
 
     def vectors(self) -> dict[str, np.ndarray]:
         """All norms by name, in the canonical order."""
         found: dict[str, np.ndarray] = {}
         for i, layer in enumerate(self.layers):
-            found[f"layers.{i}.attention_norm"] = layer.attention_norm
-            if layer.q_norm is not None:
-                found[f"layers.{i}.q_norm"] = layer.q_norm
-            if layer.k_norm is not None:
-                found[f"layers.{i}.k_norm"] = layer.k_norm
-            found[f"layers.{i}.mlp_norm"] = layer.mlp_norm
-        return found | {"norm": self.norm}
+            vectors = {f"layers.{i}.{name}": getattr(layer, name) for name in VECTORS}
+            found |= {name: vector for name, vector in vectors.items() if vector is not None}
+        found["norm"] = self.norm
+        return found if self.norm_bias is None else found | {"norm_bias": self.norm_bias}
 
     @property
     def n_weight(self) -> int:
@@ -174,12 +187,14 @@ def shapes(config: TransformerConfig) -> dict[str, tuple[int, int, bool]]:
     """Rows N, columns K and whether there is a bias, of every matrix in the canonical order."""
     c = config
     expected = {"embed": (c.vocab_size + 2, c.dim, False)}
+    if c.n_position:
+        expected["position"] = (c.n_position, c.dim, False)
     for i in range(c.n_layer):
         expected |= {
             f"layers.{i}.qkv": (c.n_qkv, c.dim, c.qkv_bias),
-            f"layers.{i}.out": (c.dim, c.n_head * c.head_dim, False),
-            f"layers.{i}.gate_up": (2 * c.mlp, c.dim, False),
-            f"layers.{i}.down": (c.dim, c.mlp, False),
+            f"layers.{i}.out": (c.dim, c.n_head * c.head_dim, c.out_bias),
+            f"layers.{i}.gate_up": (c.n_up, c.dim, c.mlp_bias),
+            f"layers.{i}.down": (c.dim, c.mlp, c.mlp_bias),
         }
     return expected | {"head": (c.vocab_size, c.dim, True)}
 
@@ -187,13 +202,33 @@ def shapes(config: TransformerConfig) -> dict[str, tuple[int, int, bool]]:
 def vector_shapes(config: TransformerConfig) -> dict[str, int]:
     """The length of every norm, in the canonical order."""
     c = config
-    expected = {}
-    for i in range(c.n_layer):
-        expected[f"layers.{i}.attention_norm"] = c.dim
-        if c.qk_norm:
-            expected |= {f"layers.{i}.q_norm": c.head_dim, f"layers.{i}.k_norm": c.head_dim}
-        expected[f"layers.{i}.mlp_norm"] = c.dim
-    return expected | {"norm": c.dim}
+    biased = c.norm == "layer"
+    heads = (c.n_head, c.n_kv_head) if c.qk_norm_whole else (1, 1)
+    each = {
+        "attention_norm": c.dim if c.pre_norm else 0,
+        "attention_norm_bias": c.dim if c.pre_norm and biased else 0,
+        "q_norm": heads[0] * c.head_dim if c.qk_norm else 0,
+        "k_norm": heads[1] * c.head_dim if c.qk_norm else 0,
+        "post_attention_norm": c.dim if c.post_norm else 0,
+        "mlp_norm": c.dim if c.pre_norm else 0,
+        "mlp_norm_bias": c.dim if c.pre_norm and biased else 0,
+        "post_mlp_norm": c.dim if c.post_norm else 0,
+    }
+    expected = {f"layers.{i}.{name}": n for i in range(c.n_layer) for name, n in each.items() if n}
+    return expected | {"norm": c.dim} | ({"norm_bias": c.dim} if biased else {})
+
+
+def layers(
+    config: TransformerConfig, linears: dict[str, Linear], vectors: dict[str, np.ndarray]
+) -> tuple[Layer, ...]:
+    """The layers of matrices and vectors by their names; what is not there is None."""
+    return tuple(
+        Layer(
+            **{name: linears[f"layers.{i}.{name}"] for name in MATRICES},
+            **{name: vectors.get(f"layers.{i}.{name}") for name in VECTORS},
+        )
+        for i in range(config.n_layer)
+    )
 
 
 def _check_vector(name: str, vector: np.ndarray, n: int) -> None:

@@ -11,7 +11,8 @@ most 2^56, so scales of activations lie in [2^-47, 2^50]. A product's sum is bel
 times a scale of at most 2^40 and one of 2^50 below 2^119. Squares are at most 2^80, their sum 2^96, a mean
 with eps at least 2^-40. A score is at most 2^24 * 2^34 * 2^34 * 2^10. No NaN and no infinity can arise. Where
 a product is subnormal it is added to something that absorbs it or made 0 by `hold`, or multiplied and rounded
-to the integer 0, so that it does not matter whether a processor keeps subnormal numbers.
+to the integer 0, so that it does not matter whether a processor keeps subnormal numbers. What further options
+compute is bounded in the same way where it is written.
 """
 
 from __future__ import annotations
@@ -50,7 +51,16 @@ EXP2_TERMS = tuple(
         0.00015403530393381608,
     )
 )
-SILU_MAX = f32(80)
+EXP_MAX = f32(80)
+# 2 sqrt(2 / pi) and the cubic term of the approximation of GELU by tanh.
+GELU_TANH = f32(1.5957691216057308), f32(0.044715)
+# sqrt(1/2); Abramowitz and Stegun, 7.1.26: erfc(u) = (a1 t + ... + a5 t^5) e^-u^2, t = 1 / (1 + p u), within
+# 1.5e-7; halved.
+GELU_ROOT, GELU_MAX = f32(0.7071067811865476), f32(8)
+GELU_P = f32(0.3275911)
+GELU_TERMS = tuple(
+    f32(term) for term in (0.127414796, -0.142248368, 0.7107068705, -0.7265760135, 0.5307027145)
+)
 
 
 @dataclass
@@ -64,6 +74,7 @@ class State:
         key_scale: for each layer and stream (N, G) float32.
         value: for each layer and stream (N, G, E) int8.
         value_scale: for each layer and stream (N, G) float32.
+        recent: for each stream its last tokens, at most `config.half`.
     """
 
     n: np.ndarray
@@ -72,11 +83,13 @@ class State:
     key_scale: list[list[np.ndarray]]
     value: list[list[np.ndarray]]
     value_scale: list[list[np.ndarray]]
+    recent: list[np.ndarray]
 
 
 def start(model: TransformerModel, n_stream: int) -> State:
     """Before the first token of B streams, which is `config.start[0]` or, within a document, `start[1]`."""
-    state = State(np.zeros(n_stream, np.int64), [np.zeros(0, np.int64)] * n_stream, [], [], [], [])
+    none = [np.zeros(0, np.int64)]
+    state = State(np.zeros(n_stream, np.int64), none * n_stream, [], [], [], [], none * n_stream)
     head = model.config.n_kv_head, model.config.head_dim
     for _ in range(model.config.n_layer):
         for codes, scales in ((state.key, state.key_scale), (state.value, state.value_scale)):
@@ -89,6 +102,7 @@ def begin(state: State, stream: int) -> None:
     """Stream `stream` begins anew."""
     state.n[stream] = 0
     state.position[stream] = state.position[stream][:0]
+    state.recent[stream] = state.recent[stream][:0]
     for held in (state.key, state.key_scale, state.value, state.value_scale):
         for layer in held:
             layer[stream] = layer[stream][:0]
@@ -122,22 +136,77 @@ def sequence(model: TransformerModel, tokens: np.ndarray, state: State) -> np.nd
     Raises:
         ValueError: a stream would pass the largest position.
     """
-    n_step = len(tokens)
+    n_step, n_stream = tokens.shape
     if state.n.size and int(state.n.max()) + n_step > MAX_POSITION:
         raise ValueError(f"a stream has more than {MAX_POSITION} tokens")
-    position = state.n + np.arange(n_step)[:, None]  # (T, B)
-    eps = f32(model.config.norm_eps)
+    c = model.config
+    parts, at = [], 0
+    while at < n_step or not parts:
+        n = state.n.tolist()
+        for b in range(n_stream):
+            if c.restarts(n[b]):
+                _restart(model, b, state)
+        end = min([n_step, *(at + c.room(b) for b in n)]) if c.n_position else n_step
+        part = tokens[at:end]
+        x = _trunk(model, part, state.n, state)
+        for b in range(n_stream):
+            if c.half:
+                state.recent[b] = np.concatenate((state.recent[b], part[:, b]))[-c.half :]
+        parts.append(x)
+        at = end
+    x = _normalise(np.concatenate(parts), model.norm, model.norm_bias, f32(c.norm_eps))
+    y = product(x, model.head) * f32(c.logit_scale)
+    if c.logit_cap:
+        y = np.where(y > f32(-LOGIT_MAX), capped(y, f32(c.logit_cap)), y)  # what no token is stays so
+    return to_integer(y, LOGIT_MAX)
+
+
+def _restart(model: TransformerModel, stream: int, state: State) -> None:
+    """The stream is fed its last `config.half` tokens again, at positions 0, 1, ..."""
+    alone = start(model, 1)
+    _trunk(model, state.recent[stream][:, None], np.zeros(1, np.int64), alone)
+    state.position[stream] = alone.position[0]
+    for held, new in (
+        (state.key, alone.key),
+        (state.key_scale, alone.key_scale),
+        (state.value, alone.value),
+        (state.value_scale, alone.value_scale),
+    ):
+        for layer, only in zip(held, new, strict=True):
+            layer[stream] = only[0]
+
+
+def _trunk(model: TransformerModel, tokens: np.ndarray, n: np.ndarray, state: State) -> np.ndarray:
+    """(T, B, D) residual stream after the layers; the state, whose streams have taken (B,) n, moves on."""
+    c = model.config
+    n_step = len(tokens)
+    place = np.array([c.place(b) for b in n.tolist()], np.int64)
+    position = place + np.arange(n_step)[:, None]  # (T, B)
+    eps = f32(c.norm_eps)
     x = embed(model.embed, tokens)  # (T, B, D)
+    if model.position is not None:
+        x = hold(x + embed(model.position, position))
     for i, layer in enumerate(model.layers):
-        y = product(normalise(x, layer.attention_norm, eps), layer.qkv)
-        x = hold(x + product(_attend(model, i, layer, y, position, state), layer.out))
-        gate, up = np.split(product(normalise(x, layer.mlp_norm, eps), layer.gate_up), 2, axis=-1)
-        x = hold(x + product(silu(gate) * up, layer.down))
+        y = product(_normalise(x, layer.attention_norm, layer.attention_norm_bias, eps), layer.qkv)
+        y = product(_attend(model, i, layer, y, position, state), layer.out)
+        if layer.post_attention_norm is not None:
+            y = hold(normalise(y, layer.post_attention_norm, eps))
+        before, x = x, hold(x + y)
+        y = _normalise(before if c.parallel else x, layer.mlp_norm, layer.mlp_norm_bias, eps)
+        y = product(y, layer.gate_up)
+        if c.gated:
+            gate, up = np.split(y, 2, axis=-1)
+            y = ACTIVATIONS[c.activation](gate) * up
+        else:
+            y = ACTIVATIONS[c.activation](y)
+        y = product(y, layer.down)
+        if layer.post_mlp_norm is not None:
+            y = hold(normalise(y, layer.post_mlp_norm, eps))
+        x = hold(x + y)
     for b in range(tokens.shape[1]):
-        state.position[b] = _kept(model, position[-1, b], state.position[b], position[:, b])[1]
-    state.n += n_step
-    y = product(normalise(x, model.norm, eps), model.head)
-    return to_integer(y * f32(model.config.logit_scale), LOGIT_MAX)
+        state.position[b] = _kept(c.window, c.sinks, position[-1, b], state.position[b], position[:, b])[1]
+    n += n_step
+    return x
 
 
 # Elementwise work
@@ -198,33 +267,95 @@ def embed(linear: Linear, tokens: np.ndarray) -> np.ndarray:
     return hold(rotate(linear.weight[tokens].astype(f32) * linear.scale[tokens][..., None]))
 
 
-def normalise(x: np.ndarray, weight: np.ndarray, eps: np.float32) -> np.ndarray:
-    """RMS norm of (..., n) float32: the squares, padded with zeros to a power of two, are halved to one.
+def _halved(x: np.ndarray) -> np.ndarray:
+    """(..., 1) float32 sums of (..., n), padded with zeros to a power of two.
 
     The upper half is added to the lower until one is left.
     """
-    width = x.shape[-1]
-    n = 1 << (width - 1).bit_length()
-    square = np.zeros((*x.shape[:-1], n), f32)
-    square[..., :width] = x * x
+    n = 1 << (x.shape[-1] - 1).bit_length()
+    sums = np.zeros((*x.shape[:-1], n), f32)
+    sums[..., : x.shape[-1]] = x
     while n > 1:
         n //= 2
-        square = square[..., :n] + square[..., n : 2 * n]
-    root = ONE / np.sqrt(square / f32(width) + eps)
+        sums = sums[..., :n] + sums[..., n : 2 * n]
+    return sums
+
+
+def normalise(x: np.ndarray, weight: np.ndarray, eps: np.float32) -> np.ndarray:
+    """RMS norm of (..., n) float32."""
+    root = ONE / np.sqrt(_halved(x * x) / f32(x.shape[-1]) + eps)
     return (x * root) * weight
 
 
-def silu(x: np.ndarray) -> np.ndarray:
-    """x / (1 + e^-x)."""
-    t = np.minimum(np.abs(x), SILU_MAX) * -LOG2_E
+def layer_normalise(x: np.ndarray, weight: np.ndarray, bias: np.ndarray, eps: np.float32) -> np.ndarray:
+    """Layer norm of (..., n) float32: without the mean, then as `normalise`, and a bias.
+
+    Sums are at most 2^56, so that what is left is at most 2^41 in size and its squares' sum 2^98; the result
+    is below 2^102. Values are 0 or multiples of 2^-83, a mean that is not 0 is at least 2^-99, a difference
+    at least 2^-122. What is subnormal after its multiplication by the root is below 2^-86 after that by the
+    weight, which a bias (at least 2^-60) absorbs and `hold` makes 0.
+    """
+    d = x - _halved(x) / f32(x.shape[-1])
+    return normalise(d, weight, eps) + bias
+
+
+def _normalise(
+    x: np.ndarray, weight: np.ndarray | None, bias: np.ndarray | None, eps: np.float32
+) -> np.ndarray:
+    if weight is None:
+        return x
+    return normalise(x, weight, eps) if bias is None else layer_normalise(x, weight, bias, eps)
+
+
+def exp_of_negative(x: np.ndarray) -> np.ndarray:
+    """e^-x of x >= 0, x held to 80: 2^-116 to 1."""
+    t = np.minimum(x, EXP_MAX) * -LOG2_E
     n = np.rint(t)
     f = t - n
     p = np.full_like(f, EXP2_TERMS[-1])
     for term in EXP2_TERMS[-2::-1]:
         p = p * f + term
     power = ((n.astype(np.int32) + 127) << 23).view(f32)  # 2^n, n from -116 to 0
-    e = p * power
-    return x * (np.where(x >= 0, ONE, e) / (ONE + e))
+    return p * power
+
+
+def sigmoid(x: np.ndarray) -> np.ndarray:
+    """1 / (1 + e^-x)."""
+    e = exp_of_negative(np.abs(x))
+    return np.where(x >= 0, ONE, e) / (ONE + e)
+
+
+def silu(x: np.ndarray) -> np.ndarray:
+    """x / (1 + e^-x)."""
+    return x * sigmoid(x)
+
+
+def gelu_tanh(x: np.ndarray) -> np.ndarray:
+    """x (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3))) / 2. |x| <= 2^40: its cube is at most 2^120."""
+    by, cubic = GELU_TANH
+    return x * sigmoid((x + ((x * x) * x) * cubic) * by)
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x (1 + erf(x / sqrt(2))) / 2. With u held to 8, half of erfc(u) is at least 2^-98."""
+    u = np.minimum(np.abs(x) * GELU_ROOT, GELU_MAX)
+    t = ONE / (ONE + GELU_P * u)
+    p = np.full_like(t, GELU_TERMS[-1])
+    for term in GELU_TERMS[-2::-1]:
+        p = p * t + term
+    half = (p * t) * exp_of_negative(u * u)
+    return x * np.where(x >= 0, ONE - half, half)
+
+
+ACTIVATIONS = {"silu": silu, "gelu": gelu, "gelu_tanh": gelu_tanh}
+
+
+def capped(x: np.ndarray, cap: np.float32) -> np.ndarray:
+    """cap * tanh(x / cap), at most cap in size; 1 - e is 0 or at least 2^-24."""
+    v = np.abs(x / cap)
+    e = exp_of_negative(v + v)
+    tanh = (ONE - e) / (ONE + e)
+    return np.where(x < 0, -tanh, tanh) * cap
 
 
 # Attention
@@ -252,9 +383,12 @@ def _powers(one: np.ndarray, n: int) -> np.ndarray:
     return out[:, :n]
 
 
-def angles(model: TransformerModel, position: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(..., E / 2) float32 cosines and sines of the angles of (...) positions."""
-    low, high = _angle_tables(model.rotary.tobytes(), MAX_POSITION >> LOW_BITS)
+def angles(
+    model: TransformerModel, position: np.ndarray, sliding: bool = False
+) -> tuple[np.ndarray, np.ndarray]:
+    """(..., E / 2) float32 cosines and sines of the angles of (...) positions, or of a sliding layer's."""
+    one = model.rotary[2:] if sliding else model.rotary[:2]
+    low, high = _angle_tables(one.tobytes(), MAX_POSITION >> LOW_BITS)
     (a, b), (c, s) = high[:, position >> LOW_BITS], low[:, position & ((1 << LOW_BITS) - 1)]
     return a * c - b * s, b * c + a * s
 
@@ -266,11 +400,11 @@ def turn(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
 
 
 def _kept(
-    model: TransformerModel, last: int, held: np.ndarray, new: np.ndarray
+    window: int, sinks: int, last: int, held: np.ndarray, new: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of held and new positions: which are still seen after position `last`, and they."""
     every = np.concatenate((held, new))
-    keep = (every < model.config.sinks) | (every > last + 1 - model.config.window)
+    keep = (every < sinks) | (every > last + 1 - window)
     return keep, every[keep]
 
 
@@ -284,12 +418,18 @@ def _attend(
     query, key, value = np.split(y, (c.n_head, c.n_head + c.n_kv_head), axis=2)
     if layer.q_norm is not None and layer.k_norm is not None:
         eps = f32(c.norm_eps)
+        shapes = query.shape, key.shape
+        if c.qk_norm_whole:
+            query, key = (x.reshape(n_step, n_stream, -1) for x in (query, key))
         query, key = hold(normalise(query, layer.q_norm, eps)), hold(normalise(key, layer.k_norm, eps))
+        query, key = query.reshape(shapes[0]), key.reshape(shapes[1])
+    slides = i in c.sliding
+    window, sinks = (c.sliding_window, c.sliding_sinks) if slides else (c.window, c.sinks)
     near = far = query  # for keys of the window, and for sinks that have left it
     if i not in c.no_rotary:
-        cosine, sine = (a[:, :, None] for a in angles(model, position))
+        cosine, sine = (a[:, :, None] for a in angles(model, position, slides))
         near, key = turn(query, cosine, sine), turn(key, cosine, sine)
-        far = turn(query, *(a[:, :, None] for a in angles(model, np.minimum(position, c.window))))
+        far = turn(query, *(a[:, :, None] for a in angles(model, np.minimum(position, window), slides)))
     near_codes, near_scale = quantise(near)
     far_codes, far_scale = quantise(far)
     key_codes, key_scale = quantise(key)
@@ -313,11 +453,12 @@ def _attend(
                 (k[:, g], ks[:, g], v[:, g], vs[:, g]),
                 position[:, b],
                 at,
-                c.window,
-                c.sinks,
+                window,
+                sinks,
                 f32(c.score_scale),
+                f32(c.score_cap),
             )
-        keep, _ = _kept(model, int(position[-1, b]), state.position[b], position[:, b])
+        keep, _ = _kept(c.window, c.sinks, int(position[-1, b]), state.position[b], position[:, b])
         state.key[i][b], state.key_scale[i][b] = k[keep], ks[keep]
         state.value[i][b], state.value_scale[i][b] = v[keep], vs[keep]
     return out.reshape(n_step, n_stream, c.n_head * c.head_dim)
@@ -331,6 +472,7 @@ def attention(
     window: int,
     sinks: int,
     score_scale: np.float32,
+    score_cap: np.float32 = f32(0),
 ) -> np.ndarray:
     """One head's mean of values for T queries.
 
@@ -340,7 +482,7 @@ def attention(
         held: (N, E) int8 codes and (N,) float32 scales of keys; the same of values.
         position: (T,) of the queries.
         at: (N,) of the keys.
-        window, sinks, score_scale: of the model.
+        window, sinks, score_scale, score_cap: of the model's layer.
 
     Returns:
         (T, E) float32.
@@ -351,7 +493,8 @@ def attention(
     is_sink = (at <= position[:, None]) & (at < sinks) & ~in_window
     dot = np.where(is_sink, sums(far, key), sums(near, key))  # below 2^24
     scale = np.where(is_sink, far_scale * score_scale, near_scale * score_scale)
-    score = to_integer((dot.astype(f32) * key_scale) * scale, SCORE_MAX).astype(np.int64)
+    z = (dot.astype(f32) * key_scale) * scale
+    score = to_integer(capped(z, score_cap) if score_cap else z, SCORE_MAX).astype(np.int64)
     seen = in_window | is_sink
     below = np.where(seen, score, -SCORE_MAX).max(axis=1, keepdims=True) - score
     e = tables.exp2()[below & 255] >> np.minimum(below >> 8, 31)  # 2^24 for the likeliest

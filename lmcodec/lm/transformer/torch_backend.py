@@ -26,10 +26,15 @@ from lmcodec.lm.transformer.model import LARGEST, SCALE_MIN, SMALLEST, Linear, T
 from lmcodec.lm.transformer.reference import (
     ACTIVATION_MAX,
     EXP2_TERMS,
+    EXP_MAX,
+    GELU_MAX,
+    GELU_P,
+    GELU_ROOT,
+    GELU_TANH,
+    GELU_TERMS,
     LOG2_E,
     LOGIT_MAX,
     SCORE_MAX,
-    SILU_MAX,
 )
 from lmcodec.lm.transformer.shape import MAX_POSITION
 
@@ -46,6 +51,7 @@ class TorchState:
         position: (B, C) int64: of what each place holds, -1 for nothing.
         key, value: (L, B, C, G, E) int8.
         key_scale, value_scale: (L, B, C, G) float32.
+        recent: (B, P / 2) int64: with learned positions each stream's last tokens, by number.
     """
 
     n: Tensor
@@ -54,6 +60,13 @@ class TorchState:
     key_scale: Tensor
     value: Tensor
     value_scale: Tensor
+    recent: Tensor
+
+    def only(self, stream: int) -> TorchState:
+        """The same places of one stream, as the only one."""
+        of = slice(stream, stream + 1)
+        held = (x[:, of] for x in (self.key, self.key_scale, self.value, self.value_scale))
+        return TorchState(self.n[of], self.position[of], *held, self.recent[of])
 
 
 class TorchTransformer:
@@ -71,12 +84,18 @@ class TorchTransformer:
         self.model = model
         self.device = torch_device.find(device)
         self._exp2 = torch.tensor(tables.exp2(), dtype=torch.int64, device=self.device)
-        self._embed = torch.tensor(model.embed.weight, dtype=torch.int8, device=self.device)
-        self._embed_scale = self._vector(model.embed.scale)[:, None]
+        self._tables = {
+            name: (
+                torch.tensor(table.weight, dtype=torch.int8, device=self.device),
+                self._vector(table.scale)[:, None],
+            )
+            for name, table in (("embed", model.embed), ("position", model.position))
+            if table is not None
+        }
         self._linear = {
             name: _TorchLinear(linear, self.device)
             for name, linear in model.linears().items()
-            if name != "embed"
+            if name not in self._tables
         }
         self._norm = {name: self._vector(vector) for name, vector in model.vectors().items()}
 
@@ -98,6 +117,7 @@ class TorchTransformer:
             scales(),
             codes(),
             scales(),
+            torch.zeros((n_stream, c.half), dtype=torch.int64, device=self.device),
         )
 
     def begin(self, state: TorchState, stream: int) -> None:
@@ -140,32 +160,76 @@ class TorchTransformer:
 
     def _sequence(self, tokens: Tensor, state: TorchState) -> Tensor:
         c = self.model.config
-        position = state.n + torch.arange(len(tokens))[:, None]  # (T, B)
-        seen = _Seen(self, position, state)
-        row = self._embed[tokens].to(torch.float32)
-        x = _hold(_rotate(row * self._embed_scale[tokens]))
+        parts, at = [], 0
+        while at < len(tokens):
+            end = len(tokens)
+            for b, n in enumerate(state.n.tolist()) if c.n_position else ():
+                if c.restarts(n):
+                    state.position[b] = _EMPTY
+                    again = torch.zeros(1, dtype=torch.int64)
+                    self._trunk(state.recent[b][:, None], again, state.only(b))
+                end = min(end, at + c.room(n))
+            part = tokens[at:end]
+            if c.n_position:
+                number = (state.n + torch.arange(end - at)[:, None])[-c.half :] % c.half
+                streams = torch.arange(part.shape[1], device=self.device).expand(number.shape)
+                state.recent[streams, number.to(self.device)] = part[-c.half :]
+            parts.append(self._trunk(part, torch.tensor([c.place(n) for n in state.n.tolist()]), state))
+            state.n += end - at
+            at = end
+        y = self._linear["head"](self._normalise(torch.cat(parts), "norm"))
+        y = y * _number(c.logit_scale, y)
+        if c.logit_cap:
+            y = torch.where(y > -LOGIT_MAX, _capped(y, c.logit_cap), y)
+        return _to_integer(y, LOGIT_MAX).to(torch.int32)
+
+    def _row(self, name: str, rows: Tensor) -> Tensor:
+        table, scale = self._tables[name]
+        return _hold(_rotate(table[rows].to(torch.float32) * scale[rows]))
+
+    def _trunk(self, tokens: Tensor, place: Tensor, state: TorchState) -> Tensor:
+        """(T, B, D) residual stream after the layers; the first tokens' positions are (B,)."""
+        c = self.model.config
+        position = place + torch.arange(len(tokens))[:, None]  # (T, B)
+        seen = _Seen(self, position, state, c.window, c.sinks)
+        slides = _Seen(self, position, state, c.sliding_window, c.sliding_sinks, True) if c.sliding else seen
+        x = self._row("embed", tokens)
+        if c.n_position:
+            x = _hold(x + self._row("position", seen.new))
         for i in range(c.n_layer):
+            own = slides if i in c.sliding else seen
             y = self._linear[f"layers.{i}.qkv"](self._normalise(x, f"layers.{i}.attention_norm"))
-            x = _hold(x + self._linear[f"layers.{i}.out"](self._attend(i, y, seen, state)))
-            y = self._linear[f"layers.{i}.gate_up"](self._normalise(x, f"layers.{i}.mlp_norm"))
-            gate, up = y.split(c.mlp, dim=-1)
-            x = _hold(x + self._linear[f"layers.{i}.down"](_silu(gate) * up))
+            y = self._linear[f"layers.{i}.out"](self._attend(i, y, own, state))
+            before = x
+            x = _hold(x + self._after(y, f"layers.{i}.post_attention_norm"))
+            y = self._normalise(before if c.parallel else x, f"layers.{i}.mlp_norm")
+            y = self._linear[f"layers.{i}.gate_up"](y)
+            activation = _ACTIVATIONS[c.activation]
+            if c.gated:
+                gate, up = y.split(c.mlp, dim=-1)
+                y = activation(gate) * up
+            else:
+                y = activation(y)
+            y = self._linear[f"layers.{i}.down"](y)
+            x = _hold(x + self._after(y, f"layers.{i}.post_mlp_norm"))
         state.position[seen.stream, seen.place] = seen.new
-        state.n += len(tokens)
-        y = self._linear["head"](self._normalise(x, "norm"))
-        return _to_integer(y * _number(c.logit_scale, y), LOGIT_MAX).to(torch.int32)
+        return x
+
+    def _after(self, y: Tensor, name: str) -> Tensor:
+        return _hold(self._normalise(y, name)) if name in self._norm else y
 
     def _normalise(self, x: Tensor, name: str) -> Tensor:
-        """RMS norm of (..., n) float32."""
-        width = x.shape[-1]
-        n = 1 << (width - 1).bit_length()
-        square = torch.nn.functional.pad(x * x, (0, n - width))
-        while n > 1:
-            n //= 2
-            square = square[..., :n] + square[..., n : 2 * n]
-        mean = square / _number(width, x) + _number(self.model.config.norm_eps, x)
+        """RMS norm or layer norm of (..., n) float32; x itself if there is none of that name."""
+        if name not in self._norm:
+            return x
+        biased = f"{name}_bias" in self._norm
+        width = _number(x.shape[-1], x)
+        if biased:
+            x = x - _halved(x) / width
+        mean = _halved(x * x) / width + _number(self.model.config.norm_eps, x)
         root = _number(1, x) / torch.sqrt(mean.to(torch.float64)).to(torch.float32)
-        return (x * root) * self._norm[name]
+        y = (x * root) * self._norm[name]
+        return y + self._norm[f"{name}_bias"] if biased else y
 
     def _attend(self, i: int, y: Tensor, seen: _Seen, state: TorchState) -> Tensor:
         """Of (T, B, (H + 2 G) E) queries, keys, values: (T, B, H E) float32. The state takes the last two."""
@@ -174,8 +238,11 @@ class TorchTransformer:
         heads = y.view(n_step, n_stream, -1, c.head_dim)
         query, key, value = heads.split((c.n_head, c.n_kv_head, c.n_kv_head), dim=2)
         if c.qk_norm:
-            query = _hold(self._normalise(query, f"layers.{i}.q_norm"))
-            key = _hold(self._normalise(key, f"layers.{i}.k_norm"))
+            shapes = query.shape, key.shape
+            if c.qk_norm_whole:
+                query, key = query.flatten(2), key.flatten(2)
+            query = _hold(self._normalise(query, f"layers.{i}.q_norm")).view(shapes[0])
+            key = _hold(self._normalise(key, f"layers.{i}.k_norm")).view(shapes[1])
         near = far = query
         if i not in c.no_rotary:
             near, far = _turn(query, *seen.near), _turn(query, *seen.far)
@@ -204,7 +271,10 @@ class TorchTransformer:
         dot = torch.where(seen.is_sink, per_head(far) @ keys, dot)
         ks, vs = (s.permute(0, 2, 1)[:, :, None, None] for s in (ks, vs))  # (B, G, 1, 1, N)
         by = torch.where(seen.is_sink, per_head(far_scale) * scale, per_head(near_scale) * scale)
-        score = _to_integer((dot * ks) * by, SCORE_MAX).to(torch.int64)  # (B, G, H/G, T, N)
+        z = (dot * ks) * by
+        if c.score_cap:
+            z = _capped(z, c.score_cap)
+        score = _to_integer(z, SCORE_MAX).to(torch.int64)  # (B, G, H/G, T, N)
         top = torch.where(seen.any, score, -SCORE_MAX).amax(dim=-1, keepdim=True)
         below = (top - score).clamp_(min=0)  # what is not seen counts for nothing
         e = self._exp2[below & 255] >> (below >> 8).clamp_(max=31)
@@ -265,20 +335,28 @@ class _Seen:
         new: (n, B) these positions.
     """
 
-    def __init__(self, owner: TorchTransformer, position: Tensor, state: TorchState) -> None:
+    def __init__(
+        self,
+        owner: TorchTransformer,
+        position: Tensor,
+        state: TorchState,
+        window: int,
+        sinks: int,
+        sliding: bool = False,
+    ) -> None:
         c, device = owner.model.config, owner.device
         n_step, n_stream = position.shape
 
         def turned(at: Tensor) -> tuple[Tensor, Tensor]:
-            cosine, sine = reference.angles(owner.model, at.numpy())
+            cosine, sine = reference.angles(owner.model, at.numpy(), sliding)
             return tuple(torch.from_numpy(a[:, :, None]).to(device) for a in (cosine, sine))
 
-        self.near, self.far = turned(position), turned(position.clamp(max=c.window))
+        self.near, self.far = turned(position), turned(position.clamp(max=window))
         query = position.to(device).t()[:, :, None]  # (B, T, 1)
         at = torch.cat((state.position, position.to(device).t()), dim=1)[:, None]  # (B, 1, C + T)
         past = (at != _EMPTY) & (at <= query)
-        in_window = past & (at > query - c.window)
-        is_sink = past & (at < c.sinks) & ~in_window
+        in_window = past & (at > query - window)
+        is_sink = past & (at < sinks) & ~in_window
         self.any, self.is_sink = (m[:, None, None] for m in (in_window | is_sink, is_sink))
         self.new = position.to(device)
         ring = c.sinks + (self.new - c.sinks) % c.window
@@ -339,17 +417,67 @@ def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
     return _to_integer(x * (top / most), ACTIVATION_MAX), most / top
 
 
-def _silu(x: Tensor) -> Tensor:
-    t = x.abs().clamp(max=float(SILU_MAX)) * _number(-float(LOG2_E), x)
+def _halved(x: Tensor) -> Tensor:
+    """(..., 1) sums of (..., n), padded with zeros to a power of two: the upper half is added to the lower."""
+    width = x.shape[-1]
+    n = 1 << (width - 1).bit_length()
+    sums = torch.nn.functional.pad(x, (0, n - width))
+    while n > 1:
+        n //= 2
+        sums = sums[..., :n] + sums[..., n : 2 * n]
+    return sums
+
+
+def _exp_of_negative(x: Tensor) -> Tensor:
+    t = x.clamp(max=float(EXP_MAX)) * _number(-float(LOG2_E), x)
     n = t.round()
     f = t - n
     p = torch.full_like(f, float(EXP2_TERMS[-1]))
     for term in EXP2_TERMS[-2::-1]:
         p = p * f
         p = p + _number(float(term), x)
-    e = p * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
+    return p * ((n.to(torch.int32) + 127) << 23).view(torch.float32)
+
+
+def _sigmoid(x: Tensor) -> Tensor:
+    e = _exp_of_negative(x.abs())
     one = torch.ones_like(e)
-    return x * (torch.where(x >= 0, one, e) / (one + e))
+    return torch.where(x >= 0, one, e) / (one + e)
+
+
+def _silu(x: Tensor) -> Tensor:
+    return x * _sigmoid(x)
+
+
+def _gelu_tanh(x: Tensor) -> Tensor:
+    by, cubic = (_number(float(number), x) for number in GELU_TANH)
+    term = ((x * x) * x) * cubic
+    return x * _sigmoid((x + term) * by)
+
+
+def _gelu(x: Tensor) -> Tensor:
+    u = (x.abs() * _number(float(GELU_ROOT), x)).clamp(max=float(GELU_MAX))
+    one = torch.ones_like(u)
+    scaled = _number(float(GELU_P), x) * u
+    t = one / (one + scaled)
+    p = torch.full_like(t, float(GELU_TERMS[-1]))
+    for term in GELU_TERMS[-2::-1]:
+        p = p * t
+        p = p + _number(float(term), x)
+    half = (p * t) * _exp_of_negative(u * u)
+    return x * torch.where(x >= 0, one - half, half)
+
+
+_ACTIVATIONS = {"silu": _silu, "gelu": _gelu, "gelu_tanh": _gelu_tanh}
+
+
+def _capped(x: Tensor, cap: float) -> Tensor:
+    most = torch.full_like(x, cap)
+    v = (x / most).abs()
+    e = _exp_of_negative(v + v)
+    one = torch.ones_like(e)
+    tanh = (one - e) / (one + e)
+    return torch.where(x < 0, -tanh, tanh) * most
 
 
 def _turn(x: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:
