@@ -265,13 +265,20 @@ def test_hostile_tensors_end_in_one_line(
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"model_type": "gpt2"}, "model_type 'gpt2' is not known"),
+        ({"model_type": "bloom"}, "model_type 'bloom' is not known"),
         ({"model_type": "mixtral"}, "model_type 'mixtral' is not known"),
         ({"architectures": ["LlamaForSequenceClassification"]}, "predicts no next tokens"),
-        ({"hidden_act": "gelu"}, "hidden_act is gelu"),
-        ({"attention_bias": True}, "output product would have a bias"),
-        ({"mlp_bias": True}, "mlp_bias"),
-        ({"num_local_experts": 8}, "num_local_experts is 8"),
+        ({"hidden_act": "relu"}, "hidden_act is relu"),
+        ({"num_local_experts": 8}, "num_local_experts is 8.*mixture of experts"),
+        ({"alibi": True}, "alibi is True.*biased by distance"),
+        ({"add_cross_attention": True}, "add_cross_attention is True"),
+        ({"model_type": "gpt2", "scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx"),
+        ({"model_type": "phi", "qk_layernorm": True}, "qk_layernorm is True"),
+        ({"model_type": "olmo", "clip_qkv": 8.0}, "model_type 'olmo' is not known"),
+        ({"model_type": "gemma3"}, "model_type 'gemma3' is not known"),
+        ({"model_type": "gemma3_text", "use_bidirectional_attention": True}, "use_bidirectional_attention"),
+        ({"model_type": "phi3", "rope_scaling": {"type": "dynamic", "factor": 2.0}}, "'dynamic'"),
+        ({"model_type": "gpt_neox", "rotary_pct": 0.3}, "rotates 3 elements of each head"),
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
         ({"quantization_config": {"quant_method": "gptq"}}, "another program has quantised"),
         ({"auto_map": {"AutoModel": "x.y"}}, "code that comes with a model is not run"),
@@ -548,18 +555,24 @@ def test_other_tokenizers_are_refused() -> None:
 # --- against transformers ---
 
 
+GPT2_SHAPE = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 256, "attn_implementation": "eager"}
+
+
 def make(name: str, **members: Any) -> Any:
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     torch = pytest.importorskip("torch", reason="torch is not installed")
+    shape = GPT2_SHAPE if name == "GPT2" else SHAPE
     config = getattr(transformers, f"{name}Config")(
-        vocab_size=N_ROW, initializer_range=0.2, **{**SHAPE, **members}
+        vocab_size=N_ROW, initializer_range=0.2, **{**shape, **members}
     )
     torch.manual_seed(1)
-    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    kind = {"GPT2": "GPT2LMHeadModel", "Gemma3Text": "Gemma3ForCausalLM"}.get(name, f"{name}ForCausalLM")
+    model = getattr(transformers, kind)(config).eval()
     with torch.no_grad():
         for parameter_name, parameter in model.named_parameters():
             if parameter.ndim == 1:  # norms and biases, which begin as ones and zeros
-                parameter.add_(torch.randn_like(parameter) * (0.2 if "norm" in parameter_name else 0.5))
+                is_norm = "norm" in parameter_name or ".ln_" in parameter_name
+                parameter.add_(torch.randn_like(parameter) * (0.2 if is_norm else 0.5))
     return model
 
 
@@ -594,6 +607,67 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": True}),
     "qwen3": ("Qwen3", {}),
     "smollm3": ("SmolLM3", {"no_rope_layers": [1, 0, 1], "pad_token_id": None}),
+    "llama biased": ("Llama", {"attention_bias": True, "mlp_bias": True, "hidden_act": "gelu"}),
+    "gemma": ("Gemma", {}),
+    "gemma2": (
+        "Gemma2",
+        {
+            "query_pre_attn_scalar": 24,
+            "sliding_window": 4096,
+            "attn_logit_softcapping": 5.0,
+            "final_logit_softcapping": 3.0,
+            "attn_implementation": "eager",
+        },
+    ),
+    "gemma2 sliding": ("Gemma2", {"sliding_window": 20, "attn_implementation": "eager"}),
+    "gemma3": ("Gemma3Text", {"query_pre_attn_scalar": 16, "sliding_window": 4096, "pad_token_id": None}),
+    "gemma3 sliding": (
+        "Gemma3Text",
+        {
+            "sliding_window": 24,
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "query_pre_attn_scalar": 16,
+            "attn_implementation": "eager",
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 100.0},
+                "full_attention": {"rope_type": "linear", "rope_theta": 10000.0, "factor": 8.0},
+            },
+        },
+    ),
+    "olmo2": ("Olmo2", {"head_dim": 12}),
+    "granite": (
+        "Granite",
+        {
+            "head_dim": 12,
+            "embedding_multiplier": 3.0,
+            "logits_scaling": 2.5,
+            "residual_multiplier": 0.4,
+            "attention_multiplier": 0.2,
+            "tie_word_embeddings": True,
+        },
+    ),
+    "phi3": ("Phi3", {"head_dim": 12, "pad_token_id": None}),
+    "phi3 longrope": (
+        "Phi3",
+        {
+            "head_dim": 12,
+            "pad_token_id": None,
+            "max_position_embeddings": 16384,
+            "original_max_position_embeddings": 2048,
+            "rope_parameters": {
+                "rope_type": "longrope",
+                "rope_theta": 10000.0,
+                "partial_rotary_factor": 0.5,
+                "short_factor": [1.0, 1.5, 2.0],
+                "long_factor": [4.0, 5.0, 8.0],
+            },
+        },
+    ),
+    "phi": ("Phi", {"head_dim": 12, "partial_rotary_factor": 0.5}),
+    "gpt2": ("GPT2", {}),
+    "gpt2 untied": ("GPT2", {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 100}),
+    "neox": ("GPTNeoX", {"head_dim": 12, "rotary_pct": 0.5}),
+    "neox one after another": ("GPTNeoX", {"head_dim": 12, "rotary_pct": 1.0, "use_parallel_residual": False}),
 }
 MOST_KL = 0.02  # nats: mean of next-token distributions; these models give 0.005 to 0.012
 

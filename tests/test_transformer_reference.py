@@ -97,6 +97,8 @@ def exact_logits(model: TransformerModel, tokens: np.ndarray) -> np.ndarray:
     at = np.arange(n)
     x = rotated(model.embed.weight[tokens] * model.embed.scale.astype(float)[tokens][:, None])
     for i, layer in enumerate(model.layers):
+        assert layer.attention_norm is not None
+        assert layer.mlp_norm is not None
         y = product(norm(x, layer.attention_norm), layer.qkv).reshape(n, -1, c.head_dim)
         q, k, v = np.split(y, (c.n_head, c.n_head + c.n_kv_head), axis=1)
         if layer.q_norm is not None and layer.k_norm is not None:

@@ -71,8 +71,10 @@ class Layer:
 
 
 MATRICES = ("qkv", "out", "gate_up", "down")  # of a layer, in the canonical order
-VECTORS = ("attention_norm", "attention_norm_bias", "q_norm", "k_norm", "post_attention_norm")
-VECTORS += ("mlp_norm", "mlp_norm_bias", "post_mlp_norm")
+VECTORS = (
+    *("attention_norm", "attention_norm_bias", "q_norm", "k_norm", "post_attention_norm"),
+    *("mlp_norm", "mlp_norm_bias", "post_mlp_norm"),
+)
 
 
 @dataclass(frozen=True)
@@ -222,13 +224,12 @@ def layers(
     config: TransformerConfig, linears: dict[str, Linear], vectors: dict[str, np.ndarray]
 ) -> tuple[Layer, ...]:
     """The layers of matrices and vectors by their names; what is not there is None."""
-    return tuple(
-        Layer(
-            **{name: linears[f"layers.{i}.{name}"] for name in MATRICES},
-            **{name: vectors.get(f"layers.{i}.{name}") for name in VECTORS},
-        )
-        for i in range(config.n_layer)
-    )
+
+    def parts(i: int) -> dict[str, Any]:
+        matrices = {name: linears[f"layers.{i}.{name}"] for name in MATRICES}
+        return matrices | {name: vectors.get(f"layers.{i}.{name}") for name in VECTORS}
+
+    return tuple(Layer(**parts(i)) for i in range(config.n_layer))
 
 
 def _check_vector(name: str, vector: np.ndarray, n: int) -> None:

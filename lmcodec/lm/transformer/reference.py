@@ -36,7 +36,7 @@ _PROBABILITY = 32_767
 _EXACT_FAN_IN = 2048  # 127 * 63 * 2048 < 2^24: sums are exact in float32
 
 f32 = np.float32
-ONE, HALF_BITS = f32(1), f32(2.0**15)
+ZERO, ONE, HALF_BITS = f32(0), f32(1), f32(2.0**15)
 # Binary logarithm of e, and ln(2)^k / k!, to the nearest binary32.
 LOG2_E = f32(1.4426950408889634)
 EXP2_TERMS = tuple(
@@ -140,7 +140,8 @@ def sequence(model: TransformerModel, tokens: np.ndarray, state: State) -> np.nd
     if state.n.size and int(state.n.max()) + n_step > MAX_POSITION:
         raise ValueError(f"a stream has more than {MAX_POSITION} tokens")
     c = model.config
-    parts, at = [], 0
+    parts: list[np.ndarray] = []
+    at = 0
     while at < n_step or not parts:
         n = state.n.tolist()
         for b in range(n_stream):
@@ -472,7 +473,7 @@ def attention(
     window: int,
     sinks: int,
     score_scale: np.float32,
-    score_cap: np.float32 = f32(0),
+    score_cap: np.float32 = ZERO,
 ) -> np.ndarray:
     """One head's mean of values for T queries.
 

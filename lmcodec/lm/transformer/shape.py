@@ -34,8 +34,10 @@ _LIMITS = {
     "sliding_window": (0, MAX_ATTENDED - 16),
     "sliding_sinks": (0, 16),
 }
-_BOOLEANS = ("qkv_bias", "qk_norm", "tied", "pre_norm", "post_norm", "parallel", "qk_norm_whole", "gated")
-_BOOLEANS += ("out_bias", "mlp_bias")
+_BOOLEANS = (
+    *("qkv_bias", "qk_norm", "tied", "pre_norm", "post_norm", "parallel", "qk_norm_whole", "gated"),
+    *("out_bias", "mlp_bias"),
+)
 NORMS = ("rms", "layer")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh")
 MIN_CAP, MAX_CAP = 1.0, 2.0**22  # of scores and logits, in their steps
@@ -181,7 +183,7 @@ class TransformerConfig:
         if self.n_position:
             if self.n_position % 2 or self.n_position != self.window or self.sinks:
                 raise ConfigError(
-                    f"model.n_position is {self.n_position}, expected an even number, the window's, and no sinks"
+                    f"model.n_position is {self.n_position}, expected the window's, even, and no sinks"
                 )
             if len(self.no_rotary) != self.n_layer or self.sliding:
                 raise ConfigError("model.n_position needs layers that neither rotate nor slide")
@@ -261,7 +263,9 @@ class TransformerConfig:
         Raises:
             ConfigError: there is no such shape, or it would be written otherwise.
         """
-        found = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+        found: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+        }
         config = cls(**found)
         if written := values.keys() - config.as_json().keys():
             raise ConfigError(f"model.{min(written)} is given with its default value")

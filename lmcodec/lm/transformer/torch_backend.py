@@ -65,8 +65,8 @@ class TorchState:
     def only(self, stream: int) -> TorchState:
         """The same places of one stream, as the only one."""
         of = slice(stream, stream + 1)
-        held = (x[:, of] for x in (self.key, self.key_scale, self.value, self.value_scale))
-        return TorchState(self.n[of], self.position[of], *held, self.recent[of])
+        k, ks, v, vs = (x[:, of] for x in (self.key, self.key_scale, self.value, self.value_scale))
+        return TorchState(self.n[of], self.position[of], k, ks, v, vs, self.recent[of])
 
 
 class TorchTransformer:
@@ -418,7 +418,7 @@ def _quantise(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _halved(x: Tensor) -> Tensor:
-    """(..., 1) sums of (..., n), padded with zeros to a power of two: the upper half is added to the lower."""
+    """(..., 1) sums of (..., n), padded with zeros to a power of two, the upper half added to the lower."""
     width = x.shape[-1]
     n = 1 << (width - 1).bit_length()
     sums = torch.nn.functional.pad(x, (0, n - width))

@@ -9,11 +9,19 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import Corrupt, LmcodecError
+from lmcodec.lm.transformer.importing.arranged import Arranged
 from lmcodec.lm.transformer.importing.families import Plan, plan
 from lmcodec.lm.transformer.importing.quantise import linear
 from lmcodec.lm.transformer.importing.source import Source, open_source
 from lmcodec.lm.transformer.importing.tokens import Tokens
-from lmcodec.lm.transformer.model import LARGEST, SMALLEST, Layer, Linear, TransformerModel
+from lmcodec.lm.transformer.model import (
+    LARGEST,
+    SMALLEST,
+    Layer,
+    Linear,
+    TransformerModel,
+    vector_shapes,
+)
 from lmcodec.lm.transformer.shape import TransformerConfig
 from lmcodec.lm.vocab import Vocabulary
 
@@ -101,13 +109,12 @@ def _import(
     card: dict[str, Any],
     progress: Progress,
 ) -> Imported:
-    planned = plan(source.config, window, sinks)
-    if not planned.members["tied"] and "lm_head.weight" not in source.names:
-        planned.members["tied"] = True  # files leave out what is tied
+    planned = plan(source.config, window, sinks, source.names, source.converted)
+    source = Arranged(source, planned.views)
     found = source.tokens()
     strings, ids = sorted_tokens(found, planned.n_row)
     config = planned.shape(len(strings))
-    total = 4 * config.n_layer + 2 - config.tied
+    total = 4 * config.n_layer + 2 - config.tied + (config.n_position > 0)
     done = 0
 
     def counted(made: Linear) -> Linear:
@@ -117,12 +124,29 @@ def _import(
         return made
 
     embed, head = _ends(source, planned, config, ids, found.begin, counted)
+    position = None
+    if config.n_position:
+        shape = config.n_position, config.dim
+        position = counted(
+            linear(*shape, lambda a, b: source.take("model.position.weight", shape, slice(a, b)))
+        )
     layers = tuple(_layer(source, config, i, counted) for i in range(config.n_layer))
     norm = _vector(source, "model.norm.weight", config.dim)
+    norm_bias = _vector(source, "model.norm.bias", config.dim) if config.norm == "layer" else None
     options = {"window": config.window, "sinks": config.sinks}
     full_card = {**source.card, "sha256": source.sha256(), "note": NOTE, "options": options, **card}
     model = TransformerModel(
-        config, Vocabulary(strings), embed, layers, norm, head, planned.rotary, mixer, full_card
+        config,
+        Vocabulary(strings),
+        embed,
+        layers,
+        norm,
+        head,
+        planned.rotary,
+        mixer,
+        full_card,
+        position,
+        norm_bias,
     )
     return Imported(model, found.tokenizer)
 
@@ -173,7 +197,10 @@ def _ends(
     embed = rows("model.embed_tokens.weight", np.concatenate((ids, begin)))
     n_token = len(ids)
     # A byte that no token spells has the least logit there is: its row is 0, and its bias is -2^40.
-    bias = np.where(ids >= 0, np.float32(0), -LARGEST)
+    own = np.float32(0)
+    if planned.head_bias and "lm_head.bias" in source.names:
+        own = _vector(source, "lm_head.bias", planned.n_row)[np.maximum(ids, 0)]
+    bias = np.where(ids >= 0, own, -LARGEST)
     if config.tied:
         return embed, Linear(embed.weight[:n_token], embed.scale[:n_token], bias)
     made = rows("lm_head.weight", ids)
@@ -213,18 +240,30 @@ def _layer(source: Source, config: TransformerConfig, i: int, counted: Callable[
             )
         )
 
-    def head_norm(name: str) -> np.ndarray | None:
-        return _vector(source, f"{inner}self_attn.{name}.weight", c.head_dim) if c.qk_norm else None
-
+    # The source's names of vectors.
+    names = {
+        "attention_norm": "input_layernorm.weight",
+        "attention_norm_bias": "input_layernorm.bias",
+        "q_norm": "self_attn.q_norm.weight",
+        "k_norm": "self_attn.k_norm.weight",
+        "post_attention_norm": "post_attention_norm.weight",
+        "mlp_norm": "post_attention_layernorm.weight",
+        "mlp_norm_bias": "post_attention_layernorm.bias",
+        "post_mlp_norm": "post_mlp_norm.weight",
+    }
+    sizes = vector_shapes(c)
+    vectors = {
+        name: _vector(source, inner + own, sizes[f"layers.{i}.{name}"])
+        for name, own in names.items()
+        if f"layers.{i}.{name}" in sizes
+    }
+    gates = {"mlp.gate_proj": c.mlp} if c.gated else {}
     return Layer(
-        _vector(source, f"{inner}input_layernorm.weight", c.dim),
-        stacked({f"self_attn.{name}": n for name, n in attention.items()}, c.dim, c.qkv_bias),
-        head_norm("q_norm"),
-        head_norm("k_norm"),
-        stacked({"self_attn.o_proj": c.dim}, queries),
-        _vector(source, f"{inner}post_attention_layernorm.weight", c.dim),
-        stacked({"mlp.gate_proj": c.mlp, "mlp.up_proj": c.mlp}, c.dim),
-        stacked({"mlp.down_proj": c.dim}, c.mlp),
+        qkv=stacked({f"self_attn.{name}": n for name, n in attention.items()}, c.dim, c.qkv_bias),
+        out=stacked({"self_attn.o_proj": c.dim}, queries, c.out_bias),
+        gate_up=stacked({**gates, "mlp.up_proj": c.mlp}, c.dim, c.mlp_bias),
+        down=stacked({"mlp.down_proj": c.dim}, c.mlp, c.mlp_bias),
+        **{"attention_norm": None, "mlp_norm": None, "q_norm": None, "k_norm": None, **vectors},
     )
 
 

@@ -36,14 +36,16 @@ def number(what: str, value: Any, low: float, high: float) -> Decimal:
 
 
 def rotary(
-    settings: dict[str, Any], head_dim: int, factors: Sequence[float] = ()
+    settings: dict[str, Any], head_dim: int, factors: Sequence[float] = (), window: int = 0
 ) -> tuple[np.ndarray, Decimal]:
     """Cosines and sines of one position's angles, and what scaling multiplies scores by.
 
     Args:
         settings: `rope_theta`, and of a scaling its `rope_type` and its members, as config.json has them.
-        head_dim: E.
+        head_dim: E, or how many elements of a head are rotated.
         factors: that frequencies are divided by, as a GGUF file has them; none for no such factors.
+        window: W, for scalings that depend on the length of a text: "longrope" has other factors beyond the
+            length that the model was trained with first; 0 if they are not known.
 
     Returns:
         (2, E / 2) float64, and the factor.
@@ -67,6 +69,8 @@ def rotary(
             frequency = _llama3(settings, frequency)
         elif kind == "yarn":
             frequency, score = _yarn(settings, frequency, log_theta, head_dim)
+        elif kind in ("longrope", "su") and window:
+            factors, score = _longrope(settings, factors, window)
         else:
             raise Unsupported(
                 f"rope scaling {str(kind)[:40]!r}; known are default, linear, llama3 and yarn"
@@ -140,6 +144,30 @@ def _yarn(
         ramp = min(max((i - low) / (high - low), Decimal(0)), Decimal(1))
         scaled.append(f / factor * ramp + f * (1 - ramp))
     return scaled, attention * attention  # of the query and of the key
+
+
+def _longrope(
+    settings: dict[str, Any], factors: Sequence[float], window: int
+) -> tuple[Sequence[float], Decimal]:
+    """The factors of short texts: only differences of positions matter, and these are below the window."""
+    original = _original(settings)
+    if window > original:
+        raise Unsupported(
+            f"rope scaling 'longrope' has other angles beyond {original} tokens; ask for a smaller --window"
+        )
+    given = factors if len(factors) else settings.get("short_factor")
+    if not isinstance(given, (list, tuple)) or not all(type(by) in (int, float) for by in given) or not given:
+        raise Corrupt("rope scaling: short_factor is no list of numbers")
+    attention = settings.get("attention_factor")
+    if attention is not None:
+        score = number("rope scaling: attention_factor", attention, 2.0**-10, 1e6)
+    else:
+        factor = settings.get("factor")
+        if factor is None:
+            factor = float(number("max_position_embeddings", settings.get("longest"), 1, 2.0**40) / original)
+        by = number("rope scaling: factor", factor, 2.0**-10, 1e6)
+        score = (1 + by.ln() / original.ln()).sqrt() if by > 1 and original > 1 else Decimal(1)
+    return given, score * score
 
 
 def _original(settings: dict[str, Any]) -> Decimal:

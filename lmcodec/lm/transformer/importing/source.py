@@ -26,11 +26,13 @@ class Source(ABC):
         where: what error messages begin with.
         config: what a config.json says of the model.
         card: facts of the source for the model's card: JSON values.
+        converted: its tensors are those of a GGUF file, which has some parts in another form.
     """
 
     where: str
     config: dict[str, Any]
     card: dict[str, Any]
+    converted: bool = False
 
     @abstractmethod
     def sha256(self) -> str:
