@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import struct
 from collections.abc import Callable
 from pathlib import Path
@@ -736,6 +737,17 @@ def test_another_family_computes_otherwise(tmp_path: Path) -> None:
 # --- GGUF ---
 
 
+def add_tokens(writer: Any) -> None:
+    found = tokenizer_json()
+    by_id = {i: text for text, i in found["model"]["vocab"].items()}
+    by_id |= {entry["id"]: entry["content"] for entry in found["added_tokens"]}
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list([by_id[i] for i in range(N_ROW)])
+    writer.add_token_types([3 if i < 3 else 1 for i in range(N_ROW)])
+    writer.add_token_merges(MERGES)
+
+
 def write_gguf(
     path: Path,
     tensors: dict[str, np.ndarray],
@@ -760,7 +772,9 @@ def write_gguf(
     writer.add_value_length(SHAPE["head_dim"])
     writer.add_rope_dimension_count(SHAPE["head_dim"])
     writer.add_layer_norm_rms_eps(1e-6)
-    if pieces is not None:
+    if pieces is None:
+        add_tokens(writer)
+    else:
         writer.add_tokenizer_model("llama")
         padded = [*pieces, *(f"unused {i}" for i in range(N_ROW - len(pieces)))][:N_ROW]
         writer.add_token_list(padded)
@@ -771,15 +785,6 @@ def write_gguf(
         )
         writer.add_bos_token_id(1)
         writer.add_eos_token_id(2)
-    else:
-        found = tokenizer_json()
-        by_id = {i: text for text, i in found["model"]["vocab"].items()}
-        by_id |= {entry["id"]: entry["content"] for entry in found["added_tokens"]}
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_list([by_id[i] for i in range(N_ROW)])
-        writer.add_token_types([3 if i < 3 else 1 for i in range(N_ROW)])
-        writer.add_token_merges(MERGES)
     for name, (blocks, raw) in (extra or {}).items():
         writer.add_tensor(name, blocks, raw_dtype=raw)
     for name, values in tensors.items():
@@ -876,9 +881,173 @@ def test_hostile_gguf_ends_in_one_line(tmp_path: Path) -> None:
             import_model(open_source(str(cut)))
         assert "\n" not in str(caught.value)
         assert str(caught.value).startswith(str(cut))
-    write_gguf(tmp_path / "other.gguf", random_tensors(), arch="gemma")
-    with pytest.raises(Unsupported, match="'gemma' is not known"):
+    write_gguf(tmp_path / "other.gguf", random_tensors(), arch="bloom")
+    with pytest.raises(Unsupported, match="'bloom' is not known"):
         open_source(str(tmp_path / "other.gguf"))
+
+
+# Architectures of GGUF: a family's model, and what llama.cpp's converter calls its tensors beyond Llama's.
+_STACKED = "attn_qkv"
+ARCHITECTURES: dict[str, tuple[str, dict[str, Any], dict[str, str]]] = {
+    "gemma": ("gemma", {}, {}),
+    "gemma2": (
+        "gemma2",
+        {"query_pre_attn_scalar": 16},
+        {
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        },
+    ),
+    "gemma3": (
+        "gemma3",
+        {"sliding_window": 20, "layer_types": ["sliding_attention"] * 3},
+        {
+            "post_attention_layernorm": "post_attention_norm",
+            "pre_feedforward_layernorm": "ffn_norm",
+            "post_feedforward_layernorm": "post_ffw_norm",
+        },
+    ),
+    "olmo2": (
+        "olmo2",
+        {},
+        {"post_attention_layernorm": "post_attention_norm", "post_feedforward_layernorm": "post_ffw_norm"},
+    ),
+    "granite": ("granite", {}, {}),
+    "phi3": ("phi3", {}, {"self_attn.qkv_proj": _STACKED, "mlp.gate_up_proj": "ffn_up"}),
+    "phi3 longrope": ("phi3", {}, {"self_attn.qkv_proj": _STACKED, "mlp.gate_up_proj": "ffn_up"}),
+    "phi": ("phi2", {}, {"self_attn.dense": "attn_output", "mlp.fc1": "ffn_up", "mlp.fc2": "ffn_down"}),
+    "gpt2": (
+        "gpt2",
+        {},
+        {
+            "ln_1": "attn_norm",
+            "ln_2": "ffn_norm",
+            "attn.c_attn": _STACKED,
+            "attn.c_proj": "attn_output",
+            "mlp.c_fc": "ffn_up",
+            "mlp.c_proj": "ffn_down",
+        },
+    ),
+    "neox": (
+        "gptneox",
+        {},
+        {
+            "post_attention_layernorm": "ffn_norm",
+            "attention.query_key_value": _STACKED,
+            "attention.dense": "attn_output",
+            "mlp.dense_h_to_4h": "ffn_up",
+            "mlp.dense_4h_to_h": "ffn_down",
+        },
+    ),
+}
+GGUF_OUTER = {
+    "model.embed_tokens": "token_embd",
+    "transformer.wte": "token_embd",
+    "gpt_neox.embed_in": "token_embd",
+    "transformer.wpe": "position_embd",
+    "model.norm": "output_norm",
+    "model.final_layernorm": "output_norm",
+    "transformer.ln_f": "output_norm",
+    "gpt_neox.final_layer_norm": "output_norm",
+    "lm_head": "output",
+    "embed_out": "output",
+}
+
+
+def convert_to_gguf(path: Path, model: Any, arch: str, own: dict[str, str]) -> None:
+    """As llama.cpp's converter writes it."""
+    gguf = pytest.importorskip("gguf", reason="gguf is not installed")
+    from lmcodec.lm.transformer.importing.gguf_file import _INNER
+
+    config = model.config
+    width, heads, n_layer = config.hidden_size, config.num_attention_heads, config.num_hidden_layers
+    head_dim = width // heads if arch in ("gpt2", "gptneox", "phi2") else getattr(config, "head_dim", None)
+    head_dim = head_dim or width // heads
+    writer = gguf.GGUFWriter(str(path), arch)
+    writer.add_block_count(n_layer)
+    writer.add_embedding_length(width)
+    writer.add_feed_forward_length(4 * width if arch == "gpt2" else config.intermediate_size)
+    writer.add_head_count(heads)
+    writer.add_context_length(config.max_position_embeddings)
+    if arch not in ("gpt2", "gptneox"):
+        writer.add_head_count_kv(config.num_key_value_heads)
+    if arch.startswith("gemma"):
+        writer.add_key_length(head_dim)
+        writer.add_value_length(head_dim)
+    if arch in ("gpt2", "gptneox", "phi2"):
+        name = "layer_norm_epsilon" if arch == "gpt2" else "layer_norm_eps"
+        writer.add_layer_norm_eps(getattr(config, name))
+    else:
+        writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    rope = getattr(config, "rope_parameters", None) or {}
+    if arch == "gemma3":
+        writer.add_rope_freq_base(rope["full_attention"]["rope_theta"])
+        writer.add_sliding_window(config.sliding_window)
+    elif rope:
+        writer.add_rope_freq_base(rope["rope_theta"])
+        writer.add_rope_dimension_count(int(head_dim * (rope.get("partial_rotary_factor") or 1)))
+        if rope["rope_type"] == "longrope":
+            ratio = config.max_position_embeddings / config.original_max_position_embeddings
+            writer.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
+            writer.add_rope_scaling_attn_factors(
+                math.sqrt(1 + math.log(ratio) / math.log(config.original_max_position_embeddings))
+            )
+            for kind in ("short", "long"):
+                factors = np.array(rope[f"{kind}_factor"], f32)
+                writer.add_tensor(f"rope_factors_{kind}.weight", factors)
+    if arch == "gptneox":
+        writer.add_parallel_residual(config.use_parallel_residual)
+    if arch == "gemma2":
+        writer.add_attn_logit_softcapping(config.attn_logit_softcapping)
+        writer.add_final_logit_softcapping(config.final_logit_softcapping)
+        writer.add_sliding_window(config.sliding_window)
+    if arch == "granite":
+        writer.add_attention_scale(config.attention_multiplier)
+        writer.add_embedding_scale(config.embedding_multiplier)
+        writer.add_residual_scale(config.residual_multiplier)
+        writer.add_logit_scale(config.logits_scaling)
+    add_tokens(writer)
+    for name, parameter in model.state_dict().items():
+        values = parameter.numpy()
+        stem, _, part = name.rpartition(".")
+        if stem == "lm_head" and config.tie_word_embeddings:
+            continue
+        if arch.startswith("gemma") and stem.endswith("norm"):
+            values = values + f32(1)
+        if arch == "granite" and stem.endswith(("q_proj", "k_proj")):
+            n = heads if stem.endswith("q_proj") else config.num_key_value_heads
+            values = values.reshape(n, 2, head_dim // 2, -1).swapaxes(1, 2).reshape(values.shape)
+        if arch == "gptneox" and stem.endswith("query_key_value"):
+            values = values.reshape(heads, 3, head_dim, -1).swapaxes(0, 1).reshape(values.shape)
+        if arch == "gpt2" and values.ndim == 2 and ".h." in name:
+            values = values.T
+        if stem in GGUF_OUTER:
+            to = GGUF_OUTER[stem]
+        else:
+            layer, inner = re.fullmatch(r"[a-z_]+\.(?:layers|h)\.(\d+)\.(.*)", stem).groups()  # type: ignore[union-attr]
+            if inner.endswith(("rotary_emb", "attention.bias", "attn.bias")) or "rotary" in inner:
+                continue
+            to = f"blk.{layer}.{own.get(inner, _INNER.get(inner))}"
+        writer.add_tensor(f"{to}.{part}", np.ascontiguousarray(values))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.filterwarnings("ignore")  # of transformers and torch
+def test_architectures_of_gguf_give_what_a_folder_gives(name: str, tmp_path: Path) -> None:
+    arch, changes, own = ARCHITECTURES[name]
+    model = make(FAMILIES[name][0], **(FAMILIES[name][1] | changes))
+    model.save_pretrained(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer_json()), encoding="utf-8")
+    expected = import_model(open_source(str(tmp_path))).model
+    convert_to_gguf(tmp_path / "model.gguf", model, arch, own)
+    found = import_model(open_source(str(tmp_path / "model.gguf"))).model
+    assert found.config == expected.config
+    assert found.model_id == expected.model_id
 
 
 ODD: list[Any] = [None, -1, 0, 3, 1.5, "x", [], [7], {}, {"a": []}, True, 1 << 70, float("inf"), float("nan")]

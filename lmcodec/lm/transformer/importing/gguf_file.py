@@ -24,11 +24,27 @@ _FAMILIES = {
     "smollm3": ("smollm3", True),
     "qwen2": ("qwen2", False),
     "qwen3": ("qwen3", False),
+    "gemma": ("gemma", False),
+    "gemma2": ("gemma2", False),
+    "gemma3": ("gemma3_text", False),
+    "olmo2": ("olmo2", False),
+    "granite": ("granite", True),
+    "minicpm": ("minicpm", True),
+    "phi2": ("phi", False),
+    "phi3": ("phi3", False),
+    "gpt2": ("gpt2", False),
+    "gptneox": ("gpt_neox", False),
 }
+_PARTLY_ROTATED = ("phi2", "phi3", "gptneox")
+# Llama.cpp's own knowledge of the largest models, whose scores are scaled by the heads' mean width.
+_LARGEST = {"gemma2": 46, "gemma3": 62}  # layers
 _OUTER = {
     "model.embed_tokens.weight": "token_embd.weight",
     "model.norm.weight": "output_norm.weight",
     "lm_head.weight": "output.weight",
+    "model.norm.bias": "output_norm.bias",
+    "lm_head.bias": "output.bias",
+    "model.position.weight": "position_embd.weight",
 }
 _INNER = {
     "input_layernorm": "attn_norm",
@@ -42,6 +58,9 @@ _INNER = {
     "mlp.gate_proj": "ffn_gate",
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
+    "self_attn.qkv_proj": "attn_qkv",
+    "post_attention_norm": "post_attention_norm",
+    "post_mlp_norm": "post_ffw_norm",
 }
 _CONTROL, _UNKNOWN, _USER_DEFINED, _UNUSED, _BYTE = 3, 2, 4, 5, 6  # of tokenizer.ggml.token_type
 # Regular expressions of pre-tokenizers by the names that llama.cpp gives them.
@@ -63,6 +82,8 @@ _BY_DIGIT = ("smollm", "starcoder", "refact", "command-r")
 
 class GgufFile(Source):
     """See `open_file`."""
+
+    converted = True
 
     def __init__(self, path: Path) -> None:
         import gguf
@@ -157,7 +178,8 @@ class GgufFile(Source):
     def _names(self) -> dict[str, str]:
         """GGUF's names of tensors by transformers'."""
         found = {name: outer for name, outer in _OUTER.items() if outer in self._tensors}
-        known = {"rope_freqs.weight", *found.values()}
+        factors = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+        known = {*factors, *found.values()}
         for name in self._tensors:
             layer, _, rest = name.removeprefix("blk.").partition(".")
             stem, _, kind = rest.rpartition(".")
@@ -184,7 +206,8 @@ class GgufFile(Source):
         head_dim = get(f"{arch}.attention.key_length", width // max(heads, 1))
         if get(f"{arch}.attention.value_length", head_dim) != head_dim:
             raise Unsupported("has values of another width than its keys, which is not known")
-        if get(f"{arch}.rope.dimension_count", head_dim) != head_dim:
+        n_rotary = get(f"{arch}.rope.dimension_count", head_dim)
+        if n_rotary != head_dim and arch not in _PARTLY_ROTATED:
             raise Unsupported("rotates a part of each head only, which is not known")
         rope = {"rope_theta": get(f"{arch}.rope.freq_base", 10000.0), "rope_type": "default"}
         scaling = get(f"{arch}.rope.scaling.type", "none")
@@ -196,6 +219,17 @@ class GgufFile(Source):
             }
         if "rope_freqs.weight" in self._tensors:
             rope["factors"] = self._tensors["rope_freqs.weight"].data.astype(np.float64).ravel().tolist()
+        if n_rotary != head_dim and type(n_rotary) is int and head_dim:
+            rope["partial_rotary_factor"] = n_rotary / head_dim
+        if "rope_factors_short.weight" in self._tensors:
+            short = self._tensors["rope_factors_short.weight"].data.astype(np.float64).ravel().tolist()
+            original = get(f"{arch}.rope.scaling.original_context_length", get(f"{arch}.context_length"))
+            rope |= {
+                "rope_type": "longrope",
+                "short_factor": short,
+                "original_max_position_embeddings": original,
+                "attention_factor": get(f"{arch}.rope.scaling.attn_factor"),
+            }
         if window := get(f"{arch}.attention.sliding_window"):
             rope_window = {"sliding_window": window, "use_sliding_window": True}
         else:
@@ -208,7 +242,6 @@ class GgufFile(Source):
             "num_key_value_heads": get(f"{arch}.attention.head_count_kv", heads),
             "head_dim": head_dim,
             "intermediate_size": fact("feed_forward_length"),
-            "rms_norm_eps": fact("attention.layer_norm_rms_epsilon", float),
             "max_position_embeddings": get(f"{arch}.context_length"),
             "rope_parameters": rope,
             "tie_word_embeddings": "output.weight" not in self._tensors,
@@ -220,7 +253,51 @@ class GgufFile(Source):
             config["vocab_size"] = int(self._tensors["token_embd.weight"].shape[-1])
         if arch == "smollm3":
             config["no_rope_layer_interval"] = 4
-        return config
+        return config | self._own_members(config)
+
+    def _own_members(self, config: dict[str, Any]) -> dict[str, Any]:
+        """What some architectures have beside the others."""
+        arch = self._architecture
+
+        def fact(name: str) -> float:
+            return self._fact(f"{arch}.{name}", float)
+
+        def given(names: dict[str, str]) -> dict[str, Any]:
+            found = {member: self._facts.get(f"{arch}.{name}") for member, name in names.items()}
+            return {member: value for member, value in found.items() if value is not None}
+
+        if arch in ("phi2", "gpt2", "gptneox"):
+            found: dict[str, Any] = {"layer_norm_eps": fact("attention.layer_norm_epsilon")}
+            if arch == "gpt2":
+                found["n_inner"] = config["intermediate_size"]
+            return found | given({"use_parallel_residual": "use_parallel_residual"})
+        found = {"rms_norm_eps": fact("attention.layer_norm_rms_epsilon")}
+        if arch in ("gemma2", "gemma3"):
+            heads = max(config["num_attention_heads"], 1)
+            is_largest = config["num_hidden_layers"] == _LARGEST[arch]
+            found["query_pre_attn_scalar"] = (
+                config["hidden_size"] / heads if is_largest else config["head_dim"]
+            )
+            found |= given(
+                {
+                    "attn_logit_softcapping": "attn_logit_softcapping",
+                    "final_logit_softcapping": "final_logit_softcapping",
+                    "rope_local_base_freq": "rope.freq_base_swa",
+                }
+            )
+        if arch == "granite":
+            found |= given(
+                {
+                    "embedding_multiplier": "embedding_scale",
+                    "residual_multiplier": "residual_scale",
+                    "attention_multiplier": "attention.scale",
+                    "logits_scaling": "logit_scale",
+                }
+            )
+        if arch == "minicpm":
+            found |= {"scale_emb": fact("embedding_scale"), "residual_multiplier": fact("residual_scale")}
+            found["logits_scaling"] = fact("logit_scale")
+        return found
 
     def _begin(self, texts: list[str], strings: list[bytes]) -> int:
         """The token that begins a text, as `tokens` says."""
