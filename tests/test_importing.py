@@ -668,7 +668,10 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt2": ("GPT2", {}),
     "gpt2 untied": ("GPT2", {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 100}),
     "neox": ("GPTNeoX", {"head_dim": 12, "rotary_pct": 0.5}),
-    "neox one after another": ("GPTNeoX", {"head_dim": 12, "rotary_pct": 1.0, "use_parallel_residual": False}),
+    "neox one after another": (
+        "GPTNeoX",
+        {"head_dim": 12, "rotary_pct": 1.0, "use_parallel_residual": False},
+    ),
 }
 MOST_KL = 0.02  # nats: mean of next-token distributions; these models give 0.005 to 0.012
 
