@@ -281,7 +281,8 @@ def test_a_wrong_reading_shows(
 @pytest.mark.filterwarnings("ignore")  # of transformers and torch
 def test_frames_of_a_family(name: str, tmp_path: Path) -> None:
     """From the folder to a file and to frames, past the window's end; the same in every executor."""
-    _, found = imported_family(name, tmp_path, window=16)
+    mixer = (Path(lmcodec.__file__).parent / "models" / "imported.lmp").read_bytes()
+    _, found = imported_family(name, tmp_path, window=16, mixer=mixer)
     path = tmp_path / "own.lmm"
     path.write_bytes(b"".join(map(bytes, file.pack(found.model, found.tokenizer))))
     for isa in ISAS:
