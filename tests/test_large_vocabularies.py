@@ -57,8 +57,9 @@ def train_tokenizer(n: int) -> dict[str, Any]:
         min_frequency=1,
         show_progress=False,
     )
-    made = words(n, 1)
-    tokenizer.train_from_iterator((" ".join(made[at : at + 1000]) for at in range(0, n, 1000)), trainer)
+    made = words(3 * n // 2, 1)
+    lines = (" ".join(made[at : at + 1000]) for at in range(0, len(made), 1000))
+    tokenizer.train_from_iterator(lines, trainer)
     found: dict[str, Any] = json.loads(tokenizer.to_str())
     return found
 
