@@ -178,6 +178,21 @@ class TransformerShape:
         qk_norm: bool,
         tied: bool,
         no_rotary: list[int],
+        norm: str = "rms",
+        pre_norm: bool = True,
+        post_norm: bool = False,
+        parallel: bool = False,
+        qk_norm_whole: bool = False,
+        gated: bool = True,
+        activation: str = "silu",
+        out_bias: bool = False,
+        mlp_bias: bool = False,
+        score_cap: float = 0.0,
+        logit_cap: float = 0.0,
+        n_position: int = 0,
+        sliding: list[int] = [],
+        sliding_window: int = 0,
+        sliding_sinks: int = 0,
     ) -> None: ...
     def memory_nbytes(self) -> int: ...
     def session_memory_nbytes(self, streams: int, runs: bool) -> int: ...

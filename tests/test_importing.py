@@ -673,7 +673,11 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         {"head_dim": 12, "rotary_pct": 1.0, "use_parallel_residual": False},
     ),
 }
-MOST_KL = 0.02  # nats: mean of next-token distributions; these models give 0.005 to 0.012
+MOST_KL = 0.02  # nats: mean of next-token distributions; these models give 0.0005 to 0.012
+LESS_KL = 0.006  # of models of another kind, where less is enough to hide a wrong reading
+
+
+LLAMAS = ("Llama", "Mistral", "Qwen2", "Qwen3", "SmolLM3", "Phi3")
 
 
 def logits_of(model: TransformerModel, ids: np.ndarray, order: np.ndarray) -> np.ndarray:
@@ -712,7 +716,7 @@ def test_a_family_computes_what_transformers_does(name: str, tmp_path: Path) -> 
     kl = mean_kl(logits, expected[:, order[kept]])
     agreement = (logits.argmax(axis=1) == expected[:, order[kept]].argmax(axis=1)).mean()
     print(f"{name}: mean KL {kl:.6f} nats, top-1 {agreement:.1%}")
-    assert kl < MOST_KL
+    assert kl < (MOST_KL if FAMILIES[name][0] in LLAMAS else LESS_KL)
 
 
 @pytest.mark.filterwarnings("ignore")  # of transformers and torch

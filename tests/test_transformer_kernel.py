@@ -419,6 +419,12 @@ def test_what_the_kernel_refuses_of_a_model(tied: bool) -> None:
         for value in values:
             with pytest.raises(ValueError):
                 build({**good, "shape": {**good["shape"], name: value}})
+    check_parts_are_refused(good)
+
+
+def check_parts_are_refused(good: dict[str, Any]) -> None:
+    """Every tensor and every vector with a value, a shape or a bias that is not the model's."""
+    value: float
     for i, (weight, scale, bias) in enumerate(good["tensors"]):
         bad: list[tuple[Any, Any, Any]] = []
         if weight is not None:
@@ -463,6 +469,60 @@ def test_what_the_kernel_refuses_of_a_model(tied: bool) -> None:
             build({**good, name: good[name][:-1]})
 
 
+OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
+    "gemma2": {
+        "post_norm": (False,),
+        "score_cap": (0.5, -1.0, float("nan"), float("inf"), 1e7),
+        "logit_cap": (0.5, -1.0, float("nan"), float("inf"), 1e7),
+        "norm": ("layer", "batch"),
+        "activation": ("relu", ""),
+        "parallel": (True,),
+        "qk_norm_whole": (True,),
+        "gated": (False,),
+        "out_bias": (True,),
+        "mlp_bias": (True,),
+        "n_position": (16,),
+        "pre_norm": (False,),
+        "sliding_window": (16,),
+        "sliding_sinks": (1,),
+    },
+    "gemma3": {
+        "sliding": ([], [3], [1, 1], [1, 0], [-1]),
+        "sliding_window": (0, 15, 26, -1),
+        "sliding_sinks": (-1, 3),
+        "n_position": (16, 25),
+    },
+    "olmo2": {"qk_norm_whole": (False,), "pre_norm": (True,), "post_norm": (False,)},
+    "phi": {"norm": ("rms",), "post_norm": (True,), "pre_norm": (False,), "qk_norm": (True,)},
+    "gpt2": {
+        "n_position": (0, 17, 20, -18, 16),
+        "window": (20,),
+        "sinks": (1,),
+        "no_rotary": ([], [1]),
+        "sliding": ([0],),
+    },
+}
+
+
+def with_shape(model: TransformerModel, shape: dict[str, Any]) -> TransformerModel:
+    members: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in shape.items()}
+    return replace(model, config=TransformerConfig(**members))
+
+
+@pytest.mark.parametrize("shape", OPTIONS)
+def test_what_the_kernel_refuses_of_options(shape: str) -> None:
+    good = kernel_arguments(random_model(**SHAPES[shape]))
+    build(good)
+    for name, values in OPTIONS[shape].items():
+        for value in values:
+            changed = {**good["shape"], name: value}
+            with pytest.raises(ValueError):
+                build({**good, "shape": changed})
+            with pytest.raises((ConfigError, Corrupt)):  # and so does Python
+                with_shape(random_model(**SHAPES[shape]), changed)
+    check_parts_are_refused(good)
+
+
 def test_memory() -> None:
     """Known before anything is allocated, and near what is taken."""
     cache = SMOLLM2.cache_nbytes
@@ -471,6 +531,23 @@ def test_memory() -> None:
         assert n_stream * cache <= steps <= runs
         assert steps <= 1.25 * n_stream * cache + 40_000_000, n_stream
     assert SMOLLM2.n_weight <= native.memory_nbytes(SMOLLM2) <= 1.1 * SMOLLM2.n_weight + 4_000_000
+    gpt2 = TransformerConfig(
+        50_257,
+        768,
+        12,
+        12,
+        12,
+        64,
+        3072,
+        sinks=0,
+        tied=True,
+        no_rotary=tuple(range(12)),
+        norm="layer",
+        gated=False,
+        n_position=1024,
+    )
+    assert gpt2.n_weight <= native.memory_nbytes(gpt2) <= 1.1 * gpt2.n_weight + 4_000_000
+    assert gpt2.cache_nbytes <= native.session_memory_nbytes(gpt2, 1, False)
     with pytest.raises(ValueError):
         native.session_memory_nbytes(SMOLLM2, 129, True)
 

@@ -649,7 +649,7 @@ void TransformerSession::trunk(const std::uint32_t* tokens, int n_row) {
     position_[sized(row)] = s.place(static_cast<std::uint32_t>(n));
     if (s.n_position) recent_[stream * sized(s.half()) + n % sized(s.half())] = tokens[row];
   }
-  pass(tokens, n_row);
+  layers(tokens, n_row);
   normalise(n_row, x_, model_.norm_, model_.norm_bias_);
   for (std::uint32_t& n : taken_) n += static_cast<std::uint32_t>(n_row / n_stream_);
 }
@@ -658,10 +658,10 @@ void TransformerSession::trunk_of(int stream, std::uint32_t position, const std:
   first_stream_ = stream;
   n_lane_ = 1;
   for (int row = 0; row < n_row; ++row) position_[sized(row)] = position + static_cast<std::uint32_t>(row);
-  pass(tokens, n_row);
+  layers(tokens, n_row);
 }
 
-void TransformerSession::pass(const std::uint32_t* tokens, int n_row) {
+void TransformerSession::layers(const std::uint32_t* tokens, int n_row) {
   const TransformerShape& s = model_.shape_;
   const TransformerKernels& own = model_.own_;
   const int offset = model_.kernels_.offset;

@@ -195,7 +195,7 @@ class TransformerSession : public LmSession {
   // All streams by n_row / B tokens each, or one by n_row; to codes_. Rows are in time order.
   void trunk(const std::uint32_t* tokens, int n_row);
   void trunk_of(int stream, std::uint32_t position, const std::uint32_t* tokens, int n_row);
-  void pass(const std::uint32_t* tokens, int n_row);
+  void layers(const std::uint32_t* tokens, int n_row);
   // Streams that have had all learned positions are fed their last tokens again. Returns for how many steps none is due.
   std::size_t restart();
   void head(int first, int n_row);                     // from rows of codes_ to frequencies_

@@ -124,7 +124,13 @@ class Header(kinds.Header):
 
     def facts(self) -> list[tuple[str, str]]:
         """As `kinds.Header.facts`."""
-        return [("cache", f"{self.config.cache_nbytes:,} bytes a stream at most")]
+        facts = [("cache", f"{self.config.cache_nbytes:,} bytes a stream at most")]
+        if n := self.config.n_position:
+            facts.append(("positions", f"{n} learned ones; a stream restarts with its last {n // 2} tokens"))
+        if sliding := self.config.sliding:
+            what = f"{len(sliding)} layers see {self.config.sliding_window} tokens"
+            facts.append(("sliding", what))
+        return facts
 
     def tensors(self) -> list[tuple[str, ...]]:
         """As `kinds.Header.tensors`."""
