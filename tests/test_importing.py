@@ -1058,6 +1058,7 @@ def test_architectures_of_gguf_give_what_a_folder_gives(name: str, tmp_path: Pat
 
 
 ODD: list[Any] = [None, -1, 0, 3, 1.5, "x", [], [7], {}, {"a": []}, True, 1 << 70, float("inf"), float("nan")]
+ODD.append(10**400)
 MEMBERS = [
     *SHAPE,
     *(
@@ -1074,6 +1075,16 @@ MEMBERS = [
 ]
 
 
+MORE_MEMBERS = [
+    *("n_embd", "n_layer", "n_head", "n_positions", "n_inner", "activation_function", "layer_norm_epsilon"),
+    *("layer_norm_eps", "use_parallel_residual", "attention_bias", "mlp_bias", "hidden_activation"),
+    *("partial_rotary_factor", "rotary_pct", "rotary_emb_base", "query_pre_attn_scalar", "dtype"),
+    *("attn_logit_softcapping", "final_logit_softcapping", "rope_local_base_freq", "sliding_window_pattern"),
+    *("embedding_multiplier", "residual_multiplier", "attention_multiplier", "logits_scaling"),
+    *("scale_emb", "scale_depth", "dim_model_base", "original_max_position_embeddings"),
+]
+
+
 def check_ends_in_one_line(call: Callable[[], Any]) -> None:
     """It succeeds, or ends in one clear line."""
     said = ""
@@ -1083,14 +1094,16 @@ def check_ends_in_one_line(call: Callable[[], Any]) -> None:
         said = str(error)
     else:
         if isinstance(found, families.Plan):  # whose angles the model's own check accepts
-            said = "" if (np.abs((found.rotary**2).sum(axis=0) - 1) <= 2.0**-50).all() else "\n"
+            square = found.rotary[::2] ** 2 + found.rotary[1::2] ** 2
+            said = "" if (np.abs(square - 1) <= 2.0**-50).all() else "\n"
     assert "\n" not in said
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "smollm3"])
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("name", [*MEMBERS, *MORE_MEMBERS])
 def test_odd_members_of_a_config_end_in_one_line(name: str, family: str) -> None:
-    base = {"model_type": family, "vocab_size": N_ROW, **SHAPE}
+    base = {"model_type": family, "vocab_size": N_ROW, **SHAPE, "n_positions": 256}
+    base |= {"n_embd": 48, "n_layer": 3, "n_head": 4}
     for value in ODD:
         check_ends_in_one_line(lambda value=value: families.plan(base | {name: value}).shape(300))  # type: ignore[misc]
 
@@ -1108,6 +1121,25 @@ def test_odd_scalings_end_in_one_line(name: str, kind: str) -> None:
     for value in [*ODD, 1, 1e-3, 1e6, 1e12]:
         scaling = base | {"original_max_position_embeddings": 64, name: value}
         config = {"model_type": "llama", "vocab_size": N_ROW, **SHAPE, "rope_scaling": scaling}
+        check_ends_in_one_line(lambda config=config: families.plan(config))  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("name", ["short_factor", "factor", "attention_factor", "type"])
+@pytest.mark.parametrize("kind", ["phi3", "minicpm"])
+def test_odd_longropes_end_in_one_line(kind: str, name: str) -> None:
+    base = {"type": "longrope", "short_factor": [1.0] * 8, "long_factor": [2.0] * 8}
+    for value in [
+        *ODD,
+        10**400,
+        [10**400] * 8,
+        [None] * 8,
+        ["1"] * 8,
+        [float("nan")] * 8,
+        [1.0] * 7,
+        [0] * 8,
+    ]:
+        config = {"model_type": kind, "vocab_size": N_ROW, **SHAPE, "max_position_embeddings": 4096}
+        config["rope_scaling"] = base | {name: value}
         check_ends_in_one_line(lambda config=config: families.plan(config))  # type: ignore[misc]
 
 

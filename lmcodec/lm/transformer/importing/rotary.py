@@ -156,8 +156,9 @@ def _longrope(
             f"rope scaling 'longrope' has other angles beyond {original} tokens; ask for a smaller --window"
         )
     given = factors if len(factors) else settings.get("short_factor")
-    if not isinstance(given, (list, tuple)) or not all(type(by) in (int, float) for by in given) or not given:
+    if not isinstance(given, (list, tuple)) or not given:
         raise Corrupt("rope scaling: short_factor is no list of numbers")
+    given = [float(number("rope scaling: short_factor", by, 2.0**-20, 2.0**20)) for by in given]
     attention = settings.get("attention_factor")
     if attention is not None:
         score = number("rope scaling: attention_factor", attention, 2.0**-10, 1e6)
