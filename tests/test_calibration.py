@@ -14,8 +14,8 @@ from lmcodec import _kernel
 from lmcodec.lm.transformer import reference
 from lmcodec.lm.transformer.importing import calibrate, feedback, quantise
 from lmcodec.lm.transformer.importing.build import import_model
-from lmcodec.lm.transformer.importing.source import open_source
-from lmcodec.lm.transformer.model import SCALE_MIN, WEIGHT_MAX, TransformerModel
+from lmcodec.lm.transformer.importing.source import Source, open_source
+from lmcodec.lm.transformer.model import SCALE_MIN, WEIGHT_MAX, Linear, TransformerModel
 
 f32 = np.float32
 WIDTHS = (1, 2, 3, 4, 5, 17, 47, 48, 49, 100, 150)  # about the kernel's tiles of 4, 8 and 48
@@ -194,19 +194,20 @@ def test_an_import_is_what_the_definition_makes_and_costs_less(both: tuple[Path,
         for name, codes in seen.items():
             check(getattr(old, name), getattr(new, name), source_rows(source, i, name), codes)
         seen_by_head = calibrate.run_layer(plain, i, new, x)[-1]
-    assert (found.head.bias == plain.head.bias).all()
+    assert np.array_equal(found.head.bias, plain.head.bias)  # type: ignore[arg-type]
     assert (found.head.weight != plain.head.weight).any()
     assert (found.head.scale == plain.head.scale).all()
     assert (found.embed.weight == plain.embed.weight).all() != tied
     if tied:
         assert (found.head.weight == found.embed.weight[: found.config.vocab_size]).all()
+    assert plain.head.bias is not None
     missing = plain.head.bias < 0  # bytes without a token stay rows of zeros
     assert missing.any()
     assert not found.head.weight[missing].any()
     assert seen_by_head.shape == (tokens.size, found.config.dim)
 
 
-def source_rows(source, i: int, name: str) -> np.ndarray:  # type: ignore[no-untyped-def]
+def source_rows(source: Source, i: int, name: str) -> np.ndarray:
     names = {
         "qkv": ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"),
         "out": ("self_attn.o_proj",),
@@ -216,7 +217,7 @@ def source_rows(source, i: int, name: str) -> np.ndarray:  # type: ignore[no-unt
     return np.concatenate([source.read(f"model.layers.{i}.{own}.weight", slice(None)) for own in names])
 
 
-def check(old, new, rows: np.ndarray, codes: np.ndarray) -> None:  # type: ignore[no-untyped-def]
+def check(old: Linear, new: Linear, rows: np.ndarray, codes: np.ndarray) -> None:
     products = calibrate.gram(codes)
     x = quantise.in_units(rows, old.scale)
     assert (old.weight == np.rint(x)).all()
@@ -243,4 +244,5 @@ def test_the_card_says_what_was_done(both: tuple[Path, bool]) -> None:
 
 def test_scales_of_rows_of_zeros_are_the_least(both: tuple[Path, bool]) -> None:
     found: TransformerModel = import_model(open_source(str(both[0]))).model
+    assert found.head.bias is not None
     assert (found.head.scale[found.head.bias < 0] == SCALE_MIN).all()

@@ -213,12 +213,12 @@ def _layer(source: Source, config: TransformerConfig, i: int, counted: Counted) 
                 values = source.take(f"{name}.bias", source.shape(f"{name}.bias"))
                 if values.any():
                     raise Corrupt(f"tensor {name}.bias is a bias, which the family does not have")
-        parts: Parts = []
+        own: Parts = []
         for name, n in names:
-            parts.append(
+            own.append(
                 (n, lambda a, b, name=name, n=n: source.take(f"{name}.weight", (n, k), slice(a, b)))  # type: ignore[misc]
             )
-        found = [linear(n, k, rows) for n, rows in parts]
+        found = [linear(n, k, rows) for n, rows in own]
         bias = None
         if biased:
             bias = np.concatenate([_vector(source, f"{name}.bias", n) for name, n in names])
@@ -228,7 +228,7 @@ def _layer(source: Source, config: TransformerConfig, i: int, counted: Counted) 
                 np.concatenate([part.scale for part in found]),
                 bias,
             ),
-            parts,
+            own,
         )
 
     def head_norm(name: str) -> np.ndarray | None:

@@ -10,10 +10,11 @@ what is summed of it are integers: one model gives the same weights on every mac
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import fields, replace
 from itertools import accumulate
+from typing import Any
 
 import numpy as np
 
@@ -77,7 +78,7 @@ def run_layer(model: TransformerModel, i: int, layer: Layer, x: np.ndarray) -> l
     c = model.config
     n_row, n_token = x.shape[0] * x.shape[1], 256
     lists = {f.name: getattr(c, f.name) for f in fields(c) if isinstance(getattr(c, f.name), tuple)}
-    own = {name: (0,) if i in numbers else () for name, numbers in lists.items()}  # of layers
+    own: dict[str, Any] = {name: (0,) if i in numbers else () for name, numbers in lists.items()}  # of layers
     config = replace(c, n_layer=1, vocab_size=n_token, tied=True, **own)
     unused = Linear(np.zeros((n_token + 2, c.dim), np.int8), np.full(n_token + 2, SCALE_MIN))
     head = Linear(unused.weight[:n_token], unused.scale[:n_token], np.zeros(n_token, np.float32))
@@ -92,7 +93,7 @@ def run_layer(model: TransformerModel, i: int, layer: Layer, x: np.ndarray) -> l
 
 def refined(
     model: TransformerModel,
-    rows: dict[str, Sequence[tuple[int, Rows]]],
+    rows: Mapping[str, Sequence[tuple[int, Rows]]],
     tokens: np.ndarray,
     progress: Callable[[], None] = lambda: None,
 ) -> TransformerModel:
@@ -119,7 +120,7 @@ def refined(
                 progress()
                 return found
 
-            new = dict(zip(_LAYER, pool.map(one, _LAYER), strict=True))
+            new: dict[str, Any] = dict(zip(_LAYER, pool.map(one, _LAYER), strict=True))
             layers.append(replace(layer, **new))
             codes = run_layer(model, i, layers[-1], x)
     tied, n_token = model.config.tied, model.config.vocab_size
