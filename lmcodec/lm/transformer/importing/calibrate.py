@@ -41,7 +41,9 @@ def sample(model: TransformerModel, n_step: int = POSITIONS, n_stream: int = STR
     The token at t of stream b is the first whose frequency, with all before it, exceeds r mod their sum; r is
     the number that the first 8 bytes, the least first, of the SHA-256 of "lmcodec calibration t b" are.
     """
-    session = NativeTransformer(model).session(n_stream, helped=True)
+    # The same numbers in less memory: nothing leaves a window of as many positions as there are.
+    config = replace(model.config, window=max(16, min(model.config.window, n_step)))
+    session = NativeTransformer(replace(model, config=config)).session(n_stream, helped=True)
     tokens = np.empty((n_step, n_stream), np.int64)
     tokens[0] = np.resize(model.config.start, n_stream)
     for t in range(1, n_step):

@@ -31,17 +31,22 @@ def damped(gram: np.ndarray) -> tuple[np.ndarray, float]:
     return matrix, damping
 
 
-def factor(gram: np.ndarray) -> np.ndarray:
-    """(K, K) float32, of which row k holds behind the diagonal what L has below that of column k."""
+def factor(gram: np.ndarray, portable: bool = False) -> np.ndarray:
+    """(K, K) float32, of which row k holds behind the diagonal what L has below that of column k.
+
+    Args:
+        gram: H, (K, K) int64.
+        portable: by the kernel's portable loops: the same numbers.
+    """
     matrix, damping = damped(gram)
-    _kernel.factor_gram(matrix, damping)
+    _kernel.factor_gram(matrix, damping, portable)
     return matrix.astype(f32)
 
 
-def rounded(x: np.ndarray, factor: np.ndarray) -> np.ndarray:
+def rounded(x: np.ndarray, factor: np.ndarray, portable: bool = False) -> np.ndarray:
     """(N, K) int8 of (N, K) float32 in units of their rows' scales, within +-63."""
     codes = np.empty(x.shape, np.int8)
-    _kernel.round_with_feedback(np.ascontiguousarray(x), factor, codes)
+    _kernel.round_with_feedback(np.ascontiguousarray(x), factor, codes, portable)
     return codes
 
 
