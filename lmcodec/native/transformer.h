@@ -60,6 +60,7 @@ struct TransformerSizes {
   std::size_t n_slot;   // those, and the sinks'
   std::size_t n_score;  // slots that a query looks at, at most, in whole blocks
   std::size_t n_head;   // of keys and values in all layers and streams
+  int heads_at_once, positions_at_once;  // that look at the same keys together
   std::size_t x_stride, u_stride, y_stride, attended_stride, query_stride, angle_stride, scratch_width;
 };
 
@@ -156,7 +157,7 @@ class TransformerSession : public LmSession {
     Table<double> angles;
     Table<std::uint8_t> code;
     Table<std::int32_t> score, mean;
-    Table<std::uint8_t> low, high, bits;
+    Table<std::uint8_t> low, high, bits, query;
     std::vector<BlockPlace> place;
   };
 
@@ -172,7 +173,11 @@ class TransformerSession : public LmSession {
   void share(int n, const Work& work);
   void normalise(int n_row, const Table<float>& weight);
   void prepare(int layer, int row, Scratch& scratch);
+  // Tasks of attention of so many positions: one for each stream and head of keys, times this.
+  int n_attention_task(int n_step) const { return (n_step + sizes_.positions_at_once - 1) / sizes_.positions_at_once; }
   void attend(int layer, int task, int n_row, Scratch& scratch);  // task: of (B, G, positions)
+  // Of positions step to stop - 1 of what is at hand.
+  void attend_some(int g, int stream, int step, int stop, bool has_far, const HeldHead& held, Scratch& scratch);
   std::size_t head_at(int layer, int stream, int g) const {
     const TransformerShape& s = model_.shape_;
     return (static_cast<std::size_t>(layer) * static_cast<std::size_t>(n_stream_) + static_cast<std::size_t>(stream)) *
