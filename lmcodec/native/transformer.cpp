@@ -495,8 +495,8 @@ void TransformerSession::attend(int i, int task, int n_row, Scratch& scratch) {
   int step = task % n_task * sizes_.positions_at_once;
   const int end = std::min(step + sizes_.positions_at_once, n_step);
   const std::size_t first = head_at(i, stream, g) * sizes_.n_slot;
-  const HeldHead held = {key_.data() + first * sized(key_width(s.head_dim)), key_sum_.data() + first, key_scale_.data() + first,
-                         value_.data() + first * sized(value_width(s.head_dim)), value_scale_.data() + first,
+  const HeldHead held = {key_.data() + first * sized(key_width(s.head_dim)), key_sum_.data() + first,
+                         key_scale_.data() + first, value_.data() + first * sized(value_width(s.head_dim)), value_scale_.data() + first,
                          n_task == 1 ? static_cast<std::ptrdiff_t>(sizes_.n_slot) : 0};
   // Whether sinks that have left the window are seen.
   const auto has_far = [&](int t) {
@@ -528,15 +528,16 @@ void TransformerSession::attend_some(int g, int stream, int step, int stop, bool
   const auto add = [&](std::int64_t slot, std::int64_t from, std::int64_t to) {
     const std::int64_t block = slot / kSlots;
     seen[queries.n_range] = {slot - block * kSlots, from, to};
-    queries.range[queries.n_range++] = {static_cast<int>(block), static_cast<int>((slot + to - from) / kSlots - block + 1)};
+    queries.range[queries.n_range++] = {static_cast<int>(block),
+                                        static_cast<int>((slot + to - from) / kSlots - block + 1)};
   };
   if (has_far) add(0, 0, std::min<std::int64_t>(s.sinks, oldest(last)) - 1);
   const std::int64_t from = oldest(begin), border = from - from % ring + ring;  // whose slot is the ring's first again
   add(kSlots + from % ring, from, std::min(last, border - 1));
   if (last >= border) add(kSlots, border, last);
 
-  const AttentionScratch parts = {scratch.query.data(), scratch.score.data(), scratch.weighted.data(), scratch.share.data(),
-                                  scratch.low.data(), scratch.high.data(), scratch.bits.data(), scratch.place.data(),
+  const AttentionScratch parts = {scratch.query.data(), scratch.score.data(), scratch.weighted.data(),
+                                  scratch.share.data(), scratch.low.data(), scratch.high.data(), scratch.bits.data(), scratch.place.data(),
                                   scratch.mean.data(), sizes_.n_score};
   for (int h = 0; h < n_head; h += sizes_.heads_at_once) {
     const int n = std::min(sizes_.heads_at_once, n_head - h);
@@ -590,7 +591,8 @@ void TransformerSession::trunk(const std::uint32_t* tokens, int n_row) {
     share(n_row, [&](int row, Scratch& scratch) { prepare(i, row, scratch); });
     watch.mark(times_.elements);
     const double before = times_.elements;
-    share(n_stream_ * s.n_kv_head * n_attention_task(n_row / n_stream_), [&](int task, Scratch& scratch) { attend(i, task, n_row, scratch); });
+    share(n_stream_ * s.n_kv_head * n_attention_task(n_row / n_stream_),
+          [&](int task, Scratch& scratch) { attend(i, task, n_row, scratch); });
     watch.mark(times_.elements);
     attention_seconds_ += times_.elements - before;
     share(n_row, [&](int row, Scratch&) {

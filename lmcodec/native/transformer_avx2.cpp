@@ -147,7 +147,7 @@ LMCODEC_AVX2 void dots_of_heads(const std::uint8_t* q, int width, const std::int
   }
 }
 
-// Scalar products of the queries with the keys of some blocks; from `ahead` on, unless it is null, is fetched meanwhile.
+// Scalar products of the queries with the keys of some blocks; what begins at `ahead` is fetched unless that is null.
 inline void dots(const std::uint8_t* q, int n_head, int width, const std::int8_t* key, int n_block, const std::int32_t*,
                  std::int32_t* out, std::size_t stride, const std::int8_t* ahead) {
   constexpr decltype(&dots_of_heads<1>) kDots[kHeads] = {dots_of_heads<1>, dots_of_heads<2>, dots_of_heads<3>,
@@ -193,8 +193,9 @@ inline void weigh_values(const std::uint8_t* p, std::size_t stride, int n_head, 
   constexpr decltype(&weigh_some<1>) kWeigh[kHeads] = {weigh_some<1>, weigh_some<2>, weigh_some<3>, weigh_some<4>};
   for (int h = 0; h < n_head; h += kHeads)
     for (int i = 0; i < width; i += 8)
-      kWeigh[n_head - h < kHeads ? n_head - h - 1 : kHeads - 1](p + static_cast<std::size_t>(h) * stride, stride, places,
-                                                                n_place, value + i * kQuad, width, mean + h * width + i);
+      kWeigh[n_head - h < kHeads ? n_head - h - 1 : kHeads - 1](p + static_cast<std::size_t>(h) * stride, stride,
+                                                                places, n_place, value + i * kQuad, width,
+                                                                mean + h * width + i);
 }
 
 #include "transformer_body.h"

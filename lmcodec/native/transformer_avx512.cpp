@@ -160,14 +160,14 @@ LMCODEC_VNNI void dots_of_heads(const std::uint8_t* q, int width, const std::int
   constexpr int kBlocks = kHeads > 6 ? 3 : 4;  // in 24 registers
   int block = 0;
   for (; block + kBlocks <= n_block; block += kBlocks, ahead += kFetches ? kBlocks * kSlots * width : 0)
-    dots_of<kHeads, kBlocks, kFetches>(q, width, key + block * kSlots * width, key_sum + block * kSlots, out + block * kSlots,
-                                       stride, ahead);
+    dots_of<kHeads, kBlocks, kFetches>(q, width, key + block * kSlots * width, key_sum + block * kSlots,
+                                       out + block * kSlots, stride, ahead);
   for (; block < n_block; ++block, ahead += kFetches ? kSlots * width : 0)
     dots_of<kHeads, 1, kFetches>(q, width, key + block * kSlots * width, key_sum + block * kSlots, out + block * kSlots,
                                  stride, ahead);
 }
 
-// Scalar products of the queries with the keys of some blocks; from `ahead` on, unless it is null, is fetched meanwhile.
+// Scalar products of the queries with the keys of some blocks; what begins at `ahead` is fetched unless that is null.
 inline void dots(const std::uint8_t* q, int n_head, int width, const std::int8_t* key, int n_block,
                  const std::int32_t* key_sum, std::int32_t* out, std::size_t stride, const std::int8_t* ahead) {
   constexpr decltype(&dots_of_heads<1, false>) kDots[2][kQueriesAtOnce] = {
@@ -228,8 +228,10 @@ inline void weigh_values(const std::uint8_t* p, std::size_t stride, int n_head, 
                          const std::int8_t* value, int width, std::int32_t* mean) {
   int i = 0;
   if (n_head <= 6)  // 24 registers of sums
-    for (; i + 64 <= width; i += 64) weigh_width<4>(p, stride, n_head, places, n_place, value + i * kQuad, width, mean + i);
-  for (; i + 32 <= width; i += 32) weigh_width<2>(p, stride, n_head, places, n_place, value + i * kQuad, width, mean + i);
+    for (; i + 64 <= width; i += 64)
+      weigh_width<4>(p, stride, n_head, places, n_place, value + i * kQuad, width, mean + i);
+  for (; i + 32 <= width; i += 32)
+    weigh_width<2>(p, stride, n_head, places, n_place, value + i * kQuad, width, mean + i);
   for (; i < width; i += 16) weigh_width<1>(p, stride, n_head, places, n_place, value + i * kQuad, width, mean + i);
 }
 

@@ -261,11 +261,13 @@ LMCODEC_BODY std::int32_t split_shares(const std::uint16_t* shares, int n, std::
 }
 #endif
 
-// One query's probabilities of n scores, the largest of which is `top`, as bytes, and what the mean of the values' codes is multiplied by. `bits[block]`
-// gets 1 for a block that has any, and 2 for one of whose upper bytes any is not 0. Meanwhile n_ahead lines for each block are fetched.
+// One query's probabilities of n scores, the largest of which is `top`, as bytes, and what the mean of the values' codes
+// is multiplied by. `bits[block]` gets 1 for a block that has any, and 2 for one of whose upper bytes any is not 0. From
+// `ahead` on n_ahead lines are fetched for each block.
 LMCODEC_BODY float weigh_scores(const std::int32_t* score, int n, std::int32_t top, const Queries& queries,
                                 const float* value_scale, const NetworkTables& tables, const AttentionScratch& scratch,
-                                std::uint8_t* low, std::uint8_t* high, std::uint8_t* bits, const std::int8_t* ahead, int n_ahead) {
+                                std::uint8_t* low, std::uint8_t* high, std::uint8_t* bits, const std::int8_t* ahead,
+                                int n_ahead) {
   const I most = set(top);
   const Exp2 exp2(tables);
   float* const a = scratch.weighted;
@@ -321,7 +323,8 @@ LMCODEC_BODY void attend(const Queries& queries, const HeldHead& held, const Net
     const std::ptrdiff_t slot = std::ptrdiff_t{range.block} * kSlots;
     if (r <= 1)
       for (int h = 0; h < n_query; ++h)
-        std::memcpy(scratch.query + h * width, far ? queries.query[h].far : queries.query[h].near, static_cast<std::size_t>(width));
+        std::memcpy(scratch.query + h * width, far ? queries.query[h].far : queries.query[h].near,
+                    static_cast<std::size_t>(width));
     dots(scratch.query, n_query, width, held.key + slot * width, range.n_block, held.key_sum + slot, scratch.score + n,
          scratch.n_slot, held.next ? held.value + slot * v_width : nullptr);
     for (int h = 0; h < n_query; ++h) {

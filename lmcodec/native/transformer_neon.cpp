@@ -89,7 +89,7 @@ struct Exp2 {
   }
 };
 
-// Scalar products of the queries with the keys of some blocks; from `ahead` on, unless it is null, is fetched meanwhile.
+// Scalar products of the queries with the keys of some blocks; what begins at `ahead` is fetched unless that is null.
 LMCODEC_BODY void dots(const std::uint8_t* q, int n_head, int width, const std::int8_t* key, int n_block,
                        const std::int32_t*, std::int32_t* out, std::size_t stride, const std::int8_t* ahead) {
   for (int i = 0; ahead && i < n_block * kSlots * width; i += 64) body::fetch(ahead + i);
