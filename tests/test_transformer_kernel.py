@@ -123,6 +123,22 @@ def test_a_window_of_many_blocks(isa: str) -> None:
 
 
 @pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("sinks", [0, 3])
+@pytest.mark.parametrize("shared", [1, 2, 3, 4, 5, 6, 8, 9, 17])
+def test_positions_that_share_keys(shared: int, sinks: int, isa: str) -> None:
+    """Heads of a group, of one position or of several, past the end of the ring that holds the window."""
+    model = random_model(
+        n_layer=1, dim=16, n_head=shared, n_kv_head=1, head_dim=34, mlp=8, window=19, sinks=sinks
+    )
+    for t, b in ((300, 1), (11, 3)):
+        tokens = random_tokens(model, t, b)
+        expected = reference.sequence(model, tokens, reference.start(model, b))
+        session = NativeTransformer(model, isa).session(b)
+        assert (session.sequence(tokens[: t // 2]) == expected[: t // 2]).all()
+        assert (session.sequence(tokens[t // 2 :]) == expected[t // 2 :]).all()
+
+
+@pytest.mark.parametrize("isa", ISAS)
 def test_a_stream_that_begins_anew(isa: str) -> None:
     """What is left of the one before in the cache is not seen, however far either is."""
     model = random_model(**SHAPES["all options"])

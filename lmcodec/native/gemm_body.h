@@ -29,6 +29,15 @@
 namespace lmcodec {
 namespace body {
 
+// Begins to fetch the line of an address, which need not be one's own, for some microseconds later.
+LMCODEC_ALWAYS_INLINE void fetch(const void* address) {
+#if defined(__GNUC__) || defined(__clang__)
+  __builtin_prefetch(address, 0, 2);
+#else
+  static_cast<void>(address);
+#endif
+}
+
 constexpr std::int32_t kActivationMax = 127;
 constexpr std::int32_t kStreamMax = (1 << 23) - 1;
 constexpr std::int64_t kNormEps = 17;

@@ -180,6 +180,10 @@ TransformerSizes::TransformerSizes(const TransformerShape& s, int n_stream) {
   attended_stride = float_stride(attended);
   query_stride = sized(s.n_head * key_width(s.head_dim));
   angle_stride = sized(key_width(s.head_dim));
+  // As equal parts of the heads that share keys as can be, then as many positions as there is room for.
+  const int n_shared = s.n_head / s.n_kv_head, n_part = (n_shared + kQueriesAtOnce - 1) / kQueriesAtOnce;
+  heads_at_once = (n_shared + n_part - 1) / n_part;
+  positions_at_once = kQueriesAtOnce / heads_at_once;
   scratch_width = rounded_up(std::max({widest, angle_stride, sized(s.head_dim)}), kFloatLanes);
 }
 
@@ -240,8 +244,8 @@ std::size_t TransformerModel::session_memory_nbytes(const TransformerShape& s, i
   const std::size_t width = rounded_up(sized(s.vocab_size), kPanel);
   const std::size_t logits = table_nbytes<std::uint32_t>(head * width) +
                              table_nbytes<std::uint64_t>(head * (width / kPanel + 1)) + 2 * head * kMaxLanes * sizeof(std::int32_t);
-  const std::size_t scratch = 2 * (table_nbytes<float>(z.scratch_width) * 4 + table_nbytes<std::int32_t>(kHeadsAtOnce * z.n_score) +
-                                   2 * table_nbytes<std::uint8_t>(kHeadsAtOnce * z.n_score) + 10 * z.n_score);
+  const std::size_t scratch = 2 * (table_nbytes<float>(z.scratch_width) * 4 + table_nbytes<std::int32_t>(kQueriesAtOnce * z.n_score) +
+                                   2 * table_nbytes<std::uint8_t>(kQueriesAtOnce * z.n_score) + 10 * z.n_score);
   return held + trunk + logits + scratch + sizeof(TransformerSession);
 }
 
@@ -376,13 +380,14 @@ TransformerSession::TransformerSession(const TransformerModel& model, int n_stre
     scratch.head = Table<float>(sized(padded_floats(s.qk_norm_whole ? s.n_head * s.head_dim : s.head_dim)));
     scratch.angles = Table<double>(2 * sized(s.head_dim));
     scratch.code = Table<std::uint8_t>(sizes_.scratch_width);
-    scratch.score = Table<std::int32_t>(kHeadsAtOnce * sizes_.n_score);
+    scratch.query = Table<std::uint8_t>(sized(kQueriesAtOnce * key_width(s.head_dim)));
+    scratch.score = Table<std::int32_t>(kQueriesAtOnce * sizes_.n_score);
     scratch.weighted = Table<float>(sizes_.n_score);
     scratch.share = Table<std::uint16_t>(sizes_.n_score);
-    scratch.mean = Table<std::int32_t>(sized(kHeadsAtOnce * value_width(s.head_dim)));
-    scratch.low = Table<std::uint8_t>(kHeadsAtOnce * sizes_.n_score);
-    scratch.high = Table<std::uint8_t>(kHeadsAtOnce * sizes_.n_score);
-    scratch.bits = Table<std::uint8_t>(kHeadsAtOnce * (sizes_.n_score / kSlots + 1));
+    scratch.mean = Table<std::int32_t>(sized(kQueriesAtOnce * value_width(s.head_dim)));
+    scratch.low = Table<std::uint8_t>(kQueriesAtOnce * sizes_.n_score);
+    scratch.high = Table<std::uint8_t>(kQueriesAtOnce * sizes_.n_score);
+    scratch.bits = Table<std::uint8_t>(kQueriesAtOnce * (sizes_.n_score / kSlots + 1));
     scratch.place.resize(2 * (sizes_.n_score / kSlots + 1));
   }
   const FloatControl control;
@@ -612,52 +617,84 @@ void TransformerSession::prepare(int i, int row, Scratch& scratch) {
     }
 }
 
-// Attention of a row's heads that share keys. Tasks that look at the same keys follow one another.
+// Attention of the heads that share keys, of some positions. Tasks that look at the same keys follow one another.
 void TransformerSession::attend(int i, int task, int n_row, Scratch& scratch) {
   const TransformerShape& s = model_.shape_;
-  const int n_step = n_row / n_lane_, g = task / n_step % s.n_kv_head, lane = task / n_step / s.n_kv_head;
-  const int row = task % n_step * n_lane_ + lane, n_query = s.n_head / s.n_kv_head, stream = first_stream_ + lane;
+  const int n_step = n_row / n_lane_, n_task = n_attention_task(n_step);
+  const int g = task / n_task % s.n_kv_head, lane = task / n_task / s.n_kv_head, stream = first_stream_ + lane;
+  int step = task % n_task * sizes_.positions_at_once;
+  const int end = std::min(step + sizes_.positions_at_once, n_step);
   const bool slides = model_.layers_[sized(i)].sliding;
-  const int sinks = slides ? s.sliding_sinks : s.sinks;
-  const std::uint32_t position = position_[sized(row)], window = static_cast<std::uint32_t>(slides ? s.sliding_window : s.window);
+  const Sight sight = {slides ? s.sliding_window : s.window, slides ? s.sliding_sinks : s.sinks};
   const std::size_t first = head_at(i, stream, g) * sizes_.n_slot;
-  const HeldHead held = {key_.data() + first * sized(key_width(s.head_dim)), key_sum_.data() + first, key_scale_.data() + first,
-                         value_.data() + first * sized(value_width(s.head_dim)), value_scale_.data() + first};
+  const HeldHead held = {key_.data() + first * sized(key_width(s.head_dim)), key_sum_.data() + first,
+                         key_scale_.data() + first, value_.data() + first * sized(value_width(s.head_dim)), value_scale_.data() + first,
+                         n_task == 1 ? static_cast<std::ptrdiff_t>(sizes_.n_slot) : 0};
+  // Whether sinks that have left the window are seen.
+  const auto has_far = [&](int t) {
+    return sight.sinks && position_[sized(t * n_lane_ + lane)] >= static_cast<std::uint32_t>(sight.window);
+  };
+  while (step < end) {
+    int stop = step + 1;
+    while (stop < end && has_far(stop) == has_far(step)) ++stop;
+    attend_some(g, lane, step, stop, has_far(step), sight, held, scratch);
+    step = stop;
+  }
+}
+
+void TransformerSession::attend_some(int g, int lane, int step, int stop, bool has_far, const Sight& sight,
+                                     const HeldHead& held, Scratch& scratch) {
+  const TransformerShape& s = model_.shape_;
+  const int e = s.head_dim, n_head = s.n_head / s.n_kv_head;
   Queries queries;
-  queries.head_dim = s.head_dim;
+  queries.head_dim = e;
   queries.score_scale = s.score_scale;
   queries.score_cap = s.score_cap;
   queries.n_range = 0;
-  queries.has_far = false;
-  const auto add = [&](std::uint32_t low, std::uint32_t high) {  // slots low to high
-    const std::uint32_t block = low / kSlots;
-    queries.range[queries.n_range++] = {static_cast<int>(block), static_cast<int>(high / kSlots - block + 1),
-                                        static_cast<int>(low - block * kSlots), static_cast<int>(high + 1 - block * kSlots)};
+  queries.has_far = has_far;
+  const std::int64_t begin = position_[sized(step * n_lane_ + lane)], last = begin + stop - step - 1;
+  const std::int64_t ring = sizes_.ring;
+  const auto oldest = [&sight](std::int64_t position) { return std::max<std::int64_t>(0, position - sight.window + 1); };
+  struct Seen {
+    std::int64_t slot, first, last;  // positions first to last, the first one's slot
+  } seen[kRanges];
+  const auto add = [&](std::int64_t slot, std::int64_t from, std::int64_t to) {
+    const std::int64_t block = slot / kSlots;
+    seen[queries.n_range] = {slot - block * kSlots, from, to};
+    queries.range[queries.n_range++] = {static_cast<int>(block),
+                                        static_cast<int>((slot + to - from) / kSlots - block + 1)};
   };
-  if (sinks && position >= window) {
-    add(0, std::min(static_cast<std::uint32_t>(sinks), position - window + 1) - 1);
-    queries.has_far = true;
-  }
-  const std::uint32_t ring = static_cast<std::uint32_t>(sizes_.ring), oldest = position < window ? 0 : position - window + 1;
-  const std::uint32_t low = kSlots + oldest % ring, high = kSlots + position % ring;
-  if (low <= high) {
-    add(low, high);
-  } else {
-    add(low, kSlots + ring - 1);
-    add(kSlots, high);
-  }
-  const AttentionScratch parts = {scratch.score.data(), scratch.weighted.data(), scratch.share.data(), scratch.low.data(), scratch.high.data(), scratch.bits.data(),
-                                  scratch.place.data(), scratch.mean.data(), sizes_.n_score};
-  for (int h = 0; h < n_query; h += kHeadsAtOnce) {
-    const int head = g * n_query + h;
-    const std::size_t at = sized(row) * sized(s.n_head) + sized(head), byte = at * sized(key_width(s.head_dim));
-    queries.n_head = std::min(kHeadsAtOnce, n_query - h);
-    queries.near = near_.data() + byte;
-    queries.near_scale = near_scale_.data() + at;
-    queries.far = far_.data() + byte;
-    queries.far_scale = far_scale_.data() + at;
-    model_.own_.attend(queries, held, model_.tables_, parts,
-                       attended_.data() + sized(row) * sizes_.attended_stride + sized(head * s.head_dim));
+  if (has_far) add(0, 0, std::min<std::int64_t>(sight.sinks, oldest(last)) - 1);
+  const std::int64_t from = oldest(begin), border = from - from % ring + ring;  // whose slot is the ring's first again
+  add(kSlots + from % ring, from, std::min(last, border - 1));
+  if (last >= border) add(kSlots, border, last);
+
+  const AttentionScratch parts = {scratch.query.data(), scratch.score.data(), scratch.weighted.data(),
+                                  scratch.share.data(), scratch.low.data(), scratch.high.data(), scratch.bits.data(), scratch.place.data(),
+                                  scratch.mean.data(), sizes_.n_score};
+  for (int h = 0; h < n_head; h += sizes_.heads_at_once) {
+    const int n = std::min(sizes_.heads_at_once, n_head - h);
+    int q = 0;
+    for (int t = step; t < stop; ++t) {
+      const std::size_t row = sized(t * n_lane_ + lane);
+      const std::int64_t position = begin + t - step;
+      for (int k = 0; k < n; ++k, ++q) {
+        const int head = g * n_head + h + k;
+        const std::size_t at = row * sized(s.n_head) + sized(head), byte = at * sized(key_width(e));
+        queries.query[q] = {near_.data() + byte, far_.data() + byte, near_scale_[at], far_scale_[at],
+                            attended_.data() + row * sizes_.attended_stride + sized(head * e)};
+        for (int r = 0; r < queries.n_range; ++r) {
+          const bool far = has_far && r == 0;
+          const std::int64_t low = far ? 0 : std::max(oldest(position), seen[r].first);
+          const std::int64_t high = std::min(far ? oldest(position) - 1 : position, seen[r].last);
+          const std::int64_t by = seen[r].slot - seen[r].first;
+          queries.low[r][q] = low <= high ? static_cast<int>(low + by) : 0;
+          queries.high[r][q] = low <= high ? static_cast<int>(high + 1 + by) : 0;
+        }
+      }
+    }
+    queries.n_query = q;
+    model_.own_.attend(queries, held, model_.tables_, parts);
   }
 }
 
@@ -736,7 +773,8 @@ void TransformerSession::layers(const std::uint32_t* tokens, int n_row) {
     share(n_row, [&](int row, Scratch& scratch) { prepare(i, row, scratch); });
     watch.mark(times_.elements);
     const double before = times_.elements;
-    share(n_row * s.n_kv_head, [&](int task, Scratch& scratch) { attend(i, task, n_row, scratch); });
+    share(n_lane_ * s.n_kv_head * n_attention_task(n_row / n_lane_),
+          [&](int task, Scratch& scratch) { attend(i, task, n_row, scratch); });
     watch.mark(times_.elements);
     attention_seconds_ += times_.elements - before;
     share(n_row, [&](int row, Scratch&) {

@@ -86,6 +86,7 @@ struct TransformerSizes {
   std::size_t n_slot;   // those, and the sinks'
   std::size_t n_score;  // slots that a query looks at, at most, in whole blocks
   std::size_t n_head;   // of keys and values in all layers and streams
+  int heads_at_once, positions_at_once;  // that look at the same keys together
   std::size_t x_stride, u_stride, y_stride, attended_stride, query_stride, angle_stride, scratch_width;
 };
 
@@ -195,7 +196,7 @@ class TransformerSession : public LmSession {
     Table<double> angles;
     Table<std::uint8_t> code;
     Table<std::int32_t> score, mean;
-    Table<std::uint8_t> low, high, bits;
+    Table<std::uint8_t> low, high, bits, query;
     std::vector<BlockPlace> place;
   };
 
@@ -228,7 +229,16 @@ class TransformerSession : public LmSession {
   void normalise_heads(float* y, const Table<float>& weight, int n, Scratch& scratch);
   int stream_of(int row) const { return first_stream_ + row % n_lane_; }
   void prepare(int layer, int row, Scratch& scratch);
+  // Tasks of attention of so many positions: one for each stream and head of keys, times this.
+  int n_attention_task(int n_step) const { return (n_step + sizes_.positions_at_once - 1) / sizes_.positions_at_once; }
   void attend(int layer, int task, int n_row, Scratch& scratch);  // task: of (B, G, positions)
+  // How far a layer's queries see.
+  struct Sight {
+    int window, sinks;
+  };
+  // Of positions step to stop - 1 of what is at hand.
+  void attend_some(int g, int lane, int step, int stop, bool has_far, const Sight& sight, const HeldHead& held,
+                   Scratch& scratch);
   std::size_t head_at(int layer, int stream, int g) const {
     const TransformerShape& s = model_.shape_;
     return (static_cast<std::size_t>(layer) * static_cast<std::size_t>(n_stream_) + static_cast<std::size_t>(stream)) *

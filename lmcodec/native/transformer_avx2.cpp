@@ -17,6 +17,7 @@ using F = __m256;
 using I = __m256i;
 constexpr int kLanes = 8;
 constexpr int kQueryOffset = 0;
+constexpr int kHeads = 4;  // queries whose sums fit the registers
 
 LMCODEC_LANE F load(const float* from) { return _mm256_loadu_ps(from); }
 LMCODEC_LANE I load(const std::int32_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
@@ -117,19 +118,19 @@ struct Exp2 {
 };
 
 // Pairs of products of what is within +-127 stay within 2 * 127^2 = 32258: |q| with k of q's sign.
-template <int kHeads>
+template <int kN>
 LMCODEC_AVX2 void dots_of_heads(const std::uint8_t* q, int width, const std::int8_t* key, int n_block, std::int32_t* out,
                                 std::size_t stride) {
   const __m256i ones = _mm256_set1_epi16(1);
   for (int block = 0; block < n_block; ++block, key += kSlots * width, out += kSlots) {
-    __m256i acc[kHeads][2];
-    for (int h = 0; h < kHeads; ++h) acc[h][0] = acc[h][1] = _mm256_setzero_si256();
+    __m256i acc[kN][2];
+    for (int h = 0; h < kN; ++h) acc[h][0] = acc[h][1] = _mm256_setzero_si256();
     const std::int8_t* k = key;
     for (int i = 0; i < width; i += kQuad, k += kSlots * kQuad) {
       const __m256i keys[2] = {_mm256_loadu_si256(reinterpret_cast<const __m256i*>(k)),
                                _mm256_loadu_si256(reinterpret_cast<const __m256i*>(k + 32))};
       LMCODEC_UNROLL
-      for (int h = 0; h < kHeads; ++h) {
+      for (int h = 0; h < kN; ++h) {
         std::int32_t quad;
         std::memcpy(&quad, q + h * width + i, sizeof quad);
         const __m256i a = set(quad), size = _mm256_abs_epi8(a);
@@ -139,27 +140,30 @@ LMCODEC_AVX2 void dots_of_heads(const std::uint8_t* q, int width, const std::int
                            _mm256_madd_epi16(_mm256_maddubs_epi16(size, _mm256_sign_epi8(keys[z], a)), ones));
       }
     }
-    for (int h = 0; h < kHeads; ++h) {
+    for (int h = 0; h < kN; ++h) {
       store(out + static_cast<std::size_t>(h) * stride, acc[h][0]);
       store(out + static_cast<std::size_t>(h) * stride + 8, acc[h][1]);
     }
   }
 }
 
-// Scalar products of the heads' queries with the keys of some blocks.
+// Scalar products of the queries with the keys of some blocks; what begins at `ahead` is fetched unless that is null.
 inline void dots(const std::uint8_t* q, int n_head, int width, const std::int8_t* key, int n_block, const std::int32_t*,
-                 std::int32_t* out, std::size_t stride) {
-  constexpr decltype(&dots_of_heads<1>) kDots[kHeadsAtOnce] = {dots_of_heads<1>, dots_of_heads<2>, dots_of_heads<3>,
-                                                               dots_of_heads<4>};
-  kDots[n_head - 1](q, width, key, n_block, out, stride);
+                 std::int32_t* out, std::size_t stride, const std::int8_t* ahead) {
+  constexpr decltype(&dots_of_heads<1>) kDots[kHeads] = {dots_of_heads<1>, dots_of_heads<2>, dots_of_heads<3>,
+                                                         dots_of_heads<4>};
+  for (int i = 0; ahead && i < n_block * kSlots * width; i += 64) body::fetch(ahead + i);
+  for (int h = 0; h < n_head; h += kHeads)
+    kDots[n_head - h < kHeads ? n_head - h - 1 : kHeads - 1](q + h * width, width, key, n_block,
+                                                             out + static_cast<std::size_t>(h) * stride, stride);
 }
 
 // Of 8 elements: pairs of sums, which are added in the end.
-template <int kHeads>
+template <int kN>
 LMCODEC_AVX2 void weigh_some(const std::uint8_t* p, std::size_t stride, const BlockPlace* places, int n_place,
                              const std::int8_t* value, int width, std::int32_t* mean) {
-  __m256i acc[kHeads][2];
-  for (int h = 0; h < kHeads; ++h) acc[h][0] = acc[h][1] = _mm256_setzero_si256();
+  __m256i acc[kN][2];
+  for (int h = 0; h < kN; ++h) acc[h][0] = acc[h][1] = _mm256_setzero_si256();
   for (int i = 0; i < n_place; ++i) {
     const std::int8_t* v = value + std::ptrdiff_t{places[i].block} * kSlots * width;
     const std::uint8_t* from = p + places[i].at * kSlots;
@@ -167,7 +171,7 @@ LMCODEC_AVX2 void weigh_some(const std::uint8_t* p, std::size_t stride, const Bl
       const __m256i values[2] = {_mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v))),
                                  _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(v + 16)))};
       LMCODEC_UNROLL
-      for (int h = 0; h < kHeads; ++h) {
+      for (int h = 0; h < kN; ++h) {
         std::int32_t four;
         std::memcpy(&four, from + static_cast<std::size_t>(h) * stride + static_cast<std::size_t>(quad), sizeof four);
         const __m256i a = _mm256_broadcastq_epi64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(four)));
@@ -176,18 +180,22 @@ LMCODEC_AVX2 void weigh_some(const std::uint8_t* p, std::size_t stride, const Bl
       }
     }
   }
-  for (int h = 0; h < kHeads; ++h) {
+  for (int h = 0; h < kN; ++h) {
     // hadd: elements 0 1 4 5, 2 3 6 7.
     const __m256i sums = _mm256_permute4x64_epi64(_mm256_hadd_epi32(acc[h][0], acc[h][1]), 0xD8);
     store(mean + h * width, iadd(load(mean + h * width), sums));
   }
 }
 
-// Adds to the heads' means the values of some blocks, times bytes of probabilities.
+// Adds to the queries' means the values of some blocks, times bytes of probabilities.
 inline void weigh_values(const std::uint8_t* p, std::size_t stride, int n_head, const BlockPlace* places, int n_place,
                          const std::int8_t* value, int width, std::int32_t* mean) {
-  constexpr decltype(&weigh_some<1>) kWeigh[kHeadsAtOnce] = {weigh_some<1>, weigh_some<2>, weigh_some<3>, weigh_some<4>};
-  for (int i = 0; i < width; i += 8) kWeigh[n_head - 1](p, stride, places, n_place, value + i * kQuad, width, mean + i);
+  constexpr decltype(&weigh_some<1>) kWeigh[kHeads] = {weigh_some<1>, weigh_some<2>, weigh_some<3>, weigh_some<4>};
+  for (int h = 0; h < n_head; h += kHeads)
+    for (int i = 0; i < width; i += 8)
+      kWeigh[n_head - h < kHeads ? n_head - h - 1 : kHeads - 1](p + static_cast<std::size_t>(h) * stride, stride,
+                                                                places, n_place, value + i * kQuad, width,
+                                                                mean + h * width + i);
 }
 
 #include "transformer_body.h"

@@ -117,16 +117,17 @@ struct Exp2 {
   }
 };
 
-template <int kHeads, int kBlocks>
+// kFetches: as many bytes are fetched from `ahead` on as there are of keys.
+template <int kHeads, int kBlocks, bool kFetches>
 LMCODEC_LANE void dots_of(const std::uint8_t* q, int width, const std::int8_t* key, const std::int32_t* key_sum,
-                          std::int32_t* out, std::size_t stride) {
+                          std::int32_t* out, std::size_t stride, const std::int8_t* ahead) {
   __m512i acc[kHeads][kBlocks];
   LMCODEC_UNROLL
   for (int z = 0; z < kBlocks; ++z) {
     LMCODEC_UNROLL
     for (int h = 0; h < kHeads; ++h) acc[h][z] = load(key_sum + z * kSlots);
   }
-  for (int i = 0; i < width; i += kQuad, key += kSlots * kQuad) {
+  for (int i = 0; i < width; i += kQuad, key += kSlots * kQuad, ahead += kFetches ? kSlots * kQuad : 0) {
     __m512i k[kBlocks];
     LMCODEC_UNROLL
     for (int z = 0; z < kBlocks; ++z) {
@@ -134,6 +135,7 @@ LMCODEC_LANE void dots_of(const std::uint8_t* q, int width, const std::int8_t* k
       if (kBlocks > 1)
         _mm_prefetch(reinterpret_cast<const char*>(key) + kKeysAhead * (kSlots * width) + z * kSlots * width,
                      _MM_HINT_T0);
+      if (kFetches) body::fetch(ahead + z * kSlots * width);
     }
     LMCODEC_UNROLL
     for (int h = 0; h < kHeads; ++h) {
@@ -151,22 +153,29 @@ LMCODEC_LANE void dots_of(const std::uint8_t* q, int width, const std::int8_t* k
   }
 }
 
-template <int kHeads>
+template <int kHeads, bool kFetches>
 LMCODEC_VNNI void dots_of_heads(const std::uint8_t* q, int width, const std::int8_t* key, int n_block,
-                                const std::int32_t* key_sum, std::int32_t* out, std::size_t stride) {
+                                const std::int32_t* key_sum, std::int32_t* out, std::size_t stride,
+                                const std::int8_t* ahead) {
+  constexpr int kBlocks = kHeads > 6 ? 3 : 4;  // in 24 registers
   int block = 0;
-  for (; block + 4 <= n_block; block += 4)
-    dots_of<kHeads, 4>(q, width, key + block * kSlots * width, key_sum + block * kSlots, out + block * kSlots, stride);
-  for (; block < n_block; ++block)
-    dots_of<kHeads, 1>(q, width, key + block * kSlots * width, key_sum + block * kSlots, out + block * kSlots, stride);
+  for (; block + kBlocks <= n_block; block += kBlocks, ahead += kFetches ? kBlocks * kSlots * width : 0)
+    dots_of<kHeads, kBlocks, kFetches>(q, width, key + block * kSlots * width, key_sum + block * kSlots,
+                                       out + block * kSlots, stride, ahead);
+  for (; block < n_block; ++block, ahead += kFetches ? kSlots * width : 0)
+    dots_of<kHeads, 1, kFetches>(q, width, key + block * kSlots * width, key_sum + block * kSlots, out + block * kSlots,
+                                 stride, ahead);
 }
 
-// Scalar products of the heads' queries with the keys of some blocks.
+// Scalar products of the queries with the keys of some blocks; what begins at `ahead` is fetched unless that is null.
 inline void dots(const std::uint8_t* q, int n_head, int width, const std::int8_t* key, int n_block,
-                 const std::int32_t* key_sum, std::int32_t* out, std::size_t stride) {
-  constexpr decltype(&dots_of_heads<1>) kDots[kHeadsAtOnce] = {dots_of_heads<1>, dots_of_heads<2>, dots_of_heads<3>,
-                                                               dots_of_heads<4>};
-  kDots[n_head - 1](q, width, key, n_block, key_sum, out, stride);
+                 const std::int32_t* key_sum, std::int32_t* out, std::size_t stride, const std::int8_t* ahead) {
+  constexpr decltype(&dots_of_heads<1, false>) kDots[2][kQueriesAtOnce] = {
+      {dots_of_heads<1, false>, dots_of_heads<2, false>, dots_of_heads<3, false>, dots_of_heads<4, false>,
+       dots_of_heads<5, false>, dots_of_heads<6, false>, dots_of_heads<7, false>, dots_of_heads<8, false>},
+      {dots_of_heads<1, true>, dots_of_heads<2, true>, dots_of_heads<3, true>, dots_of_heads<4, true>,
+       dots_of_heads<5, true>, dots_of_heads<6, true>, dots_of_heads<7, true>, dots_of_heads<8, true>}};
+  kDots[ahead ? 1 : 0][n_head - 1](q, width, key, n_block, key_sum, out, stride, ahead);
 }
 
 template <int kHeads, int kVectors>
@@ -205,17 +214,25 @@ LMCODEC_VNNI void weigh_some(const std::uint8_t* p, std::size_t stride, const Bl
   }
 }
 
-// Adds to the heads' means the values of some blocks, times bytes of probabilities.
+template <int kVectors>
+inline void weigh_width(const std::uint8_t* p, std::size_t stride, int n_head, const BlockPlace* places, int n_place,
+                        const std::int8_t* value, int width, std::int32_t* mean) {
+  constexpr decltype(&weigh_some<1, 1>) kWeigh[kQueriesAtOnce] = {
+      weigh_some<1, kVectors>, weigh_some<2, kVectors>, weigh_some<3, kVectors>, weigh_some<4, kVectors>,
+      weigh_some<5, kVectors>, weigh_some<6, kVectors>, weigh_some<7, kVectors>, weigh_some<8, kVectors>};
+  kWeigh[n_head - 1](p, stride, places, n_place, value, width, mean);
+}
+
+// Adds to the queries' means the values of some blocks, times bytes of probabilities.
 inline void weigh_values(const std::uint8_t* p, std::size_t stride, int n_head, const BlockPlace* places, int n_place,
                          const std::int8_t* value, int width, std::int32_t* mean) {
-  constexpr decltype(&weigh_some<1, 1>) kWeigh[kHeadsAtOnce][2] = {{weigh_some<1, 1>, weigh_some<1, 4>},
-                                                                   {weigh_some<2, 1>, weigh_some<2, 4>},
-                                                                   {weigh_some<3, 1>, weigh_some<3, 4>},
-                                                                   {weigh_some<4, 1>, weigh_some<4, 4>}};
   int i = 0;
-  for (; i + 64 <= width; i += 64)
-    kWeigh[n_head - 1][1](p, stride, places, n_place, value + i * kQuad, width, mean + i);
-  for (; i < width; i += 16) kWeigh[n_head - 1][0](p, stride, places, n_place, value + i * kQuad, width, mean + i);
+  if (n_head <= 6)  // 24 registers of sums
+    for (; i + 64 <= width; i += 64)
+      weigh_width<4>(p, stride, n_head, places, n_place, value + i * kQuad, width, mean + i);
+  for (; i + 32 <= width; i += 32)
+    weigh_width<2>(p, stride, n_head, places, n_place, value + i * kQuad, width, mean + i);
+  for (; i < width; i += 16) weigh_width<1>(p, stride, n_head, places, n_place, value + i * kQuad, width, mean + i);
 }
 
 #include "transformer_body.h"

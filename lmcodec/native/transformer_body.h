@@ -243,6 +243,8 @@ LMCODEC_BODY std::int32_t cap_logits(std::int32_t* row, int n, float scale, floa
 
 // Attention
 
+constexpr int kLine = 64;
+
 LMCODEC_BODY void codes(const float* x, int n, int offset, std::uint8_t* code, float* scale) {
   float padded[kFloatLanes];
   const int whole = n / kFloatLanes * kFloatLanes, rest = n - whole;
@@ -320,21 +322,22 @@ LMCODEC_LANE I score_of(const std::int32_t* dot, const float* key_scale, F by, F
   return to_integer(kCapped ? capped(score, cap) : score, 8388608.0f);
 }
 
-// Scalar products of a range become scores; the largest of those that are seen.
+// n scalar products become scores; the largest of those that are seen, which are those from low on that are below high.
 template <bool kCapped>
-LMCODEC_BODY std::int32_t scores(std::int32_t* score, const SlotRange& range, const float* key_scale, float scale,
+LMCODEC_BODY std::int32_t scores(std::int32_t* score, int n, int low, int high, const float* key_scale, float scale,
                                  float most) {
   const F by = set(scale), cap = set(most);
-  const int n = range.n_block * kSlots, last = n - kSlots;
-  for (int i = 0; i < kSlots; i += kLanes) {
-    store(score + i, score_of<kCapped>(score + i, key_scale + i, by, cap));
-    if (last) store(score + last + i, score_of<kCapped>(score + last + i, key_scale + last + i, by, cap));
-  }
-  for (int i = 0; i < range.low; ++i) score[i] = -kUnseen;
-  for (int i = range.high; i < n; ++i) score[i] = -kUnseen;
+  // Blocks of which all is seen, from first on that are below last.
+  const int some = (low + kSlots - 1) / kSlots * kSlots, whole = high / kSlots * kSlots;
+  const int first = some < n ? some : n, last = whole > first ? whole : first;
+  for (int i = 0; i < first; i += kLanes) store(score + i, score_of<kCapped>(score + i, key_scale + i, by, cap));
+  for (int i = last; i < n; i += kLanes) store(score + i, score_of<kCapped>(score + i, key_scale + i, by, cap));
+  for (int i = 0; i < low; ++i) score[i] = -kUnseen;
+  for (int i = high; i < n; ++i) score[i] = -kUnseen;
   I top = set(-kUnseen);
-  for (int i = 0; i < kSlots; i += kLanes) top = imax(top, imax(load(score + i), load(score + last + i)));
-  for (int i = kSlots; i < last; i += kLanes) {
+  for (int i = 0; i < first; i += kLanes) top = imax(top, load(score + i));
+  for (int i = last; i < n; i += kLanes) top = imax(top, load(score + i));
+  for (int i = first; i < last; i += kLanes) {
     const I value = score_of<kCapped>(score + i, key_scale + i, by, cap);
     store(score + i, value);
     top = imax(top, value);
@@ -362,11 +365,13 @@ LMCODEC_BODY std::int32_t split_shares(const std::uint16_t* shares, int n, std::
 }
 #endif
 
-// One head's probabilities of n scores, the largest of which is `top`, as bytes, and what the mean of the values' codes is multiplied by. `bits[block]`
-// gets 1 for a block that has any, and 2 for one of whose upper bytes any is not 0.
+// One query's probabilities of n scores, the largest of which is `top`, as bytes, and what the mean of the values' codes
+// is multiplied by. `bits[block]` gets 1 for a block that has any, and 2 for one of whose upper bytes any is not 0. From
+// `ahead` on n_ahead lines are fetched for each block.
 LMCODEC_BODY float weigh_scores(const std::int32_t* score, int n, std::int32_t top, const Queries& queries,
                                 const float* value_scale, const NetworkTables& tables, const AttentionScratch& scratch,
-                                std::uint8_t* low, std::uint8_t* high, std::uint8_t* bits) {
+                                std::uint8_t* low, std::uint8_t* high, std::uint8_t* bits, const std::int8_t* ahead,
+                                int n_ahead) {
   const I most = set(top);
   const Exp2 exp2(tables);
   float* const a = scratch.weighted;
@@ -395,12 +400,14 @@ LMCODEC_BODY float weigh_scores(const std::int32_t* score, int n, std::int32_t t
   const F ratio = set(32768.0f / largest_a);
   std::uint16_t* const shares = scratch.share;
   I many = set(0);
-  for (int i = 0; i < n; i += kSlots)
+  for (int i = 0; i < n; i += kSlots) {
+    for (int k = 0; k < n_ahead; ++k, ahead += kLine) body::fetch(ahead);
     for (int k = i; k < i + kSlots; k += kLanes) {
       const I t = nearest(smaller(mul(load(a + k), ratio), set(32768.0f)));
       many = iadd(many, t);
       store_words(shares + k, t);
     }
+  }
   const std::int32_t total = static_cast<std::int32_t>(reduce_add(many));
   const std::uint32_t most_by = 65535, by_total = (32767u << 16) / static_cast<std::uint32_t>(total);
   const std::int32_t of = split_shares(shares, n, by_total < most_by ? by_total : most_by, low, high, bits);
@@ -409,56 +416,66 @@ LMCODEC_BODY float weigh_scores(const std::int32_t* score, int n, std::int32_t t
 }
 
 LMCODEC_BODY void attend(const Queries& queries, const HeldHead& held, const NetworkTables& tables,
-                         const AttentionScratch& scratch, float* out) {
-  const int width = key_width(queries.head_dim), v_width = value_width(queries.head_dim);
-  std::int32_t top[kHeadsAtOnce] = {-kUnseen, -kUnseen, -kUnseen, -kUnseen};
+                         const AttentionScratch& scratch) {
+  const int n_query = queries.n_query, width = key_width(queries.head_dim), v_width = value_width(queries.head_dim);
+  std::int32_t top[kQueriesAtOnce];
+  for (int h = 0; h < n_query; ++h) top[h] = -kUnseen;
   int n = 0;
   for (int r = 0; r < queries.n_range; ++r) {
     const SlotRange& range = queries.range[r];
     const bool far = r == 0 && queries.has_far;
     const std::ptrdiff_t slot = std::ptrdiff_t{range.block} * kSlots;
-    dots(far ? queries.far : queries.near, queries.n_head, width, held.key + slot * width, range.n_block,
-         held.key_sum + slot, scratch.score + n, scratch.n_slot);
-    for (int h = 0; h < queries.n_head; ++h) {
+    if (r <= 1)
+      for (int h = 0; h < n_query; ++h)
+        std::memcpy(scratch.query + h * width, far ? queries.query[h].far : queries.query[h].near,
+                    static_cast<std::size_t>(width));
+    dots(scratch.query, n_query, width, held.key + slot * width, range.n_block, held.key_sum + slot, scratch.score + n,
+         scratch.n_slot, held.next ? held.value + slot * v_width : nullptr);
+    for (int h = 0; h < n_query; ++h) {
       std::int32_t* const score = scratch.score + static_cast<std::size_t>(h) * scratch.n_slot + n;
-      const float by = (far ? queries.far_scale : queries.near_scale)[h] * queries.score_scale;
+      const float by = (far ? queries.query[h].far_scale : queries.query[h].near_scale) * queries.score_scale;
       const float* const key_scale = held.key_scale + slot;
-      const std::int32_t most = queries.score_cap > 0 ? scores<true>(score, range, key_scale, by, queries.score_cap)
-                                                      : scores<false>(score, range, key_scale, by, 0.0f);
+      const int n_slot = range.n_block * kSlots, low = queries.low[r][h], high = queries.high[r][h];
+      const std::int32_t most =
+          queries.score_cap > 0 ? scores<true>(score, n_slot, low, high, key_scale, by, queries.score_cap)
+                                : scores<false>(score, n_slot, low, high, key_scale, by, 0.0f);
       top[h] = top[h] > most ? top[h] : most;
     }
     n += range.n_block * kSlots;
   }
-  float factor[kHeadsAtOnce];
+  float factor[kQueriesAtOnce];
   const int n_block = n / kSlots;
-  for (int h = 0; h < queries.n_head; ++h) {
+  // The keys that follow are fetched in equal parts by all queries.
+  const int n_ahead = held.next ? (kSlots * width + n_query * kLine - 1) / (n_query * kLine) : 0;
+  const std::int8_t* ahead = held.key + held.next * width;
+  for (int h = 0; h < n_query; ++h, ahead += n_block * n_ahead * kLine) {
     const std::size_t at = static_cast<std::size_t>(h) * scratch.n_slot;
     factor[h] = weigh_scores(scratch.score + at, n, top[h], queries, held.value_scale, tables, scratch, scratch.low + at,
-                             scratch.high + at, scratch.bits + static_cast<std::size_t>(h * n_block));
+                             scratch.high + at, scratch.bits + static_cast<std::size_t>(h * n_block), ahead, n_ahead);
   }
-  // Blocks that any of the heads looks at, in two lists.
+  // Blocks that any of the queries looks at, in two lists.
   BlockPlace *low = scratch.place, *high = low + scratch.n_slot / kSlots;
   int n_low = 0, n_high = 0, block = 0;
   for (int r = 0; r < queries.n_range; ++r)
     for (int i = 0; i < queries.range[r].n_block; ++i, ++block) {
       int found = 0;
-      for (int h = 0; h < queries.n_head; ++h) found |= scratch.bits[h * n_block + block];
+      for (int h = 0; h < n_query; ++h) found |= scratch.bits[h * n_block + block];
       low[n_low].at = high[n_high].at = block;
       low[n_low].block = high[n_high].block = queries.range[r].block + i;
       n_low += found & 1;
       n_high += found >> 1;
     }
   std::int32_t* const mean = scratch.mean;
-  const int n_mean = queries.n_head * v_width;
+  const int n_mean = n_query * v_width;
   for (int i = 0; i < n_mean; ++i) mean[i] = 0;
   if (n_high) {
-    weigh_values(scratch.high, scratch.n_slot, queries.n_head, high, n_high, held.value, v_width, mean);
+    weigh_values(scratch.high, scratch.n_slot, n_query, high, n_high, held.value, v_width, mean);
     for (int i = 0; i < n_mean; ++i) mean[i] *= 256;
   }
-  weigh_values(scratch.low, scratch.n_slot, queries.n_head, low, n_low, held.value, v_width, mean);
-  for (int h = 0; h < queries.n_head; ++h) {
+  weigh_values(scratch.low, scratch.n_slot, n_query, low, n_low, held.value, v_width, mean);
+  for (int h = 0; h < n_query; ++h) {
     const std::int32_t* from = mean + h * v_width;
-    float* const to = out + h * queries.head_dim;
+    float* const to = queries.query[h].out;
     for (int i = 0; i < queries.head_dim; ++i) to[i] = static_cast<float>(from[i]) * factor[h];
   }
 }

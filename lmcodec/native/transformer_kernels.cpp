@@ -62,7 +62,7 @@ struct Exp2 {
 };
 
 void dots(const std::uint8_t* q, int n_head, int width, const std::int8_t* key, int n_block, const std::int32_t*,
-          std::int32_t* out, std::size_t stride) {
+          std::int32_t* out, std::size_t stride, const std::int8_t*) {
   for (int h = 0; h < n_head; ++h, q += width, out += stride)
     for (int block = 0; block < n_block; ++block) {
       std::int32_t sums[kSlots] = {};

@@ -14,7 +14,7 @@ namespace lmcodec {
 
 constexpr int kFloatLanes = 16;
 constexpr int kSlots = 16;       // positions of the cache that lie together
-constexpr int kHeadsAtOnce = 4;  // heads of queries that look at the same keys and values together
+constexpr int kQueriesAtOnce = 8;  // heads' queries that look at the same keys and values together
 
 constexpr int kLowPositionBits = 10, kHighPositionBits = 12;  // of a position: angles are the sum of two
 constexpr std::int32_t kUnseen = 1 << 30;  // the score of what is not seen is as far below 0
@@ -24,12 +24,12 @@ constexpr int padded_floats(int n) { return (n + kFloatLanes - 1) / kFloatLanes 
 constexpr int key_width(int head_dim) { return 2 * padded_floats(head_dim / 2); }
 constexpr int value_width(int head_dim) { return padded_floats(head_dim); }
 
-// Slots that lie together, of which the first `low` and those from `high` on are not seen.
+// Slots that lie together.
 struct SlotRange {
   int block;  // its first kSlots slots
   int n_block;
-  int low, high;  // counted from the first block's first slot
 };
+constexpr int kRanges = 3;
 
 // Keys and values of one stream, layer and head, by slots. Slots 0 to kSlots - 1 are the sinks'.
 struct HeldHead {
@@ -38,21 +38,31 @@ struct HeldHead {
   const float* key_scale;
   const std::int8_t* value;       // blocks of (kSlots / 4, value_width, 4)
   const float* value_scale;
+  // Slots from here to the head that is wanted next: it is fetched while this one is looked at, its values too. 0 where
+  // that is this one.
+  std::ptrdiff_t next;
 };
 
-// Up to kHeadsAtOnce heads of one query.
-struct Queries {
-  int n_head;
-  int head_dim;
-  const std::uint8_t* near;  // (n_head, key_width) codes for keys of the window
-  const float* near_scale;   // (n_head)
+// One head of one position.
+struct Query {
+  const std::uint8_t* near;  // (key_width) codes for keys of the window
   const std::uint8_t* far;   // for sinks that have left the window
-  const float* far_scale;
+  float near_scale, far_scale;
+  float* out;  // (head_dim)
+};
+
+// Up to kQueriesAtOnce queries, of several positions or of one.
+struct Queries {
+  int n_query;
+  int head_dim;
   float score_scale;
   float score_cap;  // 0 for none
-  SlotRange range[3];
+  Query query[kQueriesAtOnce];
+  SlotRange range[kRanges];  // what any of them sees
+  // Of a range's slots, counted from its first block's first one, a query sees those from low on that are below high.
+  int low[kRanges][kQueriesAtOnce], high[kRanges][kQueriesAtOnce];
   int n_range;
-  bool has_far;  // range[0] is of such sinks
+  bool has_far;  // range[0] is of sinks that have left the window
 };
 
 // Where a block's probabilities are among those of all ranges, and where its slots are.
@@ -62,14 +72,15 @@ struct BlockPlace {
 };
 
 struct AttentionScratch {
-  std::int32_t* score;    // (kHeadsAtOnce, n_slot)
-  float* weighted;        // (n_slot): of one head, exponentials times the values' scales
+  std::uint8_t* query;    // (kQueriesAtOnce, key_width): codes
+  std::int32_t* score;    // (kQueriesAtOnce, n_slot)
+  float* weighted;        // (n_slot): of one query, exponentials times the values' scales
   std::uint16_t* share;   // (n_slot): and of what it becomes when the largest is 2^15
-  std::uint8_t* low;      // (kHeadsAtOnce, n_slot): bytes of the probabilities
+  std::uint8_t* low;      // (kQueriesAtOnce, n_slot): bytes of the probabilities
   std::uint8_t* high;
-  std::uint8_t* bits;     // (kHeadsAtOnce, n_slot / kSlots)
+  std::uint8_t* bits;     // (kQueriesAtOnce, n_slot / kSlots)
   BlockPlace* place;      // (2, n_slot / kSlots)
-  std::int32_t* mean;     // (kHeadsAtOnce, value_width)
+  std::int32_t* mean;     // (kQueriesAtOnce, value_width)
   std::size_t n_slot;
 };
 
@@ -100,9 +111,9 @@ struct TransformerKernels {
   void (*turn)(const float* x, int n, const float* angle, float* scratch, int offset, std::uint8_t* code, float* scale);
   // Codes of a value: as it is, quantised.
   void (*codes)(const float* x, int n, int offset, std::uint8_t* code, float* scale);
-  // (n_head, head_dim) floats, head after head.
+  // What the queries make of the values.
   void (*attend)(const Queries& queries, const HeldHead& held, const NetworkTables& tables,
-                 const AttentionScratch& scratch, float* out);
+                 const AttentionScratch& scratch);
   // Padded cosines and sines of a position's n angles. powers: (22, 2, n) cosines and sines of the angles of positions
   // 2^0 to 2^21. scratch: 4 n.
   void (*angles)(const double* powers, int n, std::uint32_t position, double* scratch, float* out);

@@ -89,9 +89,10 @@ struct Exp2 {
   }
 };
 
-// Scalar products of the heads' queries with the keys of some blocks.
+// Scalar products of the queries with the keys of some blocks; what begins at `ahead` is fetched unless that is null.
 LMCODEC_BODY void dots(const std::uint8_t* q, int n_head, int width, const std::int8_t* key, int n_block,
-                       const std::int32_t*, std::int32_t* out, std::size_t stride) {
+                       const std::int32_t*, std::int32_t* out, std::size_t stride, const std::int8_t* ahead) {
+  for (int i = 0; ahead && i < n_block * kSlots * width; i += 64) body::fetch(ahead + i);
   for (int block = 0; block < n_block; ++block, key += kSlots * width, out += kSlots)
     for (int h = 0; h < n_head; ++h) {
       int32x4_t acc[4] = {set(0), set(0), set(0), set(0)};
@@ -108,13 +109,13 @@ LMCODEC_BODY void dots(const std::uint8_t* q, int n_head, int width, const std::
     }
 }
 
-// Adds to the heads' means the values of some blocks, times bytes of probabilities: 128 less, so that they are signed, and
+// Adds to the queries' means the values of some blocks, times bytes of probabilities: 128 less, so that they are signed, and
 // 128 times the values.
 LMCODEC_BODY void weigh_values(const std::uint8_t* p, std::size_t stride, int n_head, const BlockPlace* places,
                                int n_place, const std::int8_t* value, int width, std::int32_t* mean) {
   const int8x16_t ones = vdupq_n_s8(1);
   for (int e = 0; e < width; e += 4) {
-    int32x4_t acc[kHeadsAtOnce], all = set(0);
+    int32x4_t acc[kQueriesAtOnce], all = set(0);
     for (int h = 0; h < n_head; ++h) acc[h] = set(0);
     for (int i = 0; i < n_place; ++i) {
       const std::int8_t* v = value + std::ptrdiff_t{places[i].block} * kSlots * width + e * kQuad;
