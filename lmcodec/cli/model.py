@@ -189,6 +189,7 @@ def _profiles(files: tuple[Path, ...], model: str | None) -> bytes:
 @click.option("--mixer-from", metavar="FILE|NAME", help="Take the profiles of another model.")
 @click.option("--download", is_flag=True, help="Fetch a model of the Hugging Face hub.")
 @click.option("--revision", metavar="REVISION", help="Of a model of the hub.")
+@click.option("--fast", is_flag=True, help="Round each weight by itself: sooner done, frames are larger.")
 def import_model(
     source: str,
     output: Path | None,
@@ -199,6 +200,7 @@ def import_model(
     mixer_from: str | None,
     download: bool,
     revision: str | None,
+    fast: bool,
 ) -> None:
     """Make a model of SOURCE: a folder of a Hugging Face model, a GGUF file, or a hub id, OWNER/NAME.
 
@@ -230,6 +232,7 @@ def import_model(
         mixer=profiles,
         card={"name": name or output.stem},
         progress=progress,
+        calibrated=not fast,
     )
     found = folder.find(name) if name else None
     if found is not None and _id_of(found) not in (None, imported.model_id):

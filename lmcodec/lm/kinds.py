@@ -69,6 +69,7 @@ class Importer(Protocol):
         mixer: bytes = b"",
         card: dict[str, Any] | None = None,
         progress: Callable[[int, int], None] = ...,
+        calibrated: bool = True,
     ) -> ImportedFile:
         """Import a pretrained model.
 
@@ -81,6 +82,7 @@ class Importer(Protocol):
             mixer: profiles' files that mixing with context models begins with; may be empty.
             card: further members of the model's card.
             progress: called with the matrices that are done, and how many there are.
+            calibrated: weights are rounded with regard to what goes into the model's products.
 
         Raises:
             ConfigError: there is no such source, or a package is missing.

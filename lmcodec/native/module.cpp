@@ -22,6 +22,7 @@
 #include "module_mixer.h"
 #include "module_recurrent.h"
 #include "module_profile.h"
+#include "module_rounding.h"
 #include "module_times.h"
 #include "module_token.h"
 #include "module_transformer.h"
@@ -359,6 +360,7 @@ NB_MODULE(_kernel, m) {
   lmcodec::bind_language_model(m);
   lmcodec::bind_external(m);
   lmcodec::bind_recurrent(m);
+  lmcodec::bind_rounding(m);
   lmcodec::bind_token(m);
   lmcodec::bind_transformer(m);
   lmcodec::bind_weights(m);

@@ -65,6 +65,22 @@ void make_transformer(TransformerModel* self, const TransformerShape& shape, con
                               isa.empty() ? nullptr : isa.c_str());
 }
 
+using Inputs = std::vector<std::tuple<Array<std::int8_t, 2>, Array<float, 1>>>;
+
+void pass(TransformerSession& self, Array<float, 3> x, const Inputs& seen) {
+  const std::size_t n_step = x.shape(0), n_row = n_step * x.shape(1);
+  require(x.shape(1) == static_cast<std::size_t>(self.n_stream()) &&
+              x.shape(2) == static_cast<std::size_t>(self.model().shape().dim),
+          "values have not the shape (T, B, D)");
+  std::vector<TransformerSession::Seen> to;
+  for (const auto& [code, scale] : seen) {
+    require(code.shape(0) == n_row && scale.size() == n_row, "an input has not a row for each position and stream");
+    to.push_back({code.shape(1), code.data(), scale.data()});
+  }
+  const GilReleased released;
+  self.pass(x.data(), n_step, to);
+}
+
 }  // namespace
 
 void bind_transformer(nb::module_& m) {
@@ -94,6 +110,7 @@ void bind_transformer(nb::module_& m) {
            [](LmSession& self, StepTokens tokens, std::optional<StepFrequencies> freq) { run_session(self, tokens, freq); },
            nb::arg("tokens"), nb::arg("freq").none())
       .def("run", &run_with_logits<TransformerSession>, nb::arg("tokens"), nb::arg("logits").none(), nb::arg("freq").none())
+      .def("pass_layers", &pass, nb::arg("x"), nb::arg("seen"))
       .def("logits", &kept_logits<TransformerSession>)
       .def_prop_ro("attention_seconds", &TransformerSession::attention_seconds)
       .def_prop_ro("helped", &TransformerSession::helped);

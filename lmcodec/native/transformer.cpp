@@ -401,6 +401,43 @@ void TransformerSession::run(const std::uint32_t* tokens, std::size_t n_step, co
   }
 }
 
+void TransformerSession::pass(float* x, std::size_t n_step, const std::vector<Seen>& seen) {
+  const TransformerShape& s = model_.shape_;
+  require_room(n_step);
+  if (seen.size() != 4 * sized(s.n_layer) + 1) refuse("not as many inputs as the model has products");
+  for (std::size_t i = 0; i < seen.size(); ++i)
+    if (seen[i].k != sized(i % 4 == 1 ? s.n_head * s.head_dim : i % 4 == 3 ? s.mlp : s.dim))
+      refuse("an input has not the width of the product's");
+  Pass pass = {x, seen, 0};
+  const std::size_t b = sized(n_stream_), piece = sized(sizes_.trunk_rows) / b;
+  reserve_trunk(static_cast<int>(std::min(piece, n_step) * b));
+  const std::vector<std::uint32_t> tokens(sized(trunk_rows_));
+  pass_ = &pass;
+  try {
+    for (std::size_t t = 0; t < n_step; t += piece) {
+      const std::size_t n_row = std::min(piece, n_step - t) * b;
+      pass.next = 0;
+      trunk(tokens.data(), static_cast<int>(n_row));
+      pass.x += n_row * sized(s.dim);
+    }
+  } catch (...) {
+    pass_ = nullptr;
+    throw;
+  }
+  pass_ = nullptr;
+}
+
+// The next product's input.
+void TransformerSession::see(int n_row) {
+  Seen& to = pass_->seen[pass_->next++];
+  const int offset = model_.kernels_.offset;
+  for (int row = 0; row < n_row; ++row, to.code += to.k) {
+    const std::uint8_t* const from = codes_.data() + sized(row) * sizes_.u_stride;
+    for (std::size_t k = 0; k < to.k; ++k) to.code[k] = static_cast<std::int8_t>(from[k] - offset);
+    *to.scale++ = row_scale_[sized(row)];
+  }
+}
+
 template <typename Work>
 void TransformerSession::share(int n, const Work& work) {
   const auto some = [&](int first, int last, bool by_helper) {
@@ -413,6 +450,7 @@ void TransformerSession::share(int n, const Work& work) {
 
 void TransformerSession::product(int first_row, int n_row, const PackedLinear& linear, Finish finish, void* out,
                                  std::size_t stride, std::int32_t* max, std::int32_t* helper_max) {
+  if (pass_) see(n_row);
   const std::uint8_t* const u = codes_.data() + sized(first_row) * sizes_.u_stride;
   const auto some = [&](int first, int last, bool by_helper) {
     const FloatControl control;
@@ -581,6 +619,8 @@ void TransformerSession::trunk(const std::uint32_t* tokens, int n_row) {
     own.angles(model_.powers_.data(), s.head_dim / 2, position_[sized(row)], scratch.angles.data(),
                angle_.data() + sized(row) * sizes_.angle_stride);
   });
+  for (int row = 0; pass_ && row < n_row; ++row)
+    std::copy_n(pass_->x + sized(row) * sized(s.dim), s.dim, x_.data() + sized(row) * sizes_.x_stride);
   for (int i = 0; i < s.n_layer; ++i) {
     const TransformerModel::Layer& layer = model_.layers_[sized(i)];
     throw_if_set(cancel_);
@@ -617,6 +657,9 @@ void TransformerSession::trunk(const std::uint32_t* tokens, int n_row) {
     watch.mark(times_.products);
   }
   normalise(n_row, model_.norm_);
+  if (pass_) see(n_row);
+  for (int row = 0; pass_ && row < n_row; ++row)
+    std::copy_n(x_.data() + sized(row) * sizes_.x_stride, s.dim, pass_->x + sized(row) * sized(s.dim));
   for (std::uint32_t& n : taken_) n += static_cast<std::uint32_t>(n_row / n_stream_);
   watch.mark(times_.elements);
 }

@@ -142,6 +142,16 @@ class TransformerSession : public LmSession {
   }
   SessionTimes times() const override { return times_; }
 
+  // What the input of a product is: k codes and a scale for each row.
+  struct Seen {
+    std::size_t k;
+    std::int8_t* code;
+    float* scale;
+  };
+  // Moves (T, B, D) values of the residual stream through the layers, in place, as T more tokens of each stream: no
+  // embedding, no head. seen: of the products, four of each layer and the head's, what goes into them.
+  void pass(float* x, std::size_t n_step, const std::vector<Seen>& seen);
+
   // (V) logits, steps of 2^-8 of a binary logarithm; only where they are kept.
   const std::int32_t* logits(int row) const { return frequencies_.logits(row); }
   // Of the seconds of elements, those of attention.
@@ -161,7 +171,14 @@ class TransformerSession : public LmSession {
     std::vector<BlockPlace> place;
   };
 
+  struct Pass {
+    float* x;
+    std::vector<Seen> seen;
+    std::size_t next;  // product
+  };
+
   void require_room(std::size_t n_step) const;
+  void see(int n_row);
   void reserve_trunk(int n_row);
   void reserve_head(int n_row);
   void trunk(const std::uint32_t* tokens, int n_row);  // to codes_
@@ -209,6 +226,7 @@ class TransformerSession : public LmSession {
   std::vector<std::int32_t> max_;  // (rows, 16), and as many of the helper's
   SessionTimes times_;
   double attention_seconds_ = 0;
+  Pass* pass_ = nullptr;
   Scratch scratch_[2];  // this thread's and the helper's
   std::unique_ptr<Helper> helper_;
 };

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from lmcodec.errors import Corrupt, LmcodecError
+from lmcodec.lm.transformer.importing import calibrate
 from lmcodec.lm.transformer.importing.families import Plan, plan
 from lmcodec.lm.transformer.importing.quantise import linear
 from lmcodec.lm.transformer.importing.source import Source, open_source
@@ -19,6 +20,8 @@ from lmcodec.lm.vocab import Vocabulary
 
 NOTE = "imported; its training text is not known in full and may contain any benchmark's"
 Progress = Callable[[int, int], None]  # matrices done, and in all
+Parts = list[tuple[int, calibrate.Rows]]  # of a matrix, as `calibrate.refined` takes them
+Counted = Callable[[Linear, Parts], Linear]
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,11 @@ def import_source(
     mixer: bytes = b"",
     card: dict[str, Any] | None = None,
     progress: Progress = lambda done, total: None,
+    calibrated: bool = True,
 ) -> _File:
     """As `kinds.Importer.import_source`."""
     opened = open_source(source, download, revision)
-    return _File(import_model(opened, window, sinks, mixer, card, progress))
+    return _File(import_model(opened, window, sinks, mixer, card, progress, calibrated))
 
 
 def import_model(
@@ -72,6 +76,7 @@ def import_model(
     mixer: bytes = b"",
     card: dict[str, Any] | None = None,
     progress: Progress = lambda done, total: None,
+    calibrated: bool = False,
 ) -> Imported:
     """Import a pretrained model.
 
@@ -81,14 +86,16 @@ def import_model(
         sinks: S; None for the default.
         mixer: what mixing with context models begins with, as profiles' files; may be empty.
         card: further members of the model's card.
-        progress: called after each matrix.
+        progress: called after each matrix; one that is rounded twice counts twice.
+        calibrated: weights are rounded with regard to what goes into their products (`calibrate`); if not,
+            each by itself, which is done sooner.
 
     Raises:
         Unsupported: the model computes what arithmetic 2 does not.
         Corrupt: a tensor is missing, or has another shape or a value that is not finite.
     """
     try:
-        return _import(source, window, sinks, mixer, card or {}, progress)
+        return _import(source, window, sinks, mixer, card or {}, progress, calibrated)
     except LmcodecError as error:
         raise type(error)(f"{source.where}: {error}") from None
 
@@ -100,6 +107,7 @@ def _import(
     mixer: bytes,
     card: dict[str, Any],
     progress: Progress,
+    calibrated: bool,
 ) -> Imported:
     planned = plan(source.config, window, sinks)
     if not planned.members["tied"] and "lm_head.weight" not in source.names:
@@ -108,22 +116,34 @@ def _import(
     strings, ids = sorted_tokens(found, planned.n_row)
     config = planned.shape(len(strings))
     total = 4 * config.n_layer + 2 - config.tied
+    if calibrated:
+        total += 4 * config.n_layer + 1
     done = 0
+    parts_of: dict[int, Parts] = {}  # of weights, by their identity
 
-    def counted(made: Linear) -> Linear:
+    def count() -> None:
         nonlocal done
         done += 1
         progress(done, total)
+
+    def counted(made: Linear, parts: Parts) -> Linear:
+        parts_of[id(made.weight)] = parts
+        count()
         return made
 
     embed, head = _ends(source, planned, config, ids, found.begin, counted)
     layers = tuple(_layer(source, config, i, counted) for i in range(config.n_layer))
     norm = _vector(source, "model.norm.weight", config.dim)
-    options = {"window": config.window, "sinks": config.sinks}
+    options: dict[str, Any] = {"window": config.window, "sinks": config.sinks}
+    if calibrated:
+        options["calibration"] = calibrate.SAID
     full_card = {**source.card, "sha256": source.sha256(), "note": NOTE, "options": options, **card}
     model = TransformerModel(
         config, Vocabulary(strings), embed, layers, norm, head, planned.rotary, mixer, full_card
     )
+    if calibrated:
+        found_rows = {name: parts_of.get(id(made.weight), []) for name, made in model.linears().items()}
+        model = calibrate.refined(model, found_rows, calibrate.sample(model), count)
     return Imported(model, found.tokenizer)
 
 
@@ -155,7 +175,7 @@ def _ends(
     config: TransformerConfig,
     ids: np.ndarray,
     begin: tuple[int, int],
-    counted: Callable[[Linear], Linear],
+    counted: Counted,
 ) -> tuple[Linear, Linear]:
     """The embedding, with the two rows that begin a stream, and the head."""
     if max(begin) >= planned.n_row:
@@ -168,7 +188,7 @@ def _ends(
             values = source.take(name, shape, np.maximum(chosen, 0))
             return np.where(chosen[:, None] >= 0, values, np.float32(0))
 
-        return counted(linear(len(wanted), config.dim, part))
+        return counted(linear(len(wanted), config.dim, part), [(len(wanted), part)])
 
     embed = rows("model.embed_tokens.weight", np.concatenate((ids, begin)))
     n_token = len(ids)
@@ -180,7 +200,7 @@ def _ends(
     return embed, Linear(made.weight, made.scale, bias)
 
 
-def _layer(source: Source, config: TransformerConfig, i: int, counted: Callable[[Linear], Linear]) -> Layer:
+def _layer(source: Source, config: TransformerConfig, i: int, counted: Counted) -> Layer:
     c = config
     inner = f"model.layers.{i}."
     queries, keys = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
@@ -193,15 +213,12 @@ def _layer(source: Source, config: TransformerConfig, i: int, counted: Callable[
                 values = source.take(f"{name}.bias", source.shape(f"{name}.bias"))
                 if values.any():
                     raise Corrupt(f"tensor {name}.bias is a bias, which the family does not have")
-        found = []
+        own: Parts = []
         for name, n in names:
-            found.append(
-                linear(
-                    n,
-                    k,
-                    lambda a, b, name=name, n=n: source.take(f"{name}.weight", (n, k), slice(a, b)),  # type: ignore[misc]
-                )
+            own.append(
+                (n, lambda a, b, name=name, n=n: source.take(f"{name}.weight", (n, k), slice(a, b)))  # type: ignore[misc]
             )
+        found = [linear(n, k, rows) for n, rows in own]
         bias = None
         if biased:
             bias = np.concatenate([_vector(source, f"{name}.bias", n) for name, n in names])
@@ -210,7 +227,8 @@ def _layer(source: Source, config: TransformerConfig, i: int, counted: Callable[
                 np.concatenate([part.weight for part in found]),
                 np.concatenate([part.scale for part in found]),
                 bias,
-            )
+            ),
+            own,
         )
 
     def head_norm(name: str) -> np.ndarray | None:

@@ -7,7 +7,7 @@ scale, at least 2^-40; each weight / scale to the nearest integer, ties to even.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -44,11 +44,21 @@ def quantised(w: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return codes.astype(np.int8), scale
 
 
+def in_units(w: np.ndarray, scale: np.ndarray) -> np.ndarray:
+    """(N, K) float32, rotated, in units of their rows' scales, within +-63."""
+    return np.clip(rotated(w) / scale[:, None], f32(-WEIGHT_MAX), f32(WEIGHT_MAX))
+
+
+def pieces(n: int, k: int) -> Iterator[tuple[int, int]]:
+    """Rows of an (N, K) matrix that are made at once: the first, and the one after the last."""
+    step = max(1, _PIECE // k)
+    for at in range(0, n, step):
+        yield at, min(at + step, n)
+
+
 def linear(n: int, k: int, rows: Callable[[int, int], np.ndarray], bias: np.ndarray | None = None) -> Linear:
     """The matrix whose rows a to b - 1 `rows(a, b)` gives as float32; it is asked for all of them in turn."""
     weight, scale = np.empty((n, k), np.int8), np.empty(n, f32)
-    step = max(1, _PIECE // k)
-    for at in range(0, n, step):
-        part = slice(at, min(at + step, n))
-        weight[part], scale[part] = quantised(rows(part.start, part.stop))
+    for low, high in pieces(n, k):
+        weight[low:high], scale[low:high] = quantised(rows(low, high))
     return Linear(weight, scale, bias)
