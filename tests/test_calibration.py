@@ -177,9 +177,9 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def test_an_import_is_what_the_definition_makes_and_costs_less(both: tuple[Path, bool]) -> None:
     folder, tied = both
     source = open_source(str(folder))
-    plain = import_model(source, calibrated=False).model
-    found = import_model(source).model
-    again = import_model(open_source(str(folder))).model
+    plain = import_model(source).model
+    found = import_model(source, calibrated=True).model
+    again = import_model(open_source(str(folder)), calibrated=True).model
     assert found.model_id == again.model_id != plain.model_id
     tokens = calibrate.sample(plain)
     assert tokens.shape == (calibrate.POSITIONS, calibrate.STREAMS)
@@ -230,7 +230,9 @@ def check(old: Linear, new: Linear, rows: np.ndarray, codes: np.ndarray) -> None
 def test_progress_counts_matrices_that_are_rounded_twice(both: tuple[Path, bool]) -> None:
     folder, tied = both
     seen: list[tuple[int, int]] = []
-    found = import_model(open_source(str(folder)), progress=lambda done, total: seen.append((done, total)))
+    found = import_model(
+        open_source(str(folder)), calibrated=True, progress=lambda done, total: seen.append((done, total))
+    )
     n_layer, ends = found.model.config.n_layer, 1 if tied else 2
     total = 4 * n_layer + ends + 4 * n_layer + 1
     assert [done for done, _ in seen] == list(range(1, total + 1))
@@ -239,11 +241,14 @@ def test_progress_counts_matrices_that_are_rounded_twice(both: tuple[Path, bool]
 
 def test_the_card_says_what_was_done(both: tuple[Path, bool]) -> None:
     source = open_source(str(both[0]))
-    assert import_model(source).model.card["options"]["calibration"] == "4096 tokens drawn from the model"
-    assert "calibration" not in import_model(source, calibrated=False).model.card["options"]
+    assert (
+        import_model(source, calibrated=True).model.card["options"]["calibration"]
+        == "4096 tokens drawn from the model"
+    )
+    assert "calibration" not in import_model(source).model.card["options"]
 
 
 def test_scales_of_rows_of_zeros_are_the_least(both: tuple[Path, bool]) -> None:
-    found: TransformerModel = import_model(open_source(str(both[0]))).model
+    found: TransformerModel = import_model(open_source(str(both[0])), calibrated=True).model
     assert found.head.bias is not None
     assert (found.head.scale[found.head.bias < 0] == SCALE_MIN).all()

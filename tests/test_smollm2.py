@@ -46,7 +46,7 @@ def source() -> Source:
 
 @pytest.fixture(scope="module")
 def imported(source: Source) -> Imported:
-    return import_model(source)
+    return import_model(source, calibrated=True)
 
 
 def test_it_has_one_id_everywhere(imported: Imported) -> None:
@@ -142,7 +142,7 @@ def test_inside_the_window_it_is_what_transformers_computes(
 
 
 def test_beyond_the_window_it_is_what_binary64_computes(source: Source, dev_corpus: Path) -> None:
-    imported = import_model(source, window=256)
+    imported = import_model(source, window=256, calibrated=True)
     ids, begin = ids_of(source)
     made = segmented(imported, (dev_corpus / "buchan.txt").read_bytes()[:8192])[:PIECE]
     fed = np.concatenate(([begin], ids[made[:-1]]))

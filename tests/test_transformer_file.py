@@ -298,7 +298,7 @@ def smollm2_path() -> Path:
 
 @pytest.fixture(scope="module")
 def smollm2() -> Imported:
-    return import_model(open_source(str(smollm2_path())), calibrated=False)
+    return import_model(open_source(str(smollm2_path())))
 
 
 def test_smollm2_has_one_id_everywhere(smollm2: Imported) -> None:

@@ -84,7 +84,7 @@ def import_model(
     mixer: bytes = b"",
     card: dict[str, Any] | None = None,
     progress: Progress = lambda done, total: None,
-    calibrated: bool = True,
+    calibrated: bool = False,
 ) -> Imported:
     """Import a pretrained model.
 
