@@ -462,6 +462,9 @@ void TransformerSession::run(const std::uint32_t* tokens, std::size_t n_step, co
 void TransformerSession::pass(float* x, std::size_t n_step, const std::vector<Seen>& seen) {
   const TransformerShape& s = model_.shape_;
   require_room(n_step);
+  for (std::uint32_t n : taken_)
+    if (s.n_position && n_step > sized(s.n_position) - std::min(sized(s.n_position), sized(n)))
+      refuse("a pass over values goes no further than the model's positions");
   if (seen.size() != 4 * sized(s.n_layer) + 1) refuse("not as many inputs as the model has products");
   for (std::size_t i = 0; i < seen.size(); ++i)
     if (seen[i].k != sized(i % 4 == 1 ? s.n_head * s.head_dim : i % 4 == 3 ? s.mlp : s.dim))
