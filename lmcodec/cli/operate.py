@@ -28,11 +28,13 @@ from lmcodec.errors import (
     LmcodecError,
     ModelNotFound,
     TrailingData,
+    Unsupported,
     one_line,
 )
 
 if TYPE_CHECKING:
     from lmcodec.cli.listing import Listed
+    from lmcodec.lm.store import FilePath
 
 SUFFIX = ".lmz"
 OK, ERROR, WARNING = 0, 1, 2

@@ -182,6 +182,47 @@ class HuggingFaceModel(BoundModel):
         ids = np.append(self._loaded.ids, [-1, -1])[np.minimum(tokens, len(self.vocabulary) + 1)]
         return np.where(ids < 0, self.begin_id, ids)
 
+    def computing(self) -> Any:
+        """A context in which `forward` may be called."""
+        return computing(self._loaded, self._settings["threads"])
+
+    def forward(self, ids: Any, k: int) -> Any:
+        """(k, rows) logits at the last k positions of (1, n) ids, all at once; on the device.
+
+        Raises:
+            MemoryError: there is not enough.
+            Unsupported: the model fails.
+        """
+        options = {"logits_to_keep": k} if self._loaded.keeps_few else {}
+        try:
+            return self._loaded.network(input_ids=ids, use_cache=False, **options).logits[0, -k:]
+        except Exception as error:  # of torch and of the model
+            raise _clear(error) from None
+
+    def own_tokenizer(self) -> tuple[Callable[[str], Any] | None, int | None]:
+        """What makes ids of text as transformers does, no token added; and its BOS token, or EOS.
+
+        None for both where transformers has no tokenizer for the model.
+        """
+        from transformers import AutoTokenizer
+
+        try:
+            with loading.quiet():
+                made = AutoTokenizer.from_pretrained(
+                    str(self.folder), local_files_only=True, trust_remote_code=False
+                )
+        except Exception:  # of transformers: many kinds
+            return None, None
+        begin = made.bos_token_id if made.bos_token_id is not None else made.eos_token_id
+        if begin is None:
+            return None, None
+
+        def encode(text: str) -> Any:
+            with loading.quiet():
+                return made.encode(text, add_special_tokens=False)
+
+        return encode, int(begin)
+
     def _find_cache(self) -> str:
         """The kind of cache with which steps give what many positions at once give, near enough."""
         import torch
