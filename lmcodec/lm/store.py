@@ -412,7 +412,7 @@ def _advice(model_id: int | bytes) -> str:
         return (
             f"model {model_id.hex()}, which is neither shipped with lmcodec {__version__} nor in "
             f"{folder.shown()}; import it (lmcodec model import), put its file there, or name it (model=, or "
-            f"{MODEL_VARIABLE} in the environment)"
+            f"{MODEL_VARIABLE} in the environment), as one that a package brings must be"
         )
     if model_id in RETIRED:
         name, version, wanted = RETIRED[model_id]
@@ -536,17 +536,39 @@ class _Profiles:
 
 def _load(source: Source, memory_limit: int | None, executor: str) -> Model:
     require(executor)
-    from lmcodec import _kernel
-    from lmcodec.lm import kinds, tables
+    from lmcodec.lm import kinds
 
     opened = kinds.open_file(source.path, memory_limit, outside=executor != KERNEL)
-    header = opened.header
     profiles = _Profiles(opened)
     try:
         loaded = opened.decode()
     except BaseException:
         profiles.wait()
         raise
+    try:
+        return assemble(source, loaded, profiles.result, executor)
+    finally:
+        profiles.wait()
+
+
+def assemble(
+    source: Source, loaded: LoadedModel, profiles: Callable[[], tuple[Profile, ...]], executor: str = KERNEL
+) -> Model:
+    """The model of a file that is in memory, laid out for an executor and proved.
+
+    Args:
+        source: where it is.
+        loaded: what its file holds.
+        profiles: gives those of the context models beside it.
+        executor: as for `load`.
+
+    Raises:
+        ConfigError, Corrupt: as `load`.
+    """
+    from lmcodec import _kernel
+    from lmcodec.lm import tables
+
+    header = loaded.header
     if source.model_id is not None and loaded.model_id != source.model_id:
         raise Corrupt(
             f"{source.path}: is model {loaded.model_id}, model {source.number} of this version is "
@@ -556,7 +578,7 @@ def _load(source: Source, memory_limit: int | None, executor: str) -> Model:
     vocabulary = loaded.vocabulary
     strings, offsets = vocabulary.flat()
     coding = _kernel.TokenCoding(network, strings, offsets, tables.log2())
-    found = profiles.result()
+    found = profiles()
     own_nbytes = header.memory_nbytes if executor == KERNEL else header.outside_memory_nbytes
     nbytes = own_nbytes + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
     session_nbytes = header.block_nbytes if executor == KERNEL else header.outside_block_nbytes
