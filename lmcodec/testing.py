@@ -140,7 +140,9 @@ def _check_logits(model: LanguageModel, logits: object, shape: tuple[int, ...], 
     if not isinstance(logits, np.ndarray):
         raise AssertionError(f"{what} gives {type(logits).__name__}, expected an array of int32")
     if logits.dtype != np.int32 or logits.shape != shape:
-        raise AssertionError(f"{what} gives {logits.dtype} of shape {logits.shape}, expected int32 of {shape}")
+        raise AssertionError(
+            f"{what} gives {logits.dtype} of shape {logits.shape}, expected int32 of {shape}"
+        )
     most = max(-int(logits.min()), int(logits.max()))
     if most > LOGIT_MAX:
         raise AssertionError(f"{what} gives a logit of size {most}, expected at most 2^24")

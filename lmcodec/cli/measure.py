@@ -121,7 +121,9 @@ def measure(
     in_floats = {"window": window, "stride": stride, "device": device, "dtype": dtype, "download": download}
     if outside.prefix_of(asked) is not None:
         if solid or method or block_nbytes:
-            raise click.UsageError("a model hf: is measured without frames: no --solid, --method, --block-size")
+            raise click.UsageError(
+                "a model hf: is measured without frames: no --solid, --method, --block-size"
+            )
         from lmcodec.cli.measure_causal import CausalWork
 
         in_floats["device"] = device or "cpu"

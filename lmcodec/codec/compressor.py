@@ -24,8 +24,8 @@ from lmcodec.codec.levels import (
     method_named,
 )
 from lmcodec.codec.pipeline import SMALL_NBYTES, Job, Pipeline, Reusable, Seat
-from lmcodec.codec.spec import Chain, EngineSpec, Key, lm_groups
 from lmcodec.codec.proof import Proof
+from lmcodec.codec.spec import Chain, EngineSpec, Key, lm_groups
 from lmcodec.errors import ModelNotFound, Unsupported
 from lmcodec.frame import Block, Extension, ExtensionType, FrameHeader, FrameWalk, Method, pack_extensions
 from lmcodec.lm import store

@@ -63,7 +63,7 @@ class Fingerprint:
         if len(data) > MAX_NBYTES:
             raise Corrupt(f"{where} has {len(data)} bytes, at most {MAX_NBYTES} are allowed")
         try:
-            content = json.loads(data.decode())
+            content = json.loads(data.decode(), parse_constant=lambda _: None)
         except (ValueError, RecursionError):
             raise Corrupt(f"{where} is no JSON") from None
         if not isinstance(content, dict) or tuple(sorted(content)) != _MEMBERS or _canonical(content) != data:
@@ -94,9 +94,7 @@ class Fingerprint:
 
 
 def _canonical(content: Any) -> bytes:
-    return json.dumps(content, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode(
-        errors="replace"
-    )
+    return json.dumps(content, sort_keys=True, separators=(",", ":")).encode()
 
 
 def _line(values: Mapping[str, Any]) -> str:

@@ -106,7 +106,9 @@ def load_model(name: str, *, device: str = "cpu", **options: Any) -> LanguageMod
         module = import_module(PREFIXES[prefix])
         return cast("BoundModel", module.open_model(reference, device, **options))
     if options or device != "cpu":
-        raise TypeError(f"{name}: device and {', '.join(options) or 'options'} are for models of the prefix hf:")
+        raise TypeError(
+            f"{name}: device and {', '.join(options) or 'options'} are for models of the prefix hf:"
+        )
     found = open_registered(name)
     if found is None:
         raise ModelNotFound(f"{name}: no package registers a model of that name, and it has no prefix hf:")

@@ -12,7 +12,7 @@ tokens before it. Two figures come of it, both divided by the bytes of the docum
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -117,7 +117,9 @@ class CausalMeter:
     ) -> None:
         self.model: Any = outside.load_model(model, **options) if isinstance(model, str) else model
         if not hasattr(self.model, "torch_model"):
-            raise ConfigError("only a model of transformers (hf:PATH or hf:OWNER/NAME) is measured in windows")
+            raise ConfigError(
+                "only a model of transformers (hf:PATH or hf:OWNER/NAME) is measured in windows"
+            )
         most = self.model.most_positions
         self.window = min(WINDOW, most or WINDOW) if window is None else window
         if not 1 <= self.window <= (most or 1 << 22):
@@ -125,8 +127,8 @@ class CausalMeter:
         self.stride = max(self.window // 2, 1) if stride is None else stride
         if not 1 <= self.stride <= self.window:
             raise ConfigError(f"stride is {self.stride}, expected 1 to the window, {self.window}")
-        self.begin_id: int = self.model.begin_id
-        self._tokenizer, self.harness_begin_id = self.model.own_tokenizer()
+        self.begin_id: int = given.begin_id
+        self._tokenizer, self.harness_begin_id = given.own_tokenizer()
 
     @property
     def context(self) -> str:
@@ -188,9 +190,7 @@ class CausalMeter:
         except UnicodeDecodeError:
             return None
 
-    def _bits(
-        self, begin: int, ids: np.ndarray, stride: int, done: Callable[[int], object]
-    ) -> np.ndarray:
+    def _bits(self, begin: int, ids: np.ndarray, stride: int, done: Callable[[int], object]) -> np.ndarray:
         """(n,) float64: what each of (n,) ids takes after those before it."""
         import torch
 

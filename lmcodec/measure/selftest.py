@@ -177,7 +177,9 @@ def _test_file(
     ways += [(name, "") for name in executors.EXECUTORS if name not in (executors.KERNEL, *missing)]
     for name, isa in ways:
         if is_large and not everything and (isa or name) in SLOW:
-            left_out.append((f"{tested.name}: {', '.join(filter(None, (name, isa)))}", "takes minutes; --all"))
+            left_out.append(
+                (f"{tested.name}: {', '.join(filter(None, (name, isa)))}", "takes minutes; --all")
+            )
             continue
         told(f"{tested.name}: {', '.join(filter(None, (name, isa)))}")
         with _environment(isa):

@@ -259,9 +259,7 @@ def _tokenizer_json(folder: Path) -> dict[str, Any]:
             made = AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
         found = json.loads(made.backend_tokenizer.to_str())
     except Exception as error:  # of transformers: many kinds
-        raise ConfigError(
-            f"has no tokenizer.json, and transformers makes none: {reason_of(error)}"
-        ) from None
+        raise ConfigError(f"has no tokenizer.json, and transformers makes none: {reason_of(error)}") from None
     if not isinstance(found, dict):
         raise Corrupt("its tokenizer is no JSON object")
     return found

@@ -174,7 +174,9 @@ class HuggingFaceModel(BoundModel):
         settings = checked_settings(settings)
         loaded = self._loaded
         if (settings["dtype"], settings["attention"]) != (loaded.dtype, loaded.attention):
-            loaded = _load(loaded.folder, loaded.name, loaded.device, settings["dtype"], settings["attention"])
+            loaded = _load(
+                loaded.folder, loaded.name, loaded.device, settings["dtype"], settings["attention"]
+            )
         return HuggingFaceModel(loaded, settings)
 
     def inputs(self, tokens: np.ndarray) -> np.ndarray:
