@@ -115,7 +115,7 @@ _MODEL = [
     click.Option(
         ["--device"],
         type=click.Choice(["cpu", "cuda"]),
-        help="What computes the language model; cuda takes PyTorch. No byte depends on it, but with hf: models."
+        help="What computes the language model; cuda takes PyTorch. No byte depends on it, but of hf: models."
         "  [default: cpu]",
     ),
     click.Option(

@@ -183,8 +183,8 @@ def _as_table(report: _Report) -> str:
         f"{report.settings['model']} in {report.settings['dtype']} on {report.settings['device']}: "
         f"{report.context}",
         f"Harness is lm-evaluation-harness's definition: the model's own tokenizer, begun with token "
-        f"{report.settings['harness_begin_id']}, windows of {report.settings['harness_window']} tokens that do "
-        "not overlap",
+        f"{report.settings['harness_begin_id']}, windows of {report.settings['harness_window']} tokens that "
+        "do not overlap",
     ]
     lacking = report.total().n_lacking
     if lacking:

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 
 
 @click.command(
-    epilog="The hashes of one model are the same on every machine. The exit status is 0 if everything that was"
-    " run agrees, with the known hashes of shipped models too, else 1.",
+    epilog="The hashes of one model are the same on every machine. The exit status is 0 if everything that"
+    " was run agrees, with the known hashes of shipped models too, else 1.",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 @click.option("--model", multiple=True, **MODEL | {"help": "What to test (default: the models shipped)."})

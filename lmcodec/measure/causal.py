@@ -115,12 +115,13 @@ class CausalMeter:
     def __init__(
         self, model: Any, *, window: int | None = None, stride: int | None = None, **options: Any
     ) -> None:
-        self.model: Any = outside.load_model(model, **options) if isinstance(model, str) else model
-        if not hasattr(self.model, "torch_model"):
+        given: Any = outside.load_model(model, **options) if isinstance(model, str) else model
+        self.model: Any = given
+        if not hasattr(given, "torch_model"):
             raise ConfigError(
                 "only a model of transformers (hf:PATH or hf:OWNER/NAME) is measured in windows"
             )
-        most = self.model.most_positions
+        most = given.most_positions
         self.window = min(WINDOW, most or WINDOW) if window is None else window
         if not 1 <= self.window <= (most or 1 << 22):
             raise ConfigError(f"window is {self.window}, expected 1 to {most or 1 << 22}")
@@ -134,8 +135,8 @@ class CausalMeter:
     def context(self) -> str:
         """What a token sees, in a sentence."""
         return (
-            f"each document begins with token {self.begin_id}; windows of {self.window} tokens, {self.stride} "
-            f"new ones each, so that a token beyond the first {self.window} sees at least "
+            f"each document begins with token {self.begin_id}; windows of {self.window} tokens, "
+            f"{self.stride} new ones each, so that a token beyond the first {self.window} sees at least "
             f"{self.window - self.stride} tokens before it"
         )
 

@@ -200,8 +200,8 @@ def _test_outside(source: Source, told: Callable[[str], object]) -> Tested:
     model = store.load(source)
     if not model.is_exact:
         raise ConfigError(
-            f"{model.name}: runs in floats, which no two machines need agree on; lmcodec model import makes an "
-            "exact model of those of a known family"
+            f"{model.name}: runs in floats, which no two machines need agree on; lmcodec model import makes "
+            "an exact model of those of a known family"
         )
     told(model.name)
     tested = Tested(model.name, model.model_id)

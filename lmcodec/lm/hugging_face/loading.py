@@ -1,4 +1,4 @@
-"""Weights and tokenizers of causal models as transformers loads them: from safetensors, with no code of theirs.
+"""Weights and tokenizers of causal models as transformers loads them: safetensors, and no code of theirs.
 
 Nothing is fetched unless the caller asks for it, nothing is unpickled, and a checkpoint that lacks a tensor
 is refused: transformers would fill it with random numbers.
@@ -147,7 +147,7 @@ def digest_of(files: list[Path], config: dict[str, Any]) -> str:
     where: dict[str, Any] = {}
     for file in files:
         opened = safe_open(str(file), framework="pt")
-        for name in opened.keys():  # noqa: SIM118: it is no dict
+        for name in list(opened.keys()):
             if name in where:
                 raise Corrupt(f"tensor {name} is in two files")
             where[name] = opened

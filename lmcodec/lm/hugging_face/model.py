@@ -364,7 +364,7 @@ class _Session(Session):
             if self.cache is None and self._kind == "static":
                 self.cache = _static_cache(loaded.network.config, self._window or WINDOW)
             if self.cache is not None:
-                options[loaded.cache_name] = self.cache
+                options[str(loaded.cache_name)] = self.cache
         out = loaded.network(input_ids=torch.tensor(ids, device=loaded.device), **options)
         if caches:
             self.cache = next((out[name] for name in _CACHES if out.get(name) is not None), None)
