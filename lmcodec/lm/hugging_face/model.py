@@ -294,7 +294,8 @@ class _Session(Session):
         self._window, self._kind = model.settings["window"], model.settings["cache"]
         self._threads = model.settings["threads"]
         self._n = 0  # tokens in the cache
-        self._half = deque[np.ndarray](maxlen=self._window - 1 if self._kind == "none" else self._window // 2)
+        # The last tokens: those that are fed again, or all.
+        self._last = deque[np.ndarray](maxlen=None if self._kind == "none" else self._window // 2)
         self.cache: Any = None
         import torch
 
@@ -334,13 +335,12 @@ class _Session(Session):
     def floats(self, ids: np.ndarray) -> Any:
         """(B, rows) float32 logits after (B,) ids more; on the device."""
         if self._kind == "none":
-            self._half.append(ids)
-            if self._window and len(self._half) == self._window - 1:
-                for _ in range(self._window // 2):
-                    self._half.popleft()
-            return self._forward(np.stack(self._half, axis=1), False)
+            if self._window and len(self._last) == self._window:
+                self._last = deque(list(self._last)[-(self._window // 2 - 1) :])
+            self._last.append(ids)
+            return self._forward(np.stack(self._last, axis=1), False)
         if self._window and self._n == self._window:
-            again = list(self._half)[-(self._window // 2 - 1) :]
+            again = list(self._last)[-(self._window // 2 - 1) :]
             self.cache, self._n = None, 0
             if self._loaded.keeps_few:
                 self._forward(np.stack(again, axis=1), True)
@@ -348,7 +348,7 @@ class _Session(Session):
                 for row in again:
                     self._forward(row[:, None], True)
             self._n = len(again)
-        self._half.append(ids)
+        self._last.append(ids)
         logits = self._forward(ids[:, None], True)
         self._n += 1
         return logits
