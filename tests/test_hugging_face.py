@@ -124,15 +124,15 @@ def test_steps_are_the_models_logits(kind: str, cache: str, folders: dict[str, P
 
 
 def test_what_is_promised_is_kept(llama: hf.HuggingFaceModel, folders: dict[str, Path]) -> None:
-    check_model(llama, streams=(1, 3), steps=20, texts=(ODD, TEXT[:60]))
+    check_model(llama, streams=(1, 3), steps=20, texts=(ODD[200:], TEXT[:40]))
     assert llama.steps_at_once == 1
     holes = load_model(f"hf:{folders['holes']}")
     assert isinstance(holes, hf.HuggingFaceModel)
     assert (holes.ids < 0).sum() > 100
     check_model(holes, streams=(2,), steps=4, texts=(ODD, b""), frames=False)
-    packed = lmcodec.compress(ODD * 6, model=holes, method="lm+cm", streams=6)
+    packed = lmcodec.compress(ODD * 3, model=holes, method="lm+cm", streams=12)
     assert lmcodec.frame_info(packed).environment is not None
-    assert lmcodec.decompress(packed, model=holes) == ODD * 6
+    assert lmcodec.decompress(packed, model=holes) == ODD * 3
     lacking = holes.session(1).step(np.array([3], np.uint32))[0, holes.ids < 0]
     assert set(lacking.tolist()) == {hf.LEAST}
 
@@ -292,7 +292,7 @@ def test_what_cannot_be_loaded_is_refused(
         load_model(f"hf:{folders['llama']}", window=99)
     with pytest.raises(ConfigError, match="executor numpy cannot compute it"):
         lmcodec.compress(TEXT, model=f"hf:{folders['llama']}", executor="numpy")
-    with pytest.raises(ConfigError, match="device tpu"):
+    with pytest.raises(ConfigError, match="is no device of torch"):
         load_model(f"hf:{folders['llama']}", device="tpu")
 
 

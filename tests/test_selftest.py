@@ -144,7 +144,7 @@ def test_torch_writes_the_kernels_frames_from_the_command_line(
     """`--executor torch` on the CPU: the same frame, which either restores."""
     pytest.importorskip("torch")
     text = tmp_path / "t.txt"
-    text.write_bytes(b"the fox jumps over the dog and the dog sleeps. " * 50)
+    text.write_bytes(b"the fox jumps over the dog and the dog sleeps. " * 9)
 
     def lmz(*arguments: str) -> int:
         with pytest.raises(SystemExit) as ended:
@@ -154,10 +154,10 @@ def test_torch_writes_the_kernels_frames_from_the_command_line(
     made = {}
     for name in ("kernel", "torch"):
         made[name] = tmp_path / f"{name}.lmz"
-        options = ("--model", str(MODEL), "--model-only", "--method", "lm", "--executor", name)
+        options = ("--model", "small", "--model-only", "--method", "lm", "--executor", name)
         assert lmz(*options, "-o", str(made[name]), str(text)) == 0, capfd.readouterr().err
     assert made["kernel"].read_bytes() == made["torch"].read_bytes()
     assert lmcodec.frame_info(made["torch"].read_bytes()).model_id is not None
     capfd.readouterr()
-    assert lmz("-dc", "--model", str(MODEL), "--executor", "torch", str(made["kernel"])) == 0
+    assert lmz("-dc", "--executor", "torch", str(made["kernel"])) == 0
     assert capfd.readouterr().out.encode() == text.read_bytes()
