@@ -21,31 +21,41 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from lmcodec.file import LMFile, open
+    from lmcodec.lm.interface import LanguageModel, Session
+    from lmcodec.lm.outside import load_model
+    from lmcodec.lm.vocab import Vocabulary
     from lmcodec.measure.bpb import Measurement, bits_per_byte
+    from lmcodec.measure.causal import CausalMeasurement, model_bits_per_byte
     from lmcodec.measure.trace import surprisal
 
 __version__ = "0.1.0"
 
 __all__ = [
     "BadMagic",
+    "CausalMeasurement",
     "Compressor",
     "Corrupt",
     "Decompressor",
     "FrameInfo",
     "KernelMissing",
     "LMFile",
+    "LanguageModel",
     "LimitExceeded",
     "LmcodecError",
     "Measurement",
     "ModelNotFound",
+    "Session",
     "TrailingData",
     "Truncated",
     "Unsupported",
+    "Vocabulary",
     "__version__",
     "bits_per_byte",
     "compress",
     "decompress",
     "frame_info",
+    "load_model",
+    "model_bits_per_byte",
     "open",
     "surprisal",
 ]
@@ -79,6 +89,14 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
             module = "measure.bpb"
         elif name == "surprisal":
             module = "measure.trace"
+        elif name in ("CausalMeasurement", "model_bits_per_byte"):
+            module = "measure.causal"
+        elif name in ("LanguageModel", "Session"):
+            module = "lm.interface"
+        elif name == "Vocabulary":
+            module = "lm.vocab"
+        elif name == "load_model":
+            module = "lm.outside"
         value = globals()[name] = getattr(import_module(f"lmcodec.{module}"), name)
         return value
 

@@ -125,6 +125,7 @@ class ExternalModel(LanguageModel):
         exp2_coarse: np.ndarray,
         exp2_fine: np.ndarray,
         isa: str = "",
+        steps_at_once: int = 256,
     ) -> None: ...
 
 class RecurrentModel(LanguageModel):

@@ -37,6 +37,7 @@ from lmcodec.codec import (
 )
 from lmcodec.errors import LimitExceeded, LmcodecError, TrailingData, Truncated
 from lmcodec.lm.executor import KERNEL
+from lmcodec.lm.store import FilePath as ModelPath
 
 FilePath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
@@ -502,8 +503,8 @@ class LMFile(io.BufferedIOBase):
         mode: r, w, x (must not exist) or a (append a frame), with or without b.
         level, block_size, threads, solid, content_size, streams, groups, model, method, executor: of writing,
             see `Compressor`.
-        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor: of reading, see
-            `Decompressor`.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment: of
+            reading, see `Decompressor`.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -541,9 +542,10 @@ class LMFile(io.BufferedIOBase):
         memory_limit: int | None = None,
         max_ratio: float | None = None,
         max_cpu_seconds: float | None = None,
-        model: str | os.PathLike[str] | None = None,
+        model: ModelPath | None = None,
         method: str = AUTO,
         executor: str = KERNEL,
+        any_environment: bool = False,
     ) -> None:
         if mode not in ("r", "rb", "w", "wb", "x", "xb", "a", "ab"):
             raise ValueError(f"mode must be r, w, x or a, with or without b, not {mode!r}")
@@ -583,6 +585,7 @@ class LMFile(io.BufferedIOBase):
                 "threads": threads,
                 "model": model,
                 "executor": executor,
+                "any_environment": any_environment,
             }
             try:
                 self._decoded = _Decoded(self._fp, limits)

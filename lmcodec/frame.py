@@ -82,7 +82,7 @@ _EXTENSION_LABELS = {
     ExtensionType.CHAIN_TABLES: "tables of chains",
 }
 # Those that this version can do what they ask for.
-_KNOWN_EXTENSIONS: frozenset[int] = frozenset()
+_KNOWN_EXTENSIONS: frozenset[int] = frozenset({ExtensionType.ENVIRONMENT})
 
 
 # FORMAT.md section 1: conventions
@@ -153,6 +153,11 @@ class Extension:
         return b"".join((pack_varint(self.type << 1 | self.critical), pack_varint(len(self.data)), self.data))
 
 
+def environment_of(extensions: Iterable[Extension]) -> bytes | None:
+    """The data of the field that binds a frame to an environment, None if there is none."""
+    return next((each.data for each in extensions if each.type == ExtensionType.ENVIRONMENT), None)
+
+
 def pack_extensions(extensions: Iterable[Extension]) -> bytes:
     """Size and fields, in the order of their types.
 
@@ -184,6 +189,11 @@ class FrameHeader:
     model_id: int | bytes | None = None
     has_index: bool = False
     extensions: tuple[Extension, ...] = ()
+
+    @property
+    def environment(self) -> bytes | None:
+        """The fingerprint of what the frame is bound to (section 2.5), None if it is not."""
+        return environment_of(self.extensions)
 
     @property
     def flags(self) -> Flag:

@@ -20,13 +20,16 @@ RANK = {
     "codec": 3,
     "file": 4,
     **dict.fromkeys(["measure", "train"], 5),
-    "cli": 6,
+    **dict.fromkeys(["cli", "testing"], 6),
     "": 7,
 }
 # The same within the codec.
-ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | dict.fromkeys(
-    ["compressor", "decompressor", "survey"], 3
-)
+ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | {
+    "decompressor": 3,
+    "survey": 3,
+    "proof": 4,
+    "compressor": 5,
+}
 
 
 def modules() -> list[tuple[Path, ast.Module]]:

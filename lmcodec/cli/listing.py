@@ -81,10 +81,27 @@ def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
         f"{original:,}",
         f"{compressed / original:.3f}" if original else "-",
         f"{8 * compressed / original:.3f}" if original else "-",
-        ",".join(name for name, _ in Counter(map(_method, blocks)).most_common()) or "-",
+        ",".join([*(name for name, _ in Counter(map(_method, blocks)).most_common()), *_marks(files)]) or "-",
         ",".join(dict.fromkeys(models)) or "-",
         name,
     )
+
+
+def _marks(files: Sequence[Listed]) -> list[str]:
+    """What stands beside the methods of frames that only one environment restores."""
+    bound = any(frame.environment is not None for file in files for frame in file.frames)
+    return ["environment-bound"] if bound else []
+
+
+def environments(files: Sequence[Listed]) -> str:
+    """A line for every environment that frames are bound to: file and fingerprint."""
+    lines = [
+        f"{file.name}: environment-bound: {frame.environment.full()}\n"
+        for file in files
+        for frame in file.frames
+        if frame.environment is not None
+    ]
+    return "".join(dict.fromkeys(lines))
 
 
 def _method(block: Block) -> str:
@@ -117,6 +134,20 @@ def _file_object(file: Listed) -> dict[str, Any]:
     }
 
 
+def _environment(frame: FrameInfo) -> dict[str, Any]:
+    found = frame.environment
+    if found is None:
+        return {}
+    return {
+        "environment_bound": {
+            "name": found.name,
+            "model_sha256": found.model,
+            "settings": dict(found.settings),
+            "environment": dict(found.environment),
+        }
+    }
+
+
 def _frame_object(frame: FrameInfo) -> dict[str, Any]:
     model = frame.model_id
     return {
@@ -126,6 +157,7 @@ def _frame_object(frame: FrameInfo) -> dict[str, Any]:
         "compressed_nbytes": frame.nbytes,
         "original_nbytes": frame.original_nbytes,
         "content_size": frame.content_size,
+        **_environment(frame),
         "blocks": [
             {
                 "method": _method(block),

@@ -98,7 +98,8 @@ _LEVELS = [
 MODEL: dict[str, Any] = {
     "metavar": "NAME|FILE",
     "help": "Language model: the name or id of one that is shipped or in the models folder, or a file. An"
-    " imported one is a candidate beside the level's own.",
+    " imported one is a candidate beside the level's own. hf:PATH or hf:OWNER/NAME is any causal model of"
+    " transformers, whose frames only the same environment restores.",
 }
 METHOD: dict[str, Any] = {
     "type": click.Choice(["auto", "cm", "lm+cm", "lm", "stored"]),
@@ -114,8 +115,20 @@ _MODEL = [
     click.Option(
         ["--device"],
         type=click.Choice(["cpu", "cuda"]),
-        help="What computes the language model; cuda takes PyTorch. No byte depends on it.  [default: cpu]",
+        help="What computes the language model; cuda takes PyTorch. No byte depends on it, but of hf: models."
+        "  [default: cpu]",
     ),
+    click.Option(
+        ["--executor"],
+        type=click.Choice(["kernel", "numpy", "torch", "torch-cuda"]),
+        help="What computes the language model, more closely: torch is PyTorch on the CPU.",
+    ),
+    click.Option(
+        ["--dtype"],
+        type=click.Choice(["float32", "bfloat16", "float16"]),
+        help="Type of the numbers of a model hf:.  [default: float32, or what the frame says]",
+    ),
+    _flag("--download", help="Fetch a model hf:OWNER/NAME that the local cache of the hub lacks."),
 ]
 _ENCODING = [
     _flag("--model-only", help="Use the model that --model names, whether it pays for a file or not."),
@@ -190,6 +203,7 @@ def _operate(program: str, mode: str, given: dict[str, Any]) -> int:
         remove=given.pop("removal", None) == "remove",
         verbosity=verbosity,
         progress=not given.pop("no_progress", None),
+        computed_by=given.pop("executor", None),
         **{name: value for name, value in given.items() if value is not None},
     )
     return operate(settings, operands)

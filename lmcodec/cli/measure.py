@@ -55,6 +55,22 @@ _SEVERAL_NBYTES = 1 << 16  # of text that is worth starting a second process for
 @click.option("--block-size", "block_nbytes", **BLOCK_SIZE)
 @click.option("--solid", is_flag=True, help="Let blocks build on those before.")
 @click.option("--network-only", is_flag=True, help="Measure the language model alone: faster, no frames.")
+@click.option(
+    "--window", type=click.IntRange(1, 1 << 22), metavar="N", help="Tokens of a window, for a model hf:."
+)
+@click.option(
+    "--stride",
+    type=click.IntRange(1, 1 << 22),
+    metavar="N",
+    help="New tokens of each window, for a model hf:.  [default: half a window]",
+)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), help="Of a model hf:.  [default: cpu]")
+@click.option(
+    "--dtype",
+    type=click.Choice(["float32", "bfloat16", "float16"]),
+    help="Type of the numbers of a model hf:.  [default: float32]",
+)
+@click.option("--download", is_flag=True, help="Fetch a model hf:OWNER/NAME that the local cache lacks.")
 @click.option("--split-documents", is_flag=True, help="Measure what zero bytes separate apart.")
 @click.option(
     "-j", "--jobs", type=click.IntRange(0, 1024), metavar="N", help="Processes; 0: one a core.  [default: 0]"
@@ -71,6 +87,11 @@ def measure(
     block_nbytes: int | None,
     solid: bool,
     network_only: bool,
+    window: int | None,
+    stride: int | None,
+    device: str | None,
+    dtype: str | None,
+    download: bool,
     split_documents: bool,
     jobs: int | None,
     as_json: bool,
@@ -81,7 +102,8 @@ def measure(
     """Measure the bits per byte of PATHS: files, folders, patterns; standard input if there are none.
 
     Nothing is written: each file is compressed for real, and each block coded once more to see why it takes
-    what it takes.
+    what it takes. With --model hf:PATH or hf:OWNER/NAME, any causal model of transformers, nothing is
+    compressed: its cross-entropy is measured in windows, beside the definition of lm-evaluation-harness.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv do not go together")
@@ -92,6 +114,24 @@ def measure(
     if not paths and is_terminal(0):
         raise click.UsageError("name what to measure (- is standard input)")
     reserve_standard_descriptors()
+    console = Console("lmcodec", -quiet, progress=not no_progress)
+    from lmcodec.lm import outside
+
+    asked = model or os.environ.get("LMCODEC_MODEL")
+    in_floats = {"window": window, "stride": stride, "device": device, "dtype": dtype, "download": download}
+    if outside.prefix_of(asked) is not None:
+        if solid or method or block_nbytes:
+            raise click.UsageError(
+                "a model hf: is measured without frames: no --solid, --method, --block-size"
+            )
+        from lmcodec.cli.measure_causal import CausalWork
+
+        in_floats["device"] = device or "cpu"
+        causal = CausalWork(console, str(asked), in_floats, split_documents, _Progress)
+        kind = "json" if as_json else "csv" if as_csv else "table"
+        click.get_current_context().exit(console.supervise(lambda: causal.run(paths or ("-",), kind)))
+    if given := next((name for name, value in in_floats.items() if value), None):
+        raise click.UsageError(f"--{given} is for --model hf:PATH or hf:OWNER/NAME")
     options = {
         "level": level,
         "model": model,
@@ -100,7 +140,6 @@ def measure(
         "method": method or "auto",
         "network_only": network_only,
     }
-    console = Console("lmcodec", -quiet, progress=not no_progress)
     work = _Work(console, options, jobs or core_count(), split_documents)
     form = _as_json if as_json else _as_csv if as_csv else _as_table
     click.get_current_context().exit(console.supervise(lambda: work.run(paths or ("-",), form)))

@@ -28,11 +28,13 @@ from lmcodec.errors import (
     LmcodecError,
     ModelNotFound,
     TrailingData,
+    Unsupported,
     one_line,
 )
 
 if TYPE_CHECKING:
     from lmcodec.cli.listing import Listed
+    from lmcodec.lm.store import FilePath
 
 SUFFIX = ".lmz"
 OK, ERROR, WARNING = 0, 1, 2
@@ -64,6 +66,9 @@ class Settings:
     model_only: bool = False  # no other model is a candidate
     method: str = "auto"  # see codec.Compressor
     device: str | None = None  # of the language model: cpu or cuda
+    computed_by: str | None = None  # an executor, in place of a device
+    dtype: str | None = None  # of a model of the prefix hf
+    download: bool = False  # fetch such a model
     threads: int | None = None
     block_nbytes: int | None = None
     solid: bool = False
@@ -80,7 +85,7 @@ class Settings:
         """What computes the language model."""
         from lmcodec.lm.executor import OF_DEVICE
 
-        return OF_DEVICE[self.device or "cpu"]
+        return self.computed_by or OF_DEVICE[self.device or "cpu"]
 
 
 def operate(settings: Settings, operands: tuple[str, ...]) -> int:
@@ -105,7 +110,9 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
         if settings.model_only:
             check_model(shown, settings.level, settings.method, "", "--model-only")
     if settings.mode != "list":
-        _require_device(settings.device)
+        if settings.computed_by is not None and settings.device is not None:
+            raise ConfigError("--executor and --device exclude each other")
+        _require_device(settings.device, settings.computed_by)
     reserve_standard_descriptors()
     # Who writes into a pipe may share the terminal with another program (tar -v, less): no progress unasked.
     writes_stdout = settings.to_stdout or (operands == ("-",) and settings.output is None)
@@ -115,16 +122,18 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
     return console.supervise(lambda: work.run(operands))
 
 
-def _require_device(device: str | None) -> None:
+def _require_device(device: str | None, executor: str | None) -> None:
     """Refuse a device that is not there, once, before any file is touched.
 
     Raises:
       ConfigError
     """
-    if device in (None, "cpu"):
-        return
     from lmcodec.lm.executor import OF_DEVICE, require
 
+    if executor is not None:
+        require(executor)
+    if device in (None, "cpu"):
+        return
     try:
         require(OF_DEVICE[str(device)])
     except ConfigError as error:
@@ -155,6 +164,39 @@ class _Work:
         self.settings, self.console = settings, console
         self.status = OK
         self.listed: list[Listed] = []
+        self._model: FilePath | None = settings.model
+        self._model_is_open = False
+
+    @property
+    def model(self) -> FilePath | None:
+        """The model that is asked for; where options say how it is loaded, the model itself.
+
+        Raises:
+          ConfigError: they are for models of the prefix hf, which it is not.
+        """
+        settings = self.settings
+        if (settings.dtype or settings.download) and not self._model_is_open:
+            from lmcodec.lm import outside
+            from lmcodec.lm.executor import EXECUTORS
+
+            asked = settings.model or os.environ.get("LMCODEC_MODEL")
+            if outside.prefix_of(asked) is None:
+                option = "--dtype" if settings.dtype else "--download"
+                raise ConfigError(f"{option} is for --model hf:PATH or hf:OWNER/NAME")
+            self._model = outside.load_model(
+                str(asked),
+                device=EXECUTORS[settings.executor] or "cpu",
+                dtype=settings.dtype,
+                download=settings.download,
+                memory_limit=settings.memory_limit,
+            )
+            self._model_is_open = True
+        return self._model
+
+    @property
+    def _executor(self) -> str:
+        """What computes the model; one that is open computes itself."""
+        return "kernel" if self._model_is_open else self.settings.executor
 
     def run(self, operands: tuple[str, ...]) -> int:
         for operand in operands:
@@ -184,6 +226,8 @@ class _Work:
                 message = message.replace(f"raise {limit}", f"raise {option}")
         except ModelNotFound as error:
             message = str(error).replace("model=", "--model")
+        except Unsupported as error:
+            message = one_line(error).replace(" (any_environment=True)", "")
         except LmcodecError as error:
             message = one_line(error)
         except Exception as error:  # our bug; the other files are still served
@@ -302,7 +346,7 @@ class _Work:
         if settings.verify:
             from lmcodec.cli.verify import Verifier
 
-            verifier = Verifier(settings.threads, settings.model, settings.executor)
+            verifier = Verifier(settings.threads, self.model, self._executor)
         # What was written to a file is read back; what went into a pipe is decoded as it goes.
         reads_back = isinstance(target, Target) and target.can_rewind
         compressor = Compressor(
@@ -310,10 +354,10 @@ class _Work:
             block_size=settings.block_nbytes,
             threads=settings.threads,
             solid=settings.solid,
-            model=settings.model,
+            model=self.model,
             model_only=settings.model_only,
             method=settings.method,
-            executor=settings.executor,
+            executor=self._executor,
         )
 
         progress.follow(lambda: (compressor.position, 0))
@@ -344,6 +388,9 @@ class _Work:
         if compressor.last_choice is not None:
             self.console.end()
             self.console.info(source.name, compressor.last_choice.describe())
+        if compressor.last_fingerprint is not None:
+            self.console.end()
+            self.console.info(source.name, f"environment-bound: {compressor.last_fingerprint.full()}")
 
     def _decoded(self, source: Source, progress: Progress) -> Iterator[bytes]:
         from lmcodec.frame import MAGIC
@@ -374,8 +421,9 @@ class _Work:
             max_ratio=settings.max_ratio,
             max_cpu_seconds=settings.max_cpu_seconds,
             threads=settings.threads,
-            model=settings.model,
-            executor=settings.executor,
+            model=self.model,
+            executor=self._executor,
+            any_environment=settings.force,
         )
         progress.follow(lambda: reader.position)
         yield from iter(lambda: reader.read(_OUTPUT_NBYTES), b"")
@@ -391,8 +439,10 @@ class _Work:
             self._warn(operand, f"{_IGNORED}: {listed.trailing}")
 
     def _print_list(self) -> None:
-        from lmcodec.cli.listing import as_json, as_table
+        from lmcodec.cli.listing import as_json, as_table, environments
 
         verbose = self.settings.verbosity > 0
         text = as_json(self.listed) if self.settings.json else as_table(self.listed, verbose)
+        if verbose and not self.settings.json:
+            text += environments(self.listed)
         Stdout().write(text.encode("utf-8", "backslashreplace"))

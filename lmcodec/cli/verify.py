@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from lmcodec.codec import Decompressor
 from lmcodec.errors import Corrupt
+from lmcodec.lm.store import FilePath
 
 _OUTPUT_NBYTES = 1 << 18
 
@@ -15,7 +16,7 @@ class Verifier:
     """Takes what was read and the one frame that was written, in pieces, and compares by SHA-256."""
 
     def __init__(
-        self, threads: int | None = None, model: str | None = None, executor: str = "kernel"
+        self, threads: int | None = None, model: FilePath | None = None, executor: str = "kernel"
     ) -> None:
         self._decompressor = Decompressor(threads=threads, model=model, executor=executor)
         self._original, self._decoded = hashlib.sha256(), hashlib.sha256()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from functools import partial
 from operator import index as as_int
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, number, optional
@@ -24,12 +24,16 @@ from lmcodec.codec.levels import (
     method_named,
 )
 from lmcodec.codec.pipeline import SMALL_NBYTES, Job, Pipeline, Reusable, Seat
+from lmcodec.codec.proof import Proof
 from lmcodec.codec.spec import Chain, EngineSpec, Key, lm_groups
-from lmcodec.errors import ModelNotFound
-from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
+from lmcodec.errors import ModelNotFound, Unsupported
+from lmcodec.frame import Block, Extension, ExtensionType, FrameHeader, FrameWalk, Method, pack_extensions
 from lmcodec.lm import store
 from lmcodec.lm.executor import KERNEL, checked, require
 from lmcodec.lm.store import FilePath, Model
+
+if TYPE_CHECKING:
+    from lmcodec.lm.bound import Fingerprint
 
 # A flush ends a block. Where that is small, the blocks after it continue it, so that nothing of what was
 # learned is lost. Such a chain has the tables of a block of CHAIN_NBYTES. It ends before it holds more than
@@ -130,6 +134,7 @@ class Compressor(Reusable):
             threads = 1  # what a block continues is known when the one before it is coded
         self._pipeline = Pipeline(threads, ENCODE_BUDGET_NBYTES if threads is None else None)
         self._last_choice: ModelChoice | None = None
+        self._last_fingerprint: Fingerprint | None = None
         self._begin(optional("content_size", content_size, 0, (1 << 63) - 1))
         self._last_mode = self.FLUSH_FRAME
 
@@ -143,8 +148,15 @@ class Compressor(Reusable):
         self._chain_nbytes = 0  # of the block that the last one's chain began with; of all of `_chain`
         self._chain_key: Key = ()  # what it had the choice of
         self._out: list[bytes] = []
+        # Of what no model file holds: it may be a model in floats.
+        source = self._source
+        self._proof: Proof | None = None
+        if source is not None and not source.has_file:
+            self._proof = Proof(source.model or source.name, self._executor, self._pipeline.threads)
 
     def _release(self) -> None:
+        if self._proof is not None:
+            self._proof.close()
         self._pending = bytearray()
         self._out = []
 
@@ -172,6 +184,8 @@ class Compressor(Reusable):
             raise ValueError(f"mode must be CONTINUE, FLUSH_BLOCK or FLUSH_FRAME, not {mode!r}")
         with byte_view(data) as view:
             try:
+                if self._proof is not None:
+                    self._proof.read(view)
                 for original, last, flushed in self._cut(view, mode):
                     self._pipeline.start(**self._prepared(original, last, flushed))
                 if mode == self.FLUSH_FRAME:
@@ -179,6 +193,7 @@ class Compressor(Reusable):
                 elif mode == self.FLUSH_BLOCK:
                     self._drain()
                 out = b"".join(self._out)
+                self._prove(out, mode)
                 if mode == self.FLUSH_FRAME:
                     self._begin()
                 else:
@@ -188,6 +203,16 @@ class Compressor(Reusable):
                 self.fail(error)
                 raise
         return out
+
+    def _prove(self, out: bytes, mode: int) -> None:
+        """Decode what was written with a model in floats, before the caller gets it.
+
+        Raises:
+            Unsupported: it does not come back.
+        """
+        walk = self._walk
+        if self._proof is not None and walk is not None and walk.header.environment is not None and out:
+            self._proof.written(out, mode == self.FLUSH_FRAME)
 
     def flush(self, mode: int = FLUSH_FRAME) -> bytes:
         """End the frame, or (FLUSH_BLOCK) the block so that all data so far decodes; return what is left.
@@ -239,6 +264,11 @@ class Compressor(Reusable):
         return self._last_choice
 
     @property
+    def last_fingerprint(self) -> Fingerprint | None:
+        """What the last frame is bound to, if it is (a model in floats)."""
+        return self._last_fingerprint
+
+    @property
     def _model(self) -> Model | None:
         if self._choice is not None:
             return self._choice.model
@@ -254,7 +284,7 @@ class Compressor(Reusable):
         ):
             return None
         asked = self._model
-        if asked is None or not asked.is_large:
+        if asked is None or not asked.is_large or not asked.is_exact:
             return None
         own = store.load(self._own, executor=self._executor)
         first, second = (self._spec(Method.LM_CM, model, len(data)) for model in (asked, own))
@@ -272,8 +302,12 @@ class Compressor(Reusable):
         """Write the header of a frame that has one block or several, unless it is there."""
         if self._walk is None:
             content_size = self._content_size if several else None
-            model_id = self._model.frame_id if needs_model and self._model else None
-            self._walk = FrameWalk(FrameHeader(content_size, model_id, has_index=several))
+            model = self._model if needs_model else None
+            bound_to = None if model is None else model.fingerprint
+            self._last_fingerprint = bound_to
+            extensions = () if bound_to is None else (_bound(bound_to),)
+            model_id = None if model is None else model.frame_id
+            self._walk = FrameWalk(FrameHeader(content_size, model_id, several, extensions))
             self._out.append(self._walk.header.pack())
         return self._walk
 
@@ -303,6 +337,10 @@ class Compressor(Reusable):
                 profile = min(plan.model_profile, len(model.profiles))
         streams = min(streams, nbytes)
         groups = self._groups or (lm_groups(streams, model) if model else 1)
+        if model is not None and not model.is_exact:
+            if groups > 1 and self._groups:
+                raise Unsupported(f"{model.name}: a model in floats has one group of streams")
+            groups = 1  # both directions take the same steps of all streams
         may_thin = method == Method.LM_CM and self._streams is None and self._groups is None
         return EngineSpec(method, profile, streams, min(groups, streams), model, enlarge, may_thin)
 
@@ -394,7 +432,19 @@ class Compressor(Reusable):
 
 def _model_field_nbytes(key: Key) -> int:
     """Bytes of the field of a frame's header that names the model."""
-    return max((1 if c.model is None or c.model.number is not None else 9 for c in key), default=0)
+
+    def nbytes(model: Model | None) -> int:
+        if model is None or model.number is not None:
+            return 1
+        bound_to = model.fingerprint
+        return 9 if bound_to is None else 9 + len(pack_extensions([_bound(bound_to)])) + 4
+
+    return max((nbytes(spec.model) for spec in key), default=0)
+
+
+def _bound(bound_to: Fingerprint) -> Extension:
+    """The field that says what a frame is bound to."""
+    return Extension(ExtensionType.ENVIRONMENT, bound_to.pack(), critical=True)
 
 
 def compress(

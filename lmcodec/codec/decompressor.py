@@ -6,7 +6,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Collection
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, number, optional, positive
@@ -17,6 +17,9 @@ from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
 from lmcodec.lm import store
 from lmcodec.lm.executor import KERNEL, checked, require
 from lmcodec.lm.store import FilePath, Model
+
+if TYPE_CHECKING:
+    from lmcodec.lm.bound import Fingerprint
 
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
 DECODE_BUDGET_NBYTES = 100 << 20
@@ -31,21 +34,25 @@ def decode_block(
     spec: EngineSpec | None = None,
     helped: bool = False,
     allowance: Allowance | None = None,
+    elsewhere: str = "",
     seat: Seat | None = None,
 ) -> bytes | bytearray:
-    """The original of a block, checked."""
+    """The original of a block, checked; `elsewhere` is added to what is wrong with it."""
     original: bytes | bytearray
     if seat is None or spec is None:
         original = payload
     else:
         try:
             original = seat.decode(spec, block, payload, helped, allowance)
-        except (Corrupt, LimitExceeded) as error:
-            raise type(error)(f"{where}: {error}") from None
+        except Corrupt as error:
+            raise Corrupt(f"{where}: {error}{elsewhere}") from None
+        except LimitExceeded as error:
+            raise LimitExceeded(f"{where}: {error}") from None
     check = block.compute_check(original, payload)
     if check != block.check or len(original) != block.original_nbytes:
         raise Corrupt(
             f"{where}: its check is {block.check:08X}, its data give {check:08X}; the data is damaged"
+            f"{elsewhere}"
         )
     return original
 
@@ -67,6 +74,8 @@ class Decompressor(Reusable):
         model: a model file, or a shipped model's name, for a frame whose model is not a shipped one; by
             default what LMCODEC_MODEL names. A frame that needs another model is refused.
         executor: what computes language models, as for `Compressor`; any gives back any frame.
+        any_environment: try a frame that is bound to another environment (a model in floats). What comes out
+            is checked as always; if it is not right, the error says so.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -83,8 +92,11 @@ class Decompressor(Reusable):
         threads: int | None = None,
         model: FilePath | None = None,
         executor: str = KERNEL,
+        any_environment: bool = False,
     ) -> None:
         self._given_model = model
+        self._any_environment = bool(any_environment)
+        self._bound_to: Fingerprint | None = None  # what the frame is bound to, once a block asked
         self._executor = checked(executor)
         require(executor)
         self._model: Model | None = None  # once a block needed it
@@ -295,10 +307,42 @@ class Decompressor(Reusable):
             assert self._walk is not None
             assert self._walk.header.model_id is not None
             self._model = store.for_frame(
-                self._walk.header.model_id, self._given_model, self._memory_limit, self._executor
+                self._walk.header.model_id,
+                self._given_model,
+                self._memory_limit,
+                self._executor,
+                self._environment(),
+                self._any_environment,
             )
+        if self._bound_to is not None and block.groups > 1 and block.method >= Method.LM_CM:
+            raise Corrupt("streams in two groups with a model in floats; the data is damaged")
         model = self._model if block.method >= Method.LM_CM else None
         return EngineSpec(block.method, block.profile, block.streams, block.groups, model, block.enlarge)
+
+    def _environment(self) -> Fingerprint | None:
+        """What the frame is bound to; None if it is not.
+
+        Raises:
+            Corrupt: it does not say it in the form that it should.
+        """
+        assert self._walk is not None
+        data = self._walk.header.environment
+        if data is not None:
+            from lmcodec.lm.bound import Fingerprint
+
+            self._bound_to = Fingerprint.parse(data)
+        return self._bound_to
+
+    def _elsewhere(self) -> str:
+        """What to add to an error of a block that is decoded elsewhere than it was written."""
+        model, bound_to = self._model, self._bound_to
+        here = None if model is None else model.fingerprint
+        if bound_to is None or here is None or dict(here.environment) == dict(bound_to.environment):
+            return ""
+        return (
+            f"; or this environment computes otherwise ({here.describe()}) than the one that the frame is "
+            f"bound to ({bound_to.describe()})"
+        )
 
     def _need(self, block: Block) -> int:
         spec = self._spec(block)
@@ -327,7 +371,10 @@ class Decompressor(Reusable):
         else:
             small = block.chained and block.original_nbytes <= SMALL_NBYTES
             helped = self._pipeline.helped and not small
-            work = partial(decode_block, block, payload, where, spec, helped, self._pipeline.allowance)
+            elsewhere = self._elsewhere() if spec is not None and spec.model is not None else ""
+            work = partial(
+                decode_block, block, payload, where, spec, helped, self._pipeline.allowance, elsewhere
+            )
             sizes = {"original_nbytes": block.original_nbytes, "coded_nbytes": block.nbytes}
             self._pipeline.start(work, need, key, block.continues, threaded=not small, **sizes)
         return True
@@ -361,8 +408,8 @@ class FrameReader:
         read: called with a number of bytes, returns that many or fewer (any buffer), b"" at the end.
         ready: whether `read` returns without waiting for somebody to write. Where it does not, every block
             that is all there is given out before; where it does, blocks are read ahead. None: it always does.
-        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor: as for `Decompressor`,
-            but for all frames together.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment: as
+            for `Decompressor`, but for all frames together.
     """
 
     def __init__(
@@ -377,6 +424,7 @@ class FrameReader:
         threads: int | None = None,
         model: FilePath | None = None,
         executor: str = KERNEL,
+        any_environment: bool = False,
     ) -> None:
         self._read, self._ready = read, ready
         self._limits: dict[str, Any] = {
@@ -387,6 +435,7 @@ class FrameReader:
             "threads": threads,
             "model": model,
             "executor": executor,
+            "any_environment": any_environment,
         }
         self._frame = self._open(0, 0)
         self._fresh = True  # not a byte of the frame has been read
@@ -516,6 +565,7 @@ def decompress(
     max_cpu_seconds: float | None = None,
     model: FilePath | None = None,
     executor: str = KERNEL,
+    any_environment: bool = False,
 ) -> bytes:
     """Decompress `data` (any buffer): one frame, or several one after another.
 
@@ -543,6 +593,7 @@ def decompress(
             threads=threads,
             model=model,
             executor=executor,
+            any_environment=any_environment,
         )
         try:
             return reader.read()

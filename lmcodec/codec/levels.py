@@ -261,7 +261,9 @@ def choose_model(data: bytes, asked: EngineSpec, other: EngineSpec, seat: Seat) 
 
 
 def _sampled_nbytes(key: Key) -> int:
-    """Pieces tell of blocks that have more bytes."""
+    """Pieces tell of blocks that have more bytes; of none with a model in floats, whose steps are slow."""
+    if any(spec.model is not None and not spec.model.is_exact for spec in key):
+        return frame.MAX_BLOCK_NBYTES
     large = any(spec.model is not None and spec.model.is_large for spec in key)
     return LARGE_SAMPLED_NBYTES if large else SAMPLED_NBYTES
 

@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, read_fully
 from lmcodec.errors import Corrupt, TrailingData, Truncated
 from lmcodec.frame import Block, Extension, Flag, FrameWalk
+
+if TYPE_CHECKING:
+    from lmcodec.lm.bound import Fingerprint
 
 _READ_NBYTES = 128 << 10
 
@@ -40,6 +43,20 @@ class FrameInfo:
     blocks: tuple[Block, ...] | None = field(default=None, repr=False)
     nbytes: int | None = None
     extensions: tuple[Extension, ...] = ()
+
+    @property
+    def environment(self) -> Fingerprint | None:
+        """What an environment-bound frame says of its environment; None of all others.
+
+        Raises:
+            Corrupt: it does not say it in the form that it should.
+        """
+        data = frame.environment_of(self.extensions)
+        if data is None:
+            return None
+        from lmcodec.lm.bound import Fingerprint
+
+        return Fingerprint.parse(data)
 
     @property
     def original_nbytes(self) -> int | None:

@@ -16,7 +16,7 @@ import numpy as np
 
 from lmcodec.errors import Corrupt
 from lmcodec.lm import tables
-from lmcodec.lm.vocab import Vocabulary
+from lmcodec.lm.vocab import Buffer, Vocabulary
 
 if TYPE_CHECKING:
     from lmcodec import _kernel
@@ -63,18 +63,40 @@ class Session(ABC):
 class LanguageModel(ABC):
     """What predicts tokens. Immutable; several sessions may be open.
 
+    `vocabulary`, `start_tokens` and `session` make one; with a `model_id` it writes and reads frames as well
+    (`compress(data, model=MODEL)`). `lmcodec.testing.check_model` says whether it keeps what it promises.
+
     Attributes:
         vocabulary: V byte strings, sorted.
         start_tokens: what a stream is stepped by first, at the start of a document and in the middle of one:
             numbers from V on, the model's own business.
+        model_id: names what is computed, to the bit: any text that another model, or another version, does
+            not have. Frames hold a hash of it. Empty: the model makes no frames.
+        exact: whether every machine computes the same integers. One that cannot promise that is a
+            `lmcodec.lm.bound.BoundModel`.
+        nbytes: that the model takes in memory.
+        stream_nbytes: that a session takes for each stream at most, logits not counted.
+        macs_per_token: multiply-accumulates of one step of one stream: how much work it is.
+        steps_at_once: positions that `Session.run` is asked for at once, at most. Between two calls the work
+            can be given up; 1 where a step takes long.
     """
 
     vocabulary: Vocabulary
     start_tokens: tuple[int, int]
+    model_id: str = ""
+    exact: bool = True
+    nbytes: int = 0
+    stream_nbytes: int = 0
+    macs_per_token: int = 0
+    steps_at_once: int = 256
 
     @abstractmethod
     def session(self, n_stream: int) -> Session:
         """States of B = `n_stream` streams, 1 to 128."""
+
+    def segment(self, data: Buffer) -> np.ndarray:
+        """(m,) uint32 tokens that spell `data`; any will do, good ones make small frames."""
+        return self.vocabulary.segment(data)
 
 
 class DeviceSession(Session):
@@ -150,4 +172,5 @@ def external(model: LanguageModel, isa: str = "") -> _kernel.ExternalModel:
         tables.exp2_coarse(),
         tables.exp2_fine(),
         isa,
+        model.steps_at_once,
     )

@@ -35,6 +35,9 @@ MODULES: dict[str, str] = {
 
 # What makes models of those that other programs have trained.
 IMPORTER = "lmcodec.lm.transformer.importing.build"
+# What their tokenizers spell, and segmentation by them.
+TOKENS = "lmcodec.lm.transformer.importing.tokens"
+SEGMENT = "lmcodec.lm.transformer.segment"
 
 
 class ImportedFile(Protocol):
@@ -280,15 +283,20 @@ class LoadedModel(ABC):
 
 
 def get(name: str) -> Kind:
-    """The kind's module.
+    """The kind's module; that of a package, where one registers the kind (`lm.outside`).
 
     Raises:
         Unsupported: this lmcodec knows no such kind.
     """
     module = MODULES.get(name)
     if module is None:
+        from lmcodec.lm import outside
+
+        found = outside.registered(name)
+        if found is not None and outside.is_kind(found):
+            return cast(Kind, found)
         raise Unsupported(
-            f"model of kind {name!r}, which this lmcodec does not know; a newer one may "
+            f"model of kind {name!r}, which this lmcodec does not know; a newer one, or a package, may "
             f"(known: {', '.join(MODULES)})"
         )
     return cast(Kind, import_module(module))

@@ -13,9 +13,17 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
-from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported, clear_frames
+from lmcodec.errors import (
+    ConfigError,
+    Corrupt,
+    LimitExceeded,
+    LmcodecError,
+    ModelNotFound,
+    Unsupported,
+    clear_frames,
+)
 from lmcodec.lm import folder
 from lmcodec.lm.executor import KERNEL, require
 
@@ -23,11 +31,16 @@ if TYPE_CHECKING:
     import numpy as np
 
     from lmcodec import _kernel
+    from lmcodec.lm.bound import BoundModel, Fingerprint
+    from lmcodec.lm.interface import LanguageModel
     from lmcodec.lm.kinds import Header, LoadedModel, ModelFile
     from lmcodec.lm.vocab import Buffer, Vocabulary
     from lmcodec.profile import Profile
 
-FilePath = str | os.PathLike[str]
+    # What names a model: a name, an id or a path; or the model itself.
+    FilePath = str | os.PathLike[str] | LanguageModel
+else:
+    FilePath = str | os.PathLike[str]
 
 MODEL_VARIABLE = "LMCODEC_MODEL"
 _KEPT = 4  # models that stay loaded
@@ -73,11 +86,21 @@ class Source:
         path: of its file.
         number: of a shipped one, None for others.
         model_id: of a shipped one, None for others: the file says it.
+        name: of a model that has no file (`lm.outside`), as it was asked for; its path is only what people
+            see.
+        model: the model itself, where the caller gave it.
     """
 
     path: Path
     number: int | None = None
     model_id: str | None = None
+    name: str | None = None
+    model: LanguageModel | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def has_file(self) -> bool:
+        """Whether a model file holds it."""
+        return self.name is None and self.model is None
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +122,8 @@ class Model:
         nbytes: that it takes in memory, at most, while it is loaded too.
         executor: what computes its steps, of `lm.executor.EXECUTORS`.
         session_nbytes: that computing them takes for each block at work, beside what the kernel counts.
+        outside: what computes it, where no model file holds it; None for others.
+        called: how it was asked for, where no model file holds it.
     """
 
     path: Path
@@ -114,15 +139,29 @@ class Model:
     nbytes: int
     executor: str = KERNEL
     session_nbytes: int = 0
+    outside: LanguageModel | None = field(default=None, repr=False)
+    called: str = ""
 
     @property
     def may_be_helped(self) -> bool:
         """Whether a second thread can help with a block: with steps that the kernel computes."""
-        return self.executor == KERNEL
+        return self.executor == KERNEL and self.outside is None
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every machine computes the same integers; of others, frames hold a fingerprint."""
+        return self.outside is None or self.outside.exact
+
+    @property
+    def fingerprint(self) -> Fingerprint | None:
+        """What frames say of the environment; None where it does not matter."""
+        return None if self.is_exact else cast("BoundModel", self.outside).fingerprint
 
     @property
     def name(self) -> str:
         """What users call it: a shipped one's name, or its file's without the suffix."""
+        if self.outside is not None:
+            return self.called
         return SHIPPED[self.number].name if self.number in SHIPPED else self.path.stem
 
     @property
@@ -205,15 +244,28 @@ def own(names: tuple[str, ...]) -> Source | None:
 
 
 def find(name_or_path: FilePath) -> Source:
-    """The model of that name or id, or in that file.
+    """The model of that name or id, or in that file; or the model that is given.
 
-    Names of shipped models come first, then those of the models folder, then paths: `./NAME` is a file even
-    if there is a model of that name. An id is 16 hexadecimal digits.
+    Names of shipped models come first, then those of the models folder, then paths, then names that packages
+    have registered: `./NAME` is a file even if there is a model of that name. An id is 16 hexadecimal digits.
+    `hf:PATH_OR_ID` is a model that transformers can load.
 
     Raises:
         ModelNotFound: there is none.
+        TypeError: something else is given.
     """
+    from lmcodec.lm import outside
+
+    if not isinstance(name_or_path, (str, os.PathLike)):
+        from lmcodec.lm.interface import LanguageModel
+
+        if not isinstance(name_or_path, LanguageModel):
+            given = type(name_or_path).__name__
+            raise TypeError(f"model must be a name, a path or a LanguageModel, not {given}")
+        return Source(Path(type(name_or_path).__name__), model=name_or_path)
     asked = os.fspath(name_or_path)
+    if outside.prefix_of(asked) is not None:
+        return Source(Path(asked), name=asked)
     for number, shipped in SHIPPED.items():
         if asked in (shipped.name, shipped.model_id):
             return _shipped(number)
@@ -225,6 +277,8 @@ def find(name_or_path: FilePath) -> Source:
     path = Path(asked)
     if path.is_file():
         return Source(path)
+    if os.path.basename(asked) == asked and outside.registered(asked) is not None:
+        return Source(Path(asked), name=asked)
     names = ", ".join(shipped.name for shipped in SHIPPED.values()) or "none"
     if path.exists():
         raise ModelNotFound(f"{asked}: not a model file; the shipped models are: {names}")
@@ -238,6 +292,8 @@ def for_frame(
     given: FilePath | None = None,
     memory_limit: int | None = None,
     executor: str = KERNEL,
+    bound_to: Fingerprint | None = None,
+    any_environment: bool = False,
 ) -> Model:
     """The model that a frame's header names.
 
@@ -247,12 +303,17 @@ def for_frame(
             is searched, too.
         memory_limit: bytes; a model that takes more is not loaded.
         executor: see `load`.
+        bound_to: the environment that the frame is bound to, if it is.
+        any_environment: try another environment, too.
 
     Raises:
         ModelNotFound: it is neither shipped, given nor in the models folder.
+        Unsupported: the frame is bound to another environment.
         LimitExceeded: it takes more than `memory_limit`.
         LmcodecError: its file is damaged.
     """
+    if bound_to is not None:
+        return _for_bound_frame(model_id, given, memory_limit, executor, bound_to, any_environment)
     wanted = None if isinstance(model_id, int) else model_id.hex()
     if isinstance(model_id, int):
         if model_id in SHIPPED:
@@ -268,7 +329,13 @@ def for_frame(
     if asked:
         try:
             source = find(asked)
-            found = source.model_id or _header_id(source.path)
+            if not source.has_file:
+                model = load(source, memory_limit, executor)
+                if model.model_id == wanted:
+                    return model
+                found = model.model_id
+            else:
+                found = source.model_id or _header_id(source.path)
             if found == wanted:
                 return load(source, memory_limit, executor)
         except LimitExceeded:
@@ -278,7 +345,7 @@ def for_frame(
                 raise
             offered = f" (the environment's {MODEL_VARIABLE} gives none: {error})"
         else:
-            offered = f" (the one given, {os.fspath(asked)}, is {found})"
+            offered = f" (the one given, {_called(asked)}, is {found})"
     if wanted is not None:
         failure: LmcodecError | None = None
         for file in folder.with_id(wanted):
@@ -291,6 +358,44 @@ def for_frame(
         if failure is not None:
             raise failure
     raise ModelNotFound(f"needs {_advice(model_id)}{offered}")
+
+
+def _called(asked: FilePath) -> str:
+    return os.fspath(asked) if isinstance(asked, (str, os.PathLike)) else type(asked).__name__
+
+
+def _for_bound_frame(
+    model_id: int | bytes,
+    given: FilePath | None,
+    memory_limit: int | None,
+    executor: str,
+    bound_to: Fingerprint,
+    any_environment: bool,
+) -> Model:
+    """As `for_frame`, of a frame that is bound to an environment."""
+    if isinstance(model_id, int):
+        raise Corrupt("it names a shipped model and is bound to an environment; the data is damaged")
+    asked = given if given is not None else os.environ.get(MODEL_VARIABLE)
+    needs = f"needs model {model_id.hex()}, which runs in floats ({bound_to.full()})"
+    if not asked:
+        raise ModelNotFound(
+            f"{needs}; name it, hf:PATH or hf:OWNER/NAME (model=, or {MODEL_VARIABLE} in the environment)"
+        )
+    source = find(asked)
+    if source.has_file:
+        raise ModelNotFound(f"{needs}; the one given, {_called(asked)}, is a model file")
+    model = load(source, memory_limit, executor, bound_to)
+    found = model.fingerprint
+    if found is None or model.model_id != model_id.hex():
+        weights = "" if found is None else f" (weights {found.model[:16]})"
+        raise ModelNotFound(f"{needs}; the one given, {_called(asked)}, is {model.model_id}{weights}")
+    if dict(found.environment) != dict(bound_to.environment) and not any_environment:
+        raise Unsupported(
+            f"was written in another environment, and only that one is sure to restore it: there "
+            f"{bound_to.describe()}; here {found.describe()}. --force (any_environment=True) tries it; its "
+            "checks say whether that worked"
+        )
+    return model
 
 
 def _header_id(path: Path) -> str:
@@ -307,7 +412,7 @@ def _advice(model_id: int | bytes) -> str:
         return (
             f"model {model_id.hex()}, which is neither shipped with lmcodec {__version__} nor in "
             f"{folder.shown()}; import it (lmcodec model import), put its file there, or name it (model=, or "
-            f"{MODEL_VARIABLE} in the environment)"
+            f"{MODEL_VARIABLE} in the environment), as one that a package brings must be"
         )
     if model_id in RETIRED:
         name, version, wanted = RETIRED[model_id]
@@ -329,13 +434,19 @@ _lock = threading.Lock()
 _loaded: dict[tuple[object, ...], Model] = {}
 
 
-def load(source: Source, memory_limit: int | None = None, executor: str = KERNEL) -> Model:
+def load(
+    source: Source,
+    memory_limit: int | None = None,
+    executor: str = KERNEL,
+    bound_to: Fingerprint | None = None,
+) -> Model:
     """The model, from memory if it was loaded before and its file has not changed. Thread-safe.
 
     Args:
         source: where it is.
         memory_limit: bytes that loading it may take.
         executor: what is to compute its steps, of `lm.executor.EXECUTORS`.
+        bound_to: of a frame, whose settings a model without an exact definition is to have.
 
     Raises:
         ModelNotFound: its file cannot be read.
@@ -345,18 +456,31 @@ def load(source: Source, memory_limit: int | None = None, executor: str = KERNEL
             known answer.
         LmcodecError: as `kinds.open_file`.
     """
-    try:
-        status = source.path.stat()
-    except OSError as error:
-        raise ModelNotFound(f"{source.path}: cannot be read: {error.strerror}") from None
-    key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA"), executor
+    key: tuple[object, ...]
+    settings = None if bound_to is None else tuple(sorted(bound_to.settings.items()))
+    if source.has_file:
+        try:
+            status = source.path.stat()
+        except OSError as error:
+            raise ModelNotFound(f"{source.path}: cannot be read: {error.strerror}") from None
+        key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA"), executor
+    else:
+        # The model that is kept keeps the object, whose number no other one has meanwhile.
+        key = source.name, id(source.model), os.environ.get("LMCODEC_ISA"), executor, settings
+        if source.name is not None:
+            from lmcodec.lm import outside
+
+            key += outside.stamp(source.name)
     with _lock:
         model = _loaded.pop(key, None)
         if model is None:
             while len(_loaded) >= _KEPT:
                 del _loaded[next(iter(_loaded))]
             try:
-                model = _load(source, memory_limit, executor)
+                if source.has_file:
+                    model = _load(source, memory_limit, executor)
+                else:
+                    model = _load_outside(source, memory_limit, executor, bound_to)
             except BaseException as error:
                 clear_frames(error)  # which would keep the file's content
                 raise
@@ -412,17 +536,39 @@ class _Profiles:
 
 def _load(source: Source, memory_limit: int | None, executor: str) -> Model:
     require(executor)
-    from lmcodec import _kernel
-    from lmcodec.lm import kinds, tables
+    from lmcodec.lm import kinds
 
     opened = kinds.open_file(source.path, memory_limit, outside=executor != KERNEL)
-    header = opened.header
     profiles = _Profiles(opened)
     try:
         loaded = opened.decode()
     except BaseException:
         profiles.wait()
         raise
+    try:
+        return assemble(source, loaded, profiles.result, executor)
+    finally:
+        profiles.wait()
+
+
+def assemble(
+    source: Source, loaded: LoadedModel, profiles: Callable[[], tuple[Profile, ...]], executor: str = KERNEL
+) -> Model:
+    """The model of a file that is in memory, laid out for an executor and proved.
+
+    Args:
+        source: where it is.
+        loaded: what its file holds.
+        profiles: gives those of the context models beside it.
+        executor: as for `load`.
+
+    Raises:
+        ConfigError, Corrupt: as `load`.
+    """
+    from lmcodec import _kernel
+    from lmcodec.lm import tables
+
+    header = loaded.header
     if source.model_id is not None and loaded.model_id != source.model_id:
         raise Corrupt(
             f"{source.path}: is model {loaded.model_id}, model {source.number} of this version is "
@@ -432,7 +578,7 @@ def _load(source: Source, memory_limit: int | None, executor: str) -> Model:
     vocabulary = loaded.vocabulary
     strings, offsets = vocabulary.flat()
     coding = _kernel.TokenCoding(network, strings, offsets, tables.log2())
-    found = profiles.result()
+    found = profiles()
     own_nbytes = header.memory_nbytes if executor == KERNEL else header.outside_memory_nbytes
     nbytes = own_nbytes + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in found)
     session_nbytes = header.block_nbytes if executor == KERNEL else header.outside_block_nbytes
@@ -450,6 +596,59 @@ def _load(source: Source, memory_limit: int | None, executor: str) -> Model:
         nbytes,
         executor,
         session_nbytes,
+    )
+
+
+def _load_outside(
+    source: Source, memory_limit: int | None, executor: str, bound_to: Fingerprint | None
+) -> Model:
+    """A model that no model file holds."""
+    require(executor)
+    from lmcodec import _kernel
+    from lmcodec.lm import isa, outside, tables
+    from lmcodec.lm.interface import external
+    from lmcodec.profile import parse_all
+
+    called = source.name or str(getattr(source.model, "name", "") or source.path)
+    if source.name is not None and outside.prefix_of(source.name) is not None:
+        options = {} if bound_to is None else {"settings": bound_to.settings}
+        found: LanguageModel = outside.open_prefixed(
+            source.name, executor, memory_limit=memory_limit, **options
+        )
+    else:
+        if executor != KERNEL:
+            raise ConfigError(f"{called}: computes itself; executor {executor} cannot compute it")
+        named = source.model or (outside.open_registered(source.name) if source.name is not None else None)
+        if named is None:
+            raise ModelNotFound(f"{called}: is registered as a kind of model files, not as a model")
+        found = named
+        if bound_to is not None and not found.exact:
+            found = cast("BoundModel", found).with_settings(bound_to.settings)
+    outside.require_memory(found, memory_limit)
+    mixer = outside.mixer()
+    model_id = outside.frame_id(found, mixer)
+    profiles = tuple(parse_all(mixer, "the profile of imported models"))
+    chosen = isa.usable()
+    network = external(found, chosen)
+    strings, offsets = found.vocabulary.flat()
+    header = outside.header_of(found, model_id)
+    nbytes = header.nbytes + _NODE_NBYTES * len(strings) + 4 * sum(p.kernel.n_learned for p in profiles)
+    return Model(
+        source.path,
+        None,
+        model_id,
+        header,
+        found.vocabulary,
+        found.segment,
+        chosen,
+        network,
+        _kernel.TokenCoding(network, strings, offsets, tables.log2()),
+        profiles,
+        nbytes,
+        executor,
+        header.outside_block_nbytes,
+        found,
+        called,
     )
 
 

@@ -30,7 +30,7 @@ class ExternalSession : public LmSession {
   void run(const std::uint32_t* tokens, std::size_t n_step, const Rows& rows) override {
     const std::size_t b = static_cast<std::size_t>(n_stream_);
     const std::size_t most = std::min(kPieceRows, kPieceLogits / n_token_);
-    const std::size_t piece_steps = std::max<std::size_t>(1, most / b);
+    const std::size_t piece_steps = std::min(std::max<std::size_t>(1, most / b), model_.steps_at_once());
     for (std::size_t t = 0; t < n_step; t += piece_steps) {
       const std::size_t n = std::min(piece_steps, n_step - t);
       piece(tokens + t * b, n);
@@ -92,8 +92,9 @@ class ExternalSession : public LmSession {
 }  // namespace
 
 ExternalModel::ExternalModel(std::uint32_t n_token, std::uint32_t start, std::uint32_t start_cut,
-                             const std::int32_t* exp2_coarse, const std::int32_t* exp2_fine, const char* isa, Make make)
-    : n_token_(n_token), start_(start), start_cut_(start_cut), kernels_(chosen_kernels(isa)), make_(std::move(make)) {
+                             const std::int32_t* exp2_coarse, const std::int32_t* exp2_fine, const char* isa,
+                             std::uint32_t steps_at_once, Make make)
+    : n_token_(n_token), start_(start), start_cut_(start_cut), steps_at_once_(steps_at_once ? steps_at_once : 1), kernels_(chosen_kernels(isa)), make_(std::move(make)) {
   if (n_token < 256 || n_token > kVocabMax)
     throw std::invalid_argument("a language model has 256 to 2^20 tokens, not " + std::to_string(n_token));
   if (start < n_token || start_cut < n_token) throw std::invalid_argument("a start token is one of the vocabulary");

@@ -30,19 +30,22 @@ class ExternalModel : public LanguageModel {
   using Make = std::function<std::unique_ptr<ExternalStates>(int n_stream)>;
 
   // exp2_coarse, exp2_fine: (16) each, of lm/tables.py; isa: null for the best. Throws std::invalid_argument for one that
-  // this machine lacks, and for a table that is another one.
+  // this machine lacks, and for a table that is another one. steps_at_once: positions that states are asked for in one
+  // call, at most; between two calls the work can be given up.
   ExternalModel(std::uint32_t n_token, std::uint32_t start, std::uint32_t start_cut, const std::int32_t* exp2_coarse,
-                const std::int32_t* exp2_fine, const char* isa, Make make);
+                const std::int32_t* exp2_fine, const char* isa, std::uint32_t steps_at_once, Make make);
 
   std::uint32_t n_token() const override { return n_token_; }
   std::uint32_t n_input() const override { return 1 + (start_ > start_cut_ ? start_ : start_cut_); }
   std::uint32_t start_token(bool cut) const override { return cut ? start_cut_ : start_; }
   // What is outside may belong to a thread.
   bool may_be_helped() const override { return false; }
+  std::size_t steps_at_once() const { return steps_at_once_; }
   std::unique_ptr<LmSession> session(int n_stream, const SessionOptions& options) const override;
 
  private:
   const std::uint32_t n_token_, start_, start_cut_;
+  const std::size_t steps_at_once_;
   NetworkKernels kernels_;
   NetworkTables tables_ = {};
   const Make make_;

@@ -61,7 +61,8 @@ class PythonStates : public ExternalStates {
 };
 
 void make_external(ExternalModel* self, std::uint32_t n_token, std::uint32_t start, std::uint32_t start_cut,
-                   nb::callable make, Exponentials exp2_coarse, Exponentials exp2_fine, const std::string& isa) {
+                   nb::callable make, Exponentials exp2_coarse, Exponentials exp2_fine, const std::string& isa,
+                   std::uint32_t steps_at_once) {
   if (exp2_coarse.size() != 16 || exp2_fine.size() != 16) throw nb::value_error("a table has not the expected size");
   // Sessions are made and dropped by loops that have released the GIL; the callable itself goes with the model.
   std::shared_ptr<nb::callable> shared(new nb::callable(std::move(make)), [](nb::callable* p) {
@@ -69,7 +70,7 @@ void make_external(ExternalModel* self, std::uint32_t n_token, std::uint32_t sta
     delete p;
   });
   new (self) ExternalModel(n_token, start, start_cut, exp2_coarse.data(), exp2_fine.data(),
-                           isa.empty() ? nullptr : isa.c_str(), [shared, n_token](int n_stream) {
+                           isa.empty() ? nullptr : isa.c_str(), steps_at_once, [shared, n_token](int n_stream) {
                              const GilAcquired acquired;
                              return std::unique_ptr<ExternalStates>(
                                  std::make_unique<PythonStates>((*shared)(n_stream), n_stream, n_token));
@@ -82,7 +83,7 @@ void bind_external(nb::module_& m) {
   nb::class_<ExternalModel, LanguageModel>(
       m, "ExternalModel", "A language model outside the kernel, which makes frequencies of its logits.")
       .def("__init__", &make_external, nb::arg("n_token"), nb::arg("start"), nb::arg("start_cut"), nb::arg("make"),
-           nb::arg("exp2_coarse"), nb::arg("exp2_fine"), nb::arg("isa") = "");
+           nb::arg("exp2_coarse"), nb::arg("exp2_fine"), nb::arg("isa") = "", nb::arg("steps_at_once") = 256);
 }
 
 }  // namespace lmcodec
