@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from lmcodec.file import LMFile, open
+    from lmcodec.integrations.archives import tarfile_open
     from lmcodec.measure.bpb import Measurement, bits_per_byte
     from lmcodec.measure.trace import surprisal
 
@@ -48,6 +49,7 @@ __all__ = [
     "frame_info",
     "open",
     "surprisal",
+    "tarfile_open",
 ]
 
 
@@ -79,6 +81,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
             module = "measure.bpb"
         elif name == "surprisal":
             module = "measure.trace"
+        elif name == "tarfile_open":
+            module = "integrations.archives"
         value = globals()[name] = getattr(import_module(f"lmcodec.{module}"), name)
         return value
 
