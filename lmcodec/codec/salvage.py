@@ -181,6 +181,9 @@ class _Salvage:
                 return
         except LmcodecError:
             pass
+        yield from self._guesses()
+
+    def _guesses(self) -> Iterator[FrameHeader]:
         from lmcodec.lm import store
 
         given = self._options.get("model")
@@ -188,9 +191,10 @@ class _Salvage:
             yield FrameHeader(model_id=bytes.fromhex(store.load(store.find(given)).model_id))
         for number in store.SHIPPED:
             yield FrameHeader(model_id=number)
+        yield FrameHeader()
 
     def _by_index(self, indexed: _Indexed) -> Iterator[bytes | Gap]:
-        candidates = list(self._headers_to_try(indexed)) or [FrameHeader()]
+        candidates = list(self._headers_to_try(indexed))
         if len(candidates) > 1:
             # No bytes of the original are in it.
             nbytes = indexed.first - indexed.start
@@ -224,22 +228,25 @@ class _Salvage:
     def _by_headers(self, start: int, end: int) -> Generator[bytes | Gap, None, int]:
         """What stands before `end` and has no index that holds, up to the next frame; returns its end."""
         following = next(self._find(MAGIC, start, end), end)
-        if following > start:
-            if self._read_at(start, following - start).strip(b"\0"):
-                yield Gap(start, following - start, self._given, None, "here is no frame")
-            return following
-        try:
-            header = frame.read_header(self._read_at, start)
-        except (Corrupt, Unsupported) as error:
-            header, reason = None, str(error).partition(": ")[2]
+        if following > start and not self._read_at(start, following - start).strip(b"\0"):
+            return following  # padding
+        reason, header, at = "here is no frame", None, start
+        if following == start:
+            try:
+                header, reason = frame.read_header(self._read_at, start), "the file ends in a frame header"
+            except (Corrupt, Unsupported) as error:
+                reason = str(error).partition(": ")[2]
+        if header is not None:
+            at += header.nbytes
         else:
-            reason = "the file ends in a frame header"
-        if header is None:
-            following = next(self._find(MAGIC, start + 1, end), end)
-            yield Gap(start, following - start, self._given, None, reason)
-            return following
+            # Blocks may be there: of a model that ships, if they need one.
+            header = next(self._guesses())
+            at = self._resynchronise(start + 1, end, header)
+            yield Gap(start, at - start, self._given, None, reason)
+            if at == end or self._read_at(at, len(MAGIC)) == MAGIC:
+                return at
         given_before = self._given
-        at, number, known = start + header.nbytes, 1, True
+        number, known = 1, True
         previous: Block | None = None
         while at < end:
             try:
@@ -267,7 +274,7 @@ class _Salvage:
             at += block.nbytes
             previous, number = block, number + 1
             if block.last and not isinstance(result, str):
-                return self._after_last(header, at, end)
+                return (yield from self._after_last(header, at, end))
         size = header.content_size
         missing = None if size is None else size - (self._given - given_before)
         if missing is None or missing > 0:
@@ -275,14 +282,15 @@ class _Salvage:
             yield Gap(at, 0, self._given, known_size, f"the frame at offset {start} has no end")
         return at
 
-    def _after_last(self, header: FrameHeader, at: int, end: int) -> int:
-        """Where what follows the last block of a frame ends whose index, if it has one, does not hold."""
+    def _after_last(self, header: FrameHeader, at: int, end: int) -> Generator[bytes | Gap, None, int]:
+        """What follows the last block of a frame without an index that holds; returns its end."""
         if not header.has_index:
             return at
-        footer = next(self._find(frame.FOOTER_MAGIC, at, end), None)
         following = next(self._find(MAGIC, at, end), end)
-        if footer is not None and footer < following:
-            return footer + len(frame.FOOTER_MAGIC)
+        footer = next(self._find(frame.FOOTER_MAGIC, at, following), None)
+        if footer is not None:
+            following = footer + len(frame.FOOTER_MAGIC)
+        yield Gap(at, following - at, self._given, 0, "the index is damaged or cut")
         return following
 
     def _resynchronise(self, start: int, end: int, header: FrameHeader) -> int:
