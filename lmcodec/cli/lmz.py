@@ -371,24 +371,32 @@ def enter(command: click.Command, arguments: list[str] | None, program: str) -> 
     sys.exit(status)
 
 
+def command_named(program: str) -> click.Command:
+    """`lmz`, `unlmz` or `lmzcat`."""
+    if program == "unlmz":
+        help = "Decompress FILES; standard input if there are none. The same as lmz -d."
+        return front("unlmz", "decompress", help)
+    if program == "lmzcat":
+        help = "Write FILES decompressed to standard output, what is not compressed as it is."
+        help += " The same as lmz -dcf."
+        return front("lmzcat", "decompress", help, to_stdout=True, force=True)
+    help = "Compress FILES, each to FILE.lmz, or decompress them; standard input if there are none."
+    return front("lmz", "compress", help)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `lmz`."""
-    help = "Compress FILES, each to FILE.lmz, or decompress them; standard input if there are none."
-    enter(front("lmz", "compress", help), arguments, "lmz")
+    enter(command_named("lmz"), arguments, "lmz")
 
 
 def unlmz(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `unlmz`, which is `lmz -d`."""
-    help = "Decompress FILES; standard input if there are none. The same as lmz -d."
-    enter(front("unlmz", "decompress", help), arguments, "unlmz")
+    enter(command_named("unlmz"), arguments, "unlmz")
 
 
 def lmzcat(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `lmzcat`, which is `lmz -dcf`."""
-    help = (
-        "Write FILES decompressed to standard output, what is not compressed as it is. The same as lmz -dcf."
-    )
-    enter(front("lmzcat", "decompress", help, to_stdout=True, force=True), arguments, "lmzcat")
+    enter(command_named("lmzcat"), arguments, "lmzcat")
 
 
 if __name__ == "__main__":
