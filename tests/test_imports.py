@@ -27,6 +27,7 @@ RANK = {
 ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | dict.fromkeys(
     ["compressor", "decompressor", "survey"], 3
 )
+ROOM_RANK["salvage"] = 4
 
 
 def modules() -> list[tuple[Path, ast.Module]]:

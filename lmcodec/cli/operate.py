@@ -129,13 +129,16 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
 def _names_in(settings: Settings) -> Iterator[str]:
     """The names that the files of `--files-from` hold."""
     for listing in settings.files_from:
-        source = Source(None if listing == "-" else listing)
         try:
-            data = b"".join(iter(source.read, b""))
+            source = Source(None if listing == "-" else listing)
+            try:
+                data = b"".join(iter(source.read, b""))
+            finally:
+                source.close()
         except OSError as error:
             raise ConfigError(f"--files-from: {one_line(error)}") from None
-        finally:
-            source.close()
+        except LeftAlone as reason:
+            raise ConfigError(f"--files-from: {listing} {reason}") from None
         for name in data.split(b"\0" if settings.null else b"\n"):
             if name:
                 yield os.fsdecode(name)
@@ -433,8 +436,9 @@ class _Work:
             if verifier:
                 verifier.read(chunk)
             # Where the text says where blocks begin, each is a frame: an index would tell of those before.
-            mode = compressor.FLUSH_FRAME if settings.rsyncable else compressor.CONTINUE
-            write(compressor.compress(chunk, mode))
+            write(compressor.compress(chunk))
+            if settings.rsyncable:
+                write(compressor.flush())
         if not progress.compressed_nbytes or not settings.rsyncable:
             write(compressor.flush())
         if verifier:
