@@ -467,14 +467,14 @@ main()
 
 def test_flush_timeout(tmp_path: Path) -> None:
     """What came is in the file before the pipe is closed."""
-    process = start(tmp_path, *LMZ, "-1", "--flush-timeout", "0.2", "-o", "log.lmz")
-    assert process.stdin is not None
-    for n in (1, 2):
-        process.stdin.write(b"a line\n")
-        process.stdin.flush()
-        wait_for(lambda n=n: written(tmp_path / "log.lmz") == b"a line\n" * n)  # type: ignore[misc]
-    process.stdin.close()
-    assert process.wait(60) == 0
+    with start(tmp_path, *LMZ, "-1", "--flush-timeout", "0.2", "-o", "log.lmz") as process:
+        assert process.stdin is not None
+        for n in (1, 2):
+            process.stdin.write(b"a line\n")
+            process.stdin.flush()
+            wait_for(lambda n=n: written(tmp_path / "log.lmz") == b"a line\n" * n)  # type: ignore[misc]
+        process.stdin.close()
+        assert process.wait(60) == 0
     assert lmcodec.decompress((tmp_path / "log.lmz").read_bytes()) == b"a line\n" * 2
 
 

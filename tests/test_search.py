@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,9 +29,9 @@ def run(
 ) -> tuple[int, bytes, str]:
     """Exit status, output and errors of an installed command, or of the function that it is."""
     code = f"import sys; from lmcodec.cli.entry import {entry}; sys.argv[0] = '{entry}'; {entry}()"
-    options = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
+    options: Any = {"input": stdin} if stdin is not None else {"stdin": subprocess.DEVNULL}
     command = [*map(os.fsencode, (sys.executable, "-c", code, *arguments))]
-    done = subprocess.run(  # type: ignore[call-overload]
+    done: Any = subprocess.run(
         command,
         cwd=folder,
         capture_output=True,
