@@ -21,6 +21,7 @@ if TYPE_CHECKING:
         Unsupported,
     )
     from lmcodec.file import LMFile, open
+    from lmcodec.integrations.archives import tarfile_open
     from lmcodec.lm.interface import LanguageModel, Session
     from lmcodec.lm.outside import load_model
     from lmcodec.lm.vocab import Vocabulary
@@ -58,6 +59,7 @@ __all__ = [
     "model_bits_per_byte",
     "open",
     "surprisal",
+    "tarfile_open",
 ]
 
 
@@ -97,6 +99,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
             module = "lm.vocab"
         elif name == "load_model":
             module = "lm.outside"
+        elif name == "tarfile_open":
+            module = "integrations.archives"
         value = globals()[name] = getattr(import_module(f"lmcodec.{module}"), name)
         return value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
@@ -148,6 +149,27 @@ def test_python_examples_run(page: Path, reader_folder: Path) -> None:
     assert run.stderr == ""
 
 
+def test_examples_with_other_libraries_run(reader_folder: Path) -> None:
+    """Each in a process of its own, where what it imports is installed."""
+    examples, ran = blocks(DOCS / "INTEGRATIONS.md", "python"), 0
+    for code in examples:
+        libraries = re.findall(r"^(?:import|from) (\w+)", code, re.MULTILINE)
+        if any(importlib.util.find_spec(library) is None for library in libraries):
+            continue
+        run = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=reader_folder,
+            env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_DATASETS_CACHE": str(reader_folder / "cache")},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            encoding="utf-8",
+        )
+        assert run.returncode == 0, run.stderr
+        ran += 1
+    assert ran >= 2  # those of the standard library
+
+
 def test_public_names_are_documented() -> None:
     page = read(DOCS / "LIBRARY.md")
     missing = [n for n in lmcodec.__all__ if n != "__version__" and not re.search(rf"\b{n}\b", page)]
@@ -227,7 +249,7 @@ def named_files() -> dict[str, set[str]]:
 MODULE_SUFFIXES = {".py", ".pyi", ".h", ".cpp"}
 
 
-@pytest.mark.parametrize("folder", ["", "codec", "lm", "native", "train", "measure", "cli"])
+@pytest.mark.parametrize("folder", ["", "codec", "integrations", "lm", "native", "train", "measure", "cli"])
 def test_the_map_of_files_is_that_of_the_tree(folder: str) -> None:
     path = ROOT / "lmcodec" / folder
     there = {p.name for p in path.iterdir() if p.suffix in MODULE_SUFFIXES}

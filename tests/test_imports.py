@@ -19,7 +19,7 @@ RANK = {
     "engine": 2,
     "codec": 3,
     "file": 4,
-    **dict.fromkeys(["measure", "train"], 5),
+    **dict.fromkeys(["integrations", "measure", "train"], 5),
     **dict.fromkeys(["cli", "testing"], 6),
     "": 7,
 }
@@ -28,6 +28,7 @@ ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | {
     "decompressor": 3,
     "survey": 3,
     "proof": 4,
+    "salvage": 4,
     "compressor": 5,
 }
 
@@ -82,7 +83,12 @@ def test_imports_of_the_codecs_rooms_point_downward() -> None:
 def test_no_pickle_anywhere() -> None:
     banned = {"pickle", "marshal", "shelve", "dill", "joblib"}
     for path, tree in modules():
-        assert not banned & {n.split(".")[0] for n in imported(tree)}, path
+        names = imported(tree)
+        if path == PACKAGE / "integrations" / "joblib.py":
+            # What joblib is told about a compressed file: nothing is loaded with it.
+            assert [n for n in names if n.startswith("joblib")] == ["joblib.compressor"]
+            names = [n for n in names if n != "joblib.compressor"]
+        assert not banned & {n.split(".")[0] for n in names}, path
         calls = {
             f"{n.func.value.id}.{n.func.attr}"
             for n in ast.walk(tree)

@@ -803,8 +803,8 @@ def test_list_as_json(lmz: Front, text: Path) -> None:
 
 
 def test_what_cannot_be_listed(lmz: Front, text: Path) -> None:
-    lmz("-l").check(1, "standard input cannot be listed")
-    lmz("-l", "-").check(1, "standard input cannot be listed")
+    lmz("-l").check(1, "(stdin)", "the data ends")
+    lmz("-l", "-", stdin=TEXT).check(1, "(stdin)", "not lmcodec data")
     assert lmz("-l", "text").check(1, "lmz: text: ").out == b""
     assert json.loads(lmz("-l", "--json", "text", "missing").out) == []
     (text.parent / "cut.lmz").write_bytes(packed(lmz)[:-1])
@@ -911,3 +911,114 @@ def test_subcommands_of_the_group(lmz: Front, text: Path, capfdbinary: pytest.Ca
     call("decompress", "text").check(2, "lmcodec: text: ")
     assert "--max-output" in call("decompress", "-h").out.decode()
     assert "--max-output" not in call("compress", "-h").out.decode()
+
+
+# Where outputs go, and which files are taken
+
+
+def test_output_folder(lmz: Front, tmp_path: Path) -> None:
+    for name in ("a.txt", "in/a.txt", "in/er/b.txt"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(TEXT)
+    lmz("--output-dir", "out", "a.txt").check(0)
+    assert lmcodec.decompress((tmp_path / "out/a.txt.lmz").read_bytes()) == TEXT
+    lmz("-r", "--output-dir", "tree/of", "in").check(0)
+    assert sorted(p.name for p in (tmp_path / "tree/of/in").rglob("*.lmz")) == ["a.txt.lmz", "b.txt.lmz"]
+    lmz("-dr", "--output-dir", "back", "tree/of/in/").check(0)
+    assert (tmp_path / "back/in/er/b.txt").read_bytes() == TEXT
+    lmz("--output-dir", "out", "a.txt").check(1, "exists already")
+    for arguments in (("-c",), ("-o", "x"), ("-t",), ("-l",)):
+        lmz("--output-dir", "out", *arguments, "a.txt").check(1, "--output-dir")
+
+
+def test_files_of_one_name_do_not_replace_each_other(lmz: Front, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "a").write_bytes(TEXT)
+    (tmp_path / "in/a").write_bytes(b"another")
+    lmz("-f", "--rm", "--output-dir", "out", "a", "in/a").check(1, "in/a: ", "was made of a in this call")
+    assert lmcodec.decompress((tmp_path / "out/a.lmz").read_bytes()) == TEXT
+    assert (tmp_path / "in/a").read_bytes() == b"another"
+
+
+def test_excluded_files(lmz: Front, tmp_path: Path) -> None:
+    for name in ("a.txt", "b.gz", "skip/c.txt", "in/d.txt", "in/e.gz"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(TEXT)
+    lmz("-r", "--exclude", "*.gz", "--exclude=skip", ".", "b.gz").check(0)
+    found = sorted(p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.lmz"))
+    assert found == ["a.txt.lmz", "in/d.txt.lmz"]
+
+
+def test_files_from_lists(lmz: Front, tmp_path: Path) -> None:
+    for name in ("a", "b c", "d\ne" if os.name == "posix" else "d", "f"):
+        (tmp_path / name).write_bytes(TEXT)
+    (tmp_path / "list").write_bytes(b"a\n\nb c\n")
+    lmz("--files-from", "list", "f").check(0)
+    lmz("--files-from", "-", "--null", stdin=b"d\ne\0" if os.name == "posix" else b"d\0").check(0)
+    assert len([*tmp_path.glob("*.lmz")]) == 4
+    (tmp_path / "none").write_bytes(b"")
+    lmz("--files-from", "none", stdin=b"not read").check(0)
+    lmz("--files-from", "missing").check(1, "--files-from", "missing")
+    lmz("--null", "a").check(1, "--null")
+
+
+@posix
+def test_links_in_folders_make_no_loop(lmz: Front, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/a").write_bytes(TEXT)
+    (tmp_path / "in/loop").symlink_to(tmp_path / "in")
+    (tmp_path / "in/self").symlink_to("self")
+    lmz("-rf", "in").check(0)
+    assert [p.name for p in tmp_path.rglob("*.lmz")] == ["a.lmz"]
+    lmz("-rf", "in/loop/loop").check(0)
+
+
+def test_list_of_standard_input(lmz: Front) -> None:
+    """A file that the shell opened (-l < file)."""
+    for arguments in (("-l", "--json"), ("-l", "--json", "-")):
+        listed = json.loads(lmz(*arguments, stdin=packed(lmz)).check(0).out)
+        assert [(f["file"], f["original_nbytes"]) for f in listed] == [("(stdin)", len(TEXT))]
+
+
+# Holes, borders, time
+
+
+@posix
+@pytest.mark.parametrize(
+    "data", [bytes(3 << 20), b"x" + bytes(1 << 20) + b"y" * 5000 + bytes(70_000), b"abc"]
+)
+def test_sparse_output(lmz: Front, tmp_path: Path, data: bytes) -> None:
+    (tmp_path / "a").write_bytes(data)
+    os.utime(tmp_path / "a", (10**9, 10**9))
+    lmz("-1", "a").check(0)
+    for option, name in (("", "sparse"), ("--no-sparse", "full")):
+        lmz("-d", *([option] if option else []), "-o", name, "a.lmz").check(0)
+        assert (tmp_path / name).read_bytes() == data
+        assert os.stat(tmp_path / name).st_mtime == 10**9
+    blocks = [os.stat(tmp_path / name).st_blocks for name in ("sparse", "full")]
+    assert blocks[0] <= blocks[1]
+
+
+def test_rsyncable(lmz: Front, tmp_path: Path) -> None:
+    """A change at the start leaves most of the frames as they were."""
+    rng = random.Random(2)
+    text = b"".join(b"%d words of %d\n" % (rng.randrange(10**6), i) for i in range(300_000))
+    frames = []
+    for data in (text, b"new " + text):
+        (tmp_path / "a").write_bytes(data)
+        lmz("-1", "-f", "--rsyncable", "a").check(0)
+        packed_file = (tmp_path / "a.lmz").read_bytes()
+        assert lmcodec.decompress(packed_file) == data
+        with open(tmp_path / "a.lmz", "rb") as file:
+            infos = lmcodec.codec.scan(file)
+        frames.append([packed_file[f.offset : f.offset + (f.nbytes or 0)] for f in infos])
+    assert len(frames[0]) >= 4
+    assert frames[0][1:] == frames[1][1:]
+    assert lmz("-1", "-c", "--rsyncable", stdin=b"").check(0).out == packed(lmz, b"")
+    lmz("--rsyncable", "--solid", "a").check(1, "--rsyncable")
+    lmz("-d", "--rsyncable", "a.lmz").check(1, "--rsyncable is of compressing")
+
+
+def test_flush_timeout_goes_with_compressing(lmz: Front, text: Path) -> None:
+    lmz("-d", "--flush-timeout", "1", text.name).check(1, "--flush-timeout is of compressing")
+    lmz("--flush-timeout", "1", "--verify", text.name).check(1, "--flush-timeout")

@@ -23,6 +23,8 @@ if os.name != "posix":
     pytest.skip("needs POSIX", allow_module_level=True)
 import pty
 
+import lmcodec
+
 TEXT = b"".join(b"line %d of a text that is compressed\n" % i for i in range(300))
 NOISE = random.Random(1).randbytes(100_000)  # more than a pipe holds
 LMZ = [sys.executable, "-I", "-m", "lmcodec.cli.lmz"]
@@ -461,3 +463,28 @@ main()
         [sys.executable, "-I", "-c", code, *files], capture_output=True, encoding="utf-8", env=ours
     )
     assert (run.stdout, run.stderr, run.returncode) == ("True 1\n", "", 0)
+
+
+def test_flush_timeout(tmp_path: Path) -> None:
+    """What came is in the file before the pipe is closed."""
+    with start(tmp_path, *LMZ, "-1", "--flush-timeout", "0.2", "-o", "log.lmz") as process:
+        assert process.stdin is not None
+        for n in (1, 2):
+            process.stdin.write(b"a line\n")
+            process.stdin.flush()
+            wait_for(lambda n=n: written(tmp_path / "log.lmz") == b"a line\n" * n)  # type: ignore[misc]
+        process.stdin.close()
+        assert process.wait(60) == 0
+    assert lmcodec.decompress((tmp_path / "log.lmz").read_bytes()) == b"a line\n" * 2
+
+
+def written(path: Path) -> bytes:
+    """What can be read of a file that is being written."""
+    return lmcodec.Decompressor().decompress(path.read_bytes()) if path.exists() else b""
+
+
+def test_a_pipe_cannot_be_listed(tmp_path: Path) -> None:
+    process = start(tmp_path, *LMZ, "-l")
+    out, err = process.communicate(b"something")
+    assert (process.returncode, out) == (1, b"")
+    assert b"(stdin): cannot be listed: it is a pipe" in err

@@ -10,7 +10,7 @@ from lmcodec.cli.console import Console, is_terminal
 from lmcodec.cli.lmz import Size
 from lmcodec.cli.progress import printable
 from lmcodec.cli.safe_file import Stdout, reserve_standard_descriptors, write_file
-from lmcodec.cli.table import table
+from lmcodec.cli.table import json_text, table, table_as_objects
 from lmcodec.errors import ConfigError
 
 
@@ -19,9 +19,13 @@ def corpus() -> None:
     """Corpora to measure on, and synthetic text."""
 
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 @corpus.command("list")
 @click.argument("name", required=False)
-def list_corpora(name: str | None) -> None:
+@_JSON
+def list_corpora(name: str | None, as_json: bool) -> None:
     """List the corpora that there are manifests of, or what the manifest NAME says."""
     from lmcodec.measure import corpora
 
@@ -30,7 +34,7 @@ def list_corpora(name: str | None) -> None:
         for found in map(corpora.load, corpora.names()):
             n = sum(not file.optional for file in found.files)
             rows.append((found.name, str(n), f"{found.nbytes:,}", found.seen, found.title))
-        click.echo(table(rows, right=(1, 2)), nl=False)
+        click.echo(json_text(table_as_objects(rows)) if as_json else table(rows, right=(1, 2)), nl=as_json)
         return
     found = corpora.load(name)
     facts = [
@@ -41,6 +45,15 @@ def list_corpora(name: str | None) -> None:
         *([("note", found.note)] if found.note else []),
         *(("source", source) for source in found.sources),
     ]
+    if as_json:
+        files = [
+            {"file": f.name, "nbytes": f.nbytes, "checks": dict(f.checks), "optional": f.optional}
+            for f in found.files
+        ]
+        sources = [str(source) for source in found.sources]
+        shown = {key: value for key, value in facts if key != "source"}
+        click.echo(json_text({"name": found.name, **shown, "sources": sources, "files": files}))
+        return
     for key, value in facts:
         click.echo(f"{key}: {value}")
     click.echo()
@@ -55,8 +68,9 @@ def list_corpora(name: str | None) -> None:
 @click.argument("folder", type=click.Path(readable=False, path_type=Path))
 @click.option("--corpus", "name", metavar="NAME", help="The corpus that it should be (default: as it looks).")
 @click.option("-q", "--quiet", is_flag=True, help="Only what is wrong.")
+@_JSON
 @click.pass_context
-def verify(ctx: click.Context, folder: Path, name: str | None, quiet: bool) -> None:
+def verify(ctx: click.Context, folder: Path, name: str | None, quiet: bool, as_json: bool) -> None:
     """Check that FOLDER holds a corpus: sizes, and the digests that are published.
 
     The exit status is 1 if a file is missing or differs, 2 if there are only files too many.
@@ -67,12 +81,16 @@ def verify(ctx: click.Context, folder: Path, name: str | None, quiet: bool) -> N
         raise ConfigError(f"{folder}: not a folder" if folder.exists() else f"{folder}: no such folder")
     found = corpora.load(name) if name is not None else corpora.identify(folder)
     findings = corpora.verify(folder, found)
-    for finding in findings:
-        if not quiet or finding.kind not in ("sound", "size only"):
-            click.echo(f"{printable(finding.name)}: {finding.kind} ({printable(finding.text)})")
+    shown = [f for f in findings if not quiet or f.kind not in ("sound", "size only")]
+    if as_json:
+        files = [{"file": f.name, "kind": f.kind, "text": f.text} for f in shown]
+        click.echo(json_text({"corpus": found.name, "files": files}))
+    for finding in [] if as_json else shown:
+        click.echo(f"{printable(finding.name)}: {finding.kind} ({printable(finding.text)})")
     counts = {kind: sum(f.kind == kind for f in findings) for kind in corpora.KINDS}
     counted = ", ".join(f"{n} {kind}" for kind, n in counts.items() if n)
-    click.echo(f"{found.name}: {counted}")
+    if not as_json:
+        click.echo(f"{found.name}: {counted}")
     if counts["missing"] or counts["differs"]:
         ctx.exit(1)
     if counts["extra"]:

@@ -36,6 +36,27 @@ def lmzcat() -> None:
     main()
 
 
+def lmzgrep() -> None:
+    _end_when_interrupted()
+    from lmcodec.cli.grep import main
+
+    main()
+
+
+def lmzless() -> None:
+    _end_when_interrupted()
+    from lmcodec.cli.view import less
+
+    less()
+
+
+def lmzdiff() -> None:
+    _end_when_interrupted()
+    from lmcodec.cli.view import diff
+
+    diff()
+
+
 def lmcodec() -> None:
     _end_when_interrupted()
     from lmcodec.cli.main import main

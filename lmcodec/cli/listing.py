@@ -39,22 +39,28 @@ class Listed:
         return [block for frame in self.frames for block in frame.blocks or () if block.method != Method.END]
 
 
-def list_file(name: str) -> Listed:
-    """Read the headers of a file.
+def list_file(name: str | None) -> Listed:
+    """Read the headers of a file, or of what is left of standard input, which must be one, if `name` is None.
 
     Raises:
       LmcodecError: it cannot seek, or its frames do not follow one another to its end.
     """
     # Without blocking: opening a pipe would wait for somebody to write into it.
+    nonblocking = getattr(os, "O_NONBLOCK", 0)
     with open(
-        name, "rb", opener=lambda path, flags: os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
+        0 if name is None else name,
+        "rb",
+        closefd=name is not None,
+        opener=None if name is None else lambda path, flags: os.open(path, flags | nonblocking),
     ) as file:
         if not file.seekable():
             raise LmcodecError(
                 "cannot be listed: it is a pipe or a device that cannot seek; write it to a file"
             )
+        begin = file.tell()
         frames, trailing = scan_to_trailing(file)
-        return Listed(name, file.seek(0, io.SEEK_END), frames, trailing)
+        nbytes = file.seek(0, io.SEEK_END) - begin
+        return Listed("(stdin)" if name is None else name, nbytes, frames, trailing)
 
 
 def as_table(files: Sequence[Listed], verbose: bool = False) -> str:

@@ -63,6 +63,12 @@ _MODES = [
 _STDOUT = [_flag("-c", "--stdout", "to_stdout", help="Write to standard output.")]
 _OUTPUT = [
     click.Option(["-o", "--output"], type=click.Path(readable=False), metavar="FILE", help="Write to FILE."),
+    click.Option(
+        ["--output-dir"],
+        type=click.Path(readable=False, file_okay=False),
+        metavar="FOLDER",
+        help="Write into FOLDER, which is made if it is not there.",
+    ),
     _flag("-k", "--keep", "removal", value="keep", help="Keep the input (the default)."),
     _flag("--rm", "removal", value="remove", help="Remove the input when the output is safe on the disk."),
     _flag(
@@ -74,6 +80,20 @@ _OUTPUT = [
 ]
 _FILES = [
     _flag("-r", "--recursive", help="Take the files in folders."),
+    click.Option(
+        ["--exclude"],
+        multiple=True,
+        metavar="PATTERN",
+        help="Leave out files and folders whose name or path fits, as '*.gz'. May be repeated.",
+    ),
+    click.Option(
+        ["--files-from"],
+        multiple=True,
+        type=click.Path(allow_dash=True, readable=False),
+        metavar="LIST",
+        help="Take the files that LIST names, one in a line; - is standard input. May be repeated.",
+    ),
+    _flag("--null", help="Names in LIST end with a zero byte, as find -print0 writes them."),
     click.Option(
         ["-S", "--suffix"],
         default=".lmz",
@@ -136,6 +156,17 @@ _ENCODING = [
     click.Option(["--block-size", "block_nbytes"], **BLOCK_SIZE),
     _flag("--solid", help="Let blocks build on those before: smaller, no random access."),
     _flag("--verify", help="Decode what was written before it counts as done."),
+    _flag("--rsyncable", help="Cut blocks where the text says, so that a small change changes little."),
+    click.Option(
+        ["--flush-timeout"],
+        type=click.FloatRange(0, min_open=True),
+        metavar="S",
+        help="Write what came through a pipe S seconds later at the latest.",
+    ),
+]
+_RESTORING = [
+    _flag("--salvage", help="Give back what of a damaged file is sound, and say what is missing; status 1."),
+    _flag("--no-sparse", "sparse", value=False, help="Write zeros, too, instead of leaving holes."),
 ]
 _DECODING = [
     click.Option(["--memlimit", "memory_limit"], type=Size(), help="Most memory that a frame may need."),
@@ -270,7 +301,7 @@ def _command(
 
 def front(program: str, mode: str, help: str, **defaults: Any) -> click.Command:
     """A command with all options, as `program`, that does `mode` unless told otherwise."""
-    coding = (_LEVELS, _MODEL, _ENCODING, _DECODING, _THREADS)
+    coding = (_LEVELS, _MODEL, _ENCODING, _RESTORING, _DECODING, _THREADS)
     groups = (_MODES, _STDOUT, _OUTPUT, _FILES, *coding, _LISTING, _MESSAGES, _PROGRESS)
     params = [*_OPERANDS, *(option for group in groups for option in group)]
     version = click.version_option(__version__, "-V", "--version", message=f"{program} %(version)s")
@@ -292,13 +323,13 @@ def subcommands() -> list[click.Command]:
             "decompress",
             "decompress",
             "Decompress FILES; standard input if there are none.",
-            [*written, *_MODEL, *_DECODING, *_THREADS, *end],
+            [*written, *_MODEL, *_RESTORING, *_DECODING, *_THREADS, *end],
         ),
         _command(
             "test",
             "test",
             "Decompress FILES to nowhere and report errors.",
-            [*_OPERANDS, *_FILES, *_MODEL, *_DECODING, *_THREADS, *end],
+            [*_OPERANDS, *_FILES, *_MODEL, *_RESTORING[:1], *_DECODING, *_THREADS, *end],
         ),
         _command(
             "list",
@@ -354,24 +385,32 @@ def enter(command: click.Command, arguments: list[str] | None, program: str) -> 
     sys.exit(status)
 
 
+def command_named(program: str) -> click.Command:
+    """`lmz`, `unlmz` or `lmzcat`."""
+    if program == "unlmz":
+        help = "Decompress FILES; standard input if there are none. The same as lmz -d."
+        return front("unlmz", "decompress", help)
+    if program == "lmzcat":
+        help = "Write FILES decompressed to standard output, what is not compressed as it is."
+        help += " The same as lmz -dcf."
+        return front("lmzcat", "decompress", help, to_stdout=True, force=True)
+    help = "Compress FILES, each to FILE.lmz, or decompress them; standard input if there are none."
+    return front("lmz", "compress", help)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `lmz`."""
-    help = "Compress FILES, each to FILE.lmz, or decompress them; standard input if there are none."
-    enter(front("lmz", "compress", help), arguments, "lmz")
+    enter(command_named("lmz"), arguments, "lmz")
 
 
 def unlmz(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `unlmz`, which is `lmz -d`."""
-    help = "Decompress FILES; standard input if there are none. The same as lmz -d."
-    enter(front("unlmz", "decompress", help), arguments, "unlmz")
+    enter(command_named("unlmz"), arguments, "unlmz")
 
 
 def lmzcat(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `lmzcat`, which is `lmz -dcf`."""
-    help = (
-        "Write FILES decompressed to standard output, what is not compressed as it is. The same as lmz -dcf."
-    )
-    enter(front("lmzcat", "decompress", help, to_stdout=True, force=True), arguments, "lmzcat")
+    enter(command_named("lmzcat"), arguments, "lmzcat")
 
 
 if __name__ == "__main__":

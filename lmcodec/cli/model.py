@@ -14,7 +14,7 @@ import click
 
 from lmcodec import models
 from lmcodec.cli.safe_file import write_file
-from lmcodec.cli.table import table
+from lmcodec.cli.table import json_text, table, table_as_objects
 from lmcodec.errors import ConfigError, LmcodecError, one_line
 from lmcodec.lm import folder, store
 
@@ -24,8 +24,12 @@ def model() -> None:
     """The language models that levels 3 to 9 use."""
 
 
+_JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+
+
 @model.command("list")
-def list_models() -> None:
+@_JSON
+def list_models(as_json: bool) -> None:
     """List the models that come with lmcodec and those of the models folder."""
     from lmcodec.lm.kinds import read_header
 
@@ -44,7 +48,11 @@ def list_models() -> None:
             add(_visible(path.stem), path, _visible(str(path)))
         except LmcodecError as error:
             damaged.append(one_line(error))
-    if len(rows) > 1:
+    if as_json:
+        click.echo(
+            json_text([{**row, "id": r[1]} for row, r in zip(table_as_objects(rows), rows[1:], strict=True)])
+        )
+    elif len(rows) > 1:
         click.echo(table(rows, right=(3, 4, 5)), nl=False)
     else:
         click.echo("no model is shipped with this version")
@@ -54,7 +62,8 @@ def list_models() -> None:
 
 @model.command()
 @click.argument("model", metavar="FILE|NAME|ID")
-def show(model: str) -> None:
+@_JSON
+def show(model: str, as_json: bool) -> None:
     """Show what a model file says of itself."""
     from lmcodec.lm.kinds import open_file
 
@@ -79,6 +88,24 @@ def show(model: str) -> None:
         *((f"card: {key}", _plain(value)) for key, value in header.card.items()),
     ]
     rows = header.tensors()
+    if as_json:
+        shown = {
+            "file": str(source.path),
+            "id": header.model_id,
+            "number": source.number,
+            "kind": header.kind,
+            "nbytes": header.nbytes,
+            "n_weight": header.n_weight,
+            "macs_per_token": header.macs_per_token,
+            "memory_nbytes": header.memory_nbytes,
+            "stream_nbytes": header.stream_nbytes,
+            "facts": dict(header.facts()),
+            "sections": dict(header.sections),
+            "card": header.card,
+            "tensors": table_as_objects(rows) if rows else [],
+        }
+        click.echo(json_text(shown))
+        return
     click.echo(table([(_visible(name), _visible(fact)) for name, fact in facts], right=()), nl=bool(rows))
     if rows:
         click.echo(table(rows, right=range(1, len(rows[0]))), nl=False)

@@ -6,9 +6,12 @@ Knows nothing of options: `lmz` and the subcommands of `lmcodec` both fill in `S
 from __future__ import annotations
 
 import os
+import select
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Literal
 
 from lmcodec.cli.console import Console, is_terminal
@@ -34,6 +37,7 @@ from lmcodec.errors import (
 
 if TYPE_CHECKING:
     from lmcodec.cli.listing import Listed
+    from lmcodec.codec.salvage import Gap
     from lmcodec.lm.store import FilePath
 
 SUFFIX = ".lmz"
@@ -56,10 +60,16 @@ class Settings:
     program: str = "lmz"
     to_stdout: bool = False
     output: str | None = None
+    output_dir: str | None = None
     force: bool = False
     remove: bool = False
     recursive: bool = False
+    exclude: tuple[str, ...] = ()  # patterns of names
+    files_from: tuple[str, ...] = ()  # files that hold names
+    null: bool = False  # which zero bytes separate
     suffix: str = SUFFIX
+    sparse: bool = True
+    salvage: bool = False
     verify: bool = False
     level: int = 6
     model: str | None = None  # a model's name or id, or a file
@@ -72,6 +82,8 @@ class Settings:
     threads: int | None = None
     block_nbytes: int | None = None
     solid: bool = False
+    rsyncable: bool = False
+    flush_timeout: float | None = None  # seconds
     memory_limit: int | None = None  # bytes
     max_output: int | None = None  # bytes
     max_ratio: float | None = None
@@ -97,12 +109,11 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
     Raises:
       ConfigError: the settings and the operands contradict each other.
     """
-    operands = operands or ("-",)
-    if settings.output is not None:
-        if len(operands) > 1:
-            raise ConfigError(f"-o names one output for {len(operands)} inputs (-c joins them)")
-        if settings.to_stdout or settings.recursive or settings.mode in ("test", "list"):
-            raise ConfigError("-o does not go together with -c, -r, -t or -l")
+    if settings.files_from:
+        operands = (*operands, *_names_in(settings))
+    else:
+        operands = operands or ("-",)
+    _check_together(settings, operands)
     if settings.mode == "compress":
         shown, on_device = f"-{settings.level}", settings.device if settings.device != "cpu" else None
         check_model(shown, settings.level, settings.method, settings.model)
@@ -120,6 +131,62 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
     console = Console(settings.program, settings.verbosity, progress=settings.progress and not quiet)
     work = _Work(settings, console)
     return console.supervise(lambda: work.run(operands))
+
+
+def _names_in(settings: Settings) -> Iterator[str]:
+    """The names that the files of `--files-from` hold."""
+    for listing in settings.files_from:
+        try:
+            source = Source(None if listing == "-" else listing)
+            try:
+                data = b"".join(iter(source.read, b""))
+            finally:
+                source.close()
+        except OSError as error:
+            raise ConfigError(f"--files-from: {one_line(error)}") from None
+        except LeftAlone as reason:
+            raise ConfigError(f"--files-from: {listing} {reason}") from None
+        for name in data.split(b"\0" if settings.null else b"\n"):
+            if name:
+                yield os.fsdecode(name)
+
+
+def _check_together(settings: Settings, operands: tuple[str, ...]) -> None:
+    """Refuse settings that contradict each other.
+
+    Raises:
+      ConfigError
+    """
+    if settings.output is not None:
+        if len(operands) > 1:
+            raise ConfigError(f"-o names one output for {len(operands)} inputs (-c joins them)")
+        if settings.to_stdout or settings.recursive or settings.mode in ("test", "list"):
+            raise ConfigError("-o does not go together with -c, -r, -t or -l")
+    if settings.output_dir is not None:
+        if settings.to_stdout or settings.output is not None or settings.mode in ("test", "list"):
+            raise ConfigError("--output-dir does not go together with -o, -c, -t or -l")
+        if "-" in operands:
+            raise ConfigError("--output-dir: standard input has no name (-o names its output)")
+    if settings.salvage:
+        if settings.mode not in ("decompress", "test"):
+            raise ConfigError("--salvage goes together with -d or -t")
+        if settings.remove:
+            raise ConfigError("--salvage keeps damaged files: it does not go together with --rm")
+        if settings.max_ratio is not None:
+            raise ConfigError("--salvage does not go together with --max-ratio (--max-output bounds it)")
+    if settings.null and not settings.files_from:
+        raise ConfigError("--null is of --files-from")
+    if settings.mode == "compress":
+        if settings.flush_timeout is not None:
+            if not hasattr(select, "poll"):
+                raise ConfigError("--flush-timeout needs a system that can poll")
+            if settings.verify:
+                raise ConfigError("--flush-timeout does not go together with --verify")
+        if settings.rsyncable and (settings.solid or settings.verify or settings.flush_timeout is not None):
+            raise ConfigError("--rsyncable does not go together with --solid, --verify or --flush-timeout")
+    elif settings.rsyncable or settings.flush_timeout is not None:
+        which = "--rsyncable" if settings.rsyncable else "--flush-timeout"
+        raise ConfigError(f"{which} is of compressing")
 
 
 def _require_device(device: str | None, executor: str | None) -> None:
@@ -166,6 +233,8 @@ class _Work:
         self.listed: list[Listed] = []
         self._model: FilePath | None = settings.model
         self._model_is_open = False
+        self._root = ""  # folder operand that a file was found in
+        self._written: dict[str, str] = {}  # outputs and their inputs, where a folder is given for them
 
     @property
     def model(self) -> FilePath | None:
@@ -241,12 +310,23 @@ class _Work:
 
     def _operand(self, operand: str) -> None:
         file = self._list if self.settings.mode == "list" else self._file
+        if operand != "-" and self._excluded(operand):
+            return
+        self._root = ""
         if operand == "-" or not self.settings.recursive or not os.path.isdir(operand):
             file(operand)
             return
+        self._root = operand
         folders = [operand]
         while folders:
             self._guard(folders.pop(), lambda folder: self._folder(folder, folders, file))
+
+    def _excluded(self, path: str) -> bool:
+        """Whether a pattern fits a path or its last name."""
+        name = os.path.basename(path.rstrip("/" + os.sep))
+        return any(
+            fnmatchcase(name, pattern) or fnmatchcase(path, pattern) for pattern in self.settings.exclude
+        )
 
     def _folder(self, folder: str, folders: list[str], file: Callable[[str], None]) -> None:
         """Work on the files of a folder whose suffix fits, and add its folders to `folders`.
@@ -255,6 +335,7 @@ class _Work:
         """
         with os.scandir(folder) as scan:
             entries = sorted(scan, key=lambda entry: entry.name)
+        entries = [entry for entry in entries if not self._excluded(entry.path)]
         folders += [e.path for e in reversed(entries) if e.is_dir(follow_symlinks=False)]
         for entry in entries:
             has_suffix = entry.name.endswith((self.settings.suffix, SUFFIX))
@@ -277,7 +358,10 @@ class _Work:
                     source.check_removable()
                 name = settings.output or self._target_name(operand)
                 is_named = settings.output is not None
-                target = Target(name, source, overwrite=settings.force, device=is_named)
+                sparse = settings.sparse and settings.mode == "decompress"
+                if settings.output_dir is not None:
+                    name = self._in_output_folder(name, operand)
+                target = Target(name, source, overwrite=settings.force, device=is_named, sparse=sparse)
                 try:
                     self._code(source, target)
                 finally:
@@ -285,6 +369,24 @@ class _Work:
         finally:
             source.close()
             self.console.end()
+
+    def _in_output_folder(self, name: str, operand: str) -> str:
+        """Where `name` lies in the output folder: beside the others, or where it was in a folder operand.
+
+        Raises:
+          LmcodecError: another file of this call was written there.
+        """
+        assert self.settings.output_dir is not None
+        inside = os.path.basename(name)
+        if self._root:
+            above = os.path.basename(os.path.abspath(self._root)) if self._root.strip("./") else ""
+            inside = os.path.join(above, os.path.relpath(name, self._root))
+        path = os.path.join(self.settings.output_dir, inside)
+        other = self._written.setdefault(os.path.abspath(path), operand)
+        if other != operand:
+            raise LmcodecError(f"{path} was made of {other} in this call: the names are the same")
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        return path
 
     def _refuse_terminals(self, source: Source, to_stdout: bool) -> None:
         mode, force = self.settings.mode, self.settings.force
@@ -312,10 +414,14 @@ class _Work:
         settings, console = self.settings, self.console
         decodes = settings.mode != "compress"
         trailing: TrailingData | None = None
+        gaps: list[Gap] = []
         progress = console.begin(source.name, source.nbytes, decoding=decodes)
         try:
             if decodes:
-                for piece in self._decoded(source, progress):
+                pieces = self._decoded(source, progress)
+                if settings.salvage:
+                    pieces = self._salvaged(source, progress, gaps)
+                for piece in pieces:
                     target.write(piece)
                     progress.original(piece)
             else:
@@ -335,6 +441,7 @@ class _Work:
             self._warn(source.name, f"{_IGNORED}: {trailing}{kept}")
         if source.changed():
             self._warn(source.name, "changed while it was read")
+        self._report(source.name, gaps)
         arrow = "" if isinstance(target, Nowhere) else f" -> {target.name}"
         console.end()
         console.info(f"{source.name}{arrow}", progress.summary())
@@ -368,12 +475,16 @@ class _Work:
             if verifier and piece and not reads_back:
                 deque(verifier.written(piece), maxlen=0)
 
-        while chunk := source.read():
+        for chunk in self._chunks(source, lambda: write(compressor.flush(compressor.FLUSH_BLOCK))):
             progress.original(chunk)
             if verifier:
                 verifier.read(chunk)
+            # Where the text says where blocks begin, each is a frame: an index would tell of those before.
             write(compressor.compress(chunk))
-        write(compressor.flush())
+            if settings.rsyncable:
+                write(compressor.flush())
+        if not progress.compressed_nbytes or not settings.rsyncable:
+            write(compressor.flush())
         if verifier:
             if isinstance(target, Target) and reads_back:
                 target.rewind()
@@ -391,6 +502,70 @@ class _Work:
         if compressor.last_fingerprint is not None:
             self.console.end()
             self.console.info(source.name, f"environment-bound: {compressor.last_fingerprint.full()}")
+
+    def _chunks(self, source: Source, flush: Callable[[], None]) -> Iterator[bytes]:
+        """What `source` holds. With a flush timeout what came is flushed after that many seconds."""
+        if self.settings.rsyncable:
+            from lmcodec.cli.chunks import MAX_NBYTES, chunks
+
+            yield from chunks(iter(source.read, b""), self.settings.block_nbytes or MAX_NBYTES)
+            return
+        timeout = self.settings.flush_timeout
+        due: float | None = None  # when what came first since the last flush must be written
+        while True:
+            if timeout is not None and due is not None and not source.ready(due - time.monotonic()):
+                flush()
+                due = None
+            chunk = source.read()
+            if not chunk:
+                return
+            yield chunk
+            if timeout is not None and not source.is_regular:
+                now = time.monotonic()
+                due = due if due is not None else now + timeout
+                if now >= due:
+                    flush()
+                    due = None
+
+    def _salvaged(self, source: Source, progress: Progress, gaps: list[Gap]) -> Iterator[bytes]:
+        """What of a damaged file is sound; what is not is added to `gaps`."""
+        from lmcodec.codec.salvage import Gap, merged, salvage
+
+        settings = self.settings
+        if not source.is_regular:
+            raise LmcodecError("cannot be salvaged: it is a pipe or a device; write it to a file")
+        found: list[Gap] = []
+        sound = False
+        for item in salvage(
+            source.read_at,
+            source.status.st_size,
+            max_output=settings.max_output,
+            memory_limit=settings.memory_limit,
+            max_cpu_seconds=settings.max_cpu_seconds,
+            threads=settings.threads,
+            model=settings.model,
+            executor=settings.executor,
+        ):
+            if isinstance(item, Gap):
+                found.append(item)
+            else:
+                sound = True
+                yield item
+        gaps += merged(found)
+        if not sound and gaps:
+            self._report(source.name, gaps)
+            raise LmcodecError("nothing of it is sound")
+
+    def _report(self, name: str, gaps: list[Gap]) -> None:
+        for gap in gaps:
+            self.status = ERROR
+            known = gap.original_nbytes
+            lost = "an unknown number of bytes is" if known is None else f"{known:,} bytes are"
+            where = f"bytes {gap.offset:,} to {gap.offset + gap.nbytes:,}" if gap.nbytes else "at its end"
+            self.console.error(
+                name,
+                f"{where}: {gap.reason}; {lost} missing after byte {gap.original_offset:,} of the output",
+            )
 
     def _decoded(self, source: Source, progress: Progress) -> Iterator[bytes]:
         from lmcodec.frame import MAGIC
@@ -431,9 +606,7 @@ class _Work:
     def _list(self, operand: str) -> None:
         from lmcodec.cli.listing import list_file
 
-        if operand == "-":
-            raise LmcodecError("standard input cannot be listed: name a file")
-        listed = list_file(operand)
+        listed = list_file(None if operand == "-" else operand)
         self.listed.append(listed)
         if listed.trailing is not None:
             self._warn(operand, f"{_IGNORED}: {listed.trailing}")

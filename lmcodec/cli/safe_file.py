@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from types import FrameType
 
 CHUNK_NBYTES = 1 << 16
+_PAGE_NBYTES = 1 << 12  # so many zeros are worth a hole
 
 _O_BINARY: int = getattr(os, "O_BINARY", 0)
 _O_NOCTTY: int = getattr(os, "O_NOCTTY", 0)
@@ -201,15 +202,24 @@ class Source:
             error.filename = self.name
             raise
 
-    def ready(self) -> bool:
-        """Whether `read` returns at once."""
+    def read_at(self, offset: int, nbytes: int) -> bytes:
+        """What stands at `offset` of a file, up to `nbytes`."""
+        os.lseek(self.fd, offset, os.SEEK_SET)
+        pieces = []
+        while nbytes and (piece := _read(self.fd, nbytes)):
+            pieces.append(piece)
+            nbytes -= len(piece)
+        return b"".join(pieces)
+
+    def ready(self, seconds: float = 0) -> bool:
+        """Whether `read` returns at once, within so many seconds."""
         if self.is_regular:
             return True
         if not hasattr(select, "poll"):
             return False
         poll = select.poll()
         poll.register(self.fd, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(poll.poll(max(seconds, 0) * 1000))
 
     def changed(self) -> bool:
         """Whether a regular file holds something else than when it was opened."""
@@ -286,6 +296,7 @@ class Target:
       overwrite: replace a regular file or a link of that name.
       device: write into a terminal, pipe or character device of that name (`-o /dev/null`).
       inherit: False for what is no form of the source: the umask decides its mode.
+      sparse: leave pages of zeros out: the file system gives them without keeping them.
     """
 
     def __init__(
@@ -296,8 +307,10 @@ class Target:
         overwrite: bool = False,
         device: bool = False,
         inherit: bool = True,
+        sparse: bool = False,
     ) -> None:
         self.name = self._path = path
+        self._sparse, self._hole_nbytes = sparse, 0  # zeros at the end that were not written
         self._source = source
         # A standard input that happens to be a file is not the file that this one is made of.
         self._inherits = inherit and source is not None and source.path is not None and source.is_regular
@@ -335,10 +348,38 @@ class Target:
 
     def write(self, data: bytes) -> None:
         try:
-            _write(self.fd, data)
+            if self._sparse and not self._is_device:
+                self._write_sparse(data)
+            else:
+                _write(self.fd, data)
         except OSError as error:
             error.filename = self.name
             raise
+
+    def _write_sparse(self, data: bytes) -> None:
+        """Write what is not zero; of the rest only how long it is counts."""
+        zeros = bytes(_PAGE_NBYTES)
+        begin = 0  # of what is to be written
+        at = data.find(zeros)
+        while at >= 0:
+            end = at + len(data[at:]) - len(data[at:].lstrip(b"\0"))
+            self._write_after_hole(data[begin:at])
+            self._hole_nbytes += end - at
+            begin, at = end, data.find(zeros, end)
+        self._write_after_hole(data[begin:])
+
+    def _write_after_hole(self, data: bytes) -> None:
+        if data:
+            if self._hole_nbytes:
+                os.lseek(self.fd, self._hole_nbytes, os.SEEK_CUR)
+                self._hole_nbytes = 0
+            _write(self.fd, data)
+
+    def _end_hole(self) -> None:
+        if self._hole_nbytes:
+            end = os.lseek(self.fd, self._hole_nbytes, os.SEEK_CUR)
+            self._hole_nbytes = 0
+            os.ftruncate(self.fd, end)
 
     def rewind(self) -> None:
         """Go back to the first byte, to read what was written."""
@@ -354,6 +395,7 @@ class Target:
     def copy_metadata(self) -> list[str]:
         """Give the file its source's owner (as root), group, mode and times; returns what failed."""
         failed: list[str] = []
+        self._end_hole()  # changes the times
         if self._is_device or not self._inherits or self._source is None:
             return failed
         status = self._source.status
@@ -391,6 +433,7 @@ class Target:
           LeftAlone: the source changed and was not removed. The file stays.
         """
         try:
+            self._end_hole()
             if remove_source and not self._is_device:
                 os.fsync(self.fd)
             self._close()

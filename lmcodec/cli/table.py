@@ -1,8 +1,11 @@
-"""Tables in columns, for people."""
+"""Tables in columns, for people, and as JSON, for programs."""
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Sequence
+from typing import Any
 
 from lmcodec.cli.progress import printable, width_of
 
@@ -23,3 +26,24 @@ def table(rows: Sequence[Sequence[str]], *, right: Collection[int]) -> str:
         return "  ".join(cells).rstrip() + "\n"
 
     return "".join(map(line, rows))
+
+
+def table_as_objects(rows: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
+    """An object for every row below the first, whose cells, in small letters, are the keys."""
+    keys = [cell.lower().replace(" ", "_") for cell in rows[0]]
+    return [dict(zip(keys, map(_value, row), strict=True)) for row in rows[1:]]
+
+
+def _value(cell: str) -> int | float | str | None:
+    """The number that a cell shows; None for one that shows nothing."""
+    if cell in ("", "-"):
+        return None
+    plain = cell.replace(",", "")
+    if re.fullmatch(r"[0-9]{1,3}(,[0-9]{3})+|0|[1-9][0-9]*", cell) and len(plain) < 16:
+        return int(plain)
+    return float(plain) if re.fullmatch(r"(0|[1-9][0-9,]*)\.[0-9]+", cell) else cell
+
+
+def json_text(value: Any) -> str:
+    """JSON as the commands print it; bytes of a name that are no text are "\\udc80" to "\\udcff"."""
+    return json.dumps(value, indent=1)
