@@ -29,7 +29,7 @@ def write_tokenizer(folder: Path, whole: bool = True) -> int:
     made.save(str(folder / "tokenizer.json"))
     settings = {"eos_token": "<|endoftext|>", "bos_token": "<|endoftext|>"}
     settings["tokenizer_class"] = "PreTrainedTokenizerFast"
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
     return int(made.get_vocab_size())
 
 

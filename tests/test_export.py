@@ -110,8 +110,10 @@ def test_one_bias_far_above_the_weights_is_kept() -> None:
 def test_what_has_no_integer_definition_is_refused() -> None:
     for part in ({"shift": True}, {"bigram": 64}):
         net = make_net(WeightRounding(63), replace(CONFIG, **part))
-        with pytest.raises(Unsupported, match=next(iter(part))):
+        with pytest.raises(Unsupported, match=f"model.{next(iter(part))} has no integer definition"):
             integer_model(net, VOCABULARY)
+    with pytest.raises(Unsupported, match=r"model.attention has no integer definition"):
+        replace(CONFIG, attention=64, dim=64).exported()
     net = make_net(WeightRounding(63))
     net.quantise(False, WeightRounding(63))
     with pytest.raises(ConfigError, match="without rounding"):

@@ -37,7 +37,7 @@ def write_lines(name: str = "lines.txt.lmz", encoding: str = "utf-8") -> str:
     return name
 
 
-def read_text(name: str, encoding: str = "utf-8") -> str:
+def text_of(name: str, encoding: str = "utf-8") -> str:
     with lmcodec.open(name, "rt", encoding=encoding, newline="") as file:
         return file.read()
 
@@ -98,22 +98,22 @@ def test_fsspec_infers_text(encoding: str) -> None:
     with fsspec.open("a.txt.lmz", "wt", compression="infer", encoding=encoding, newline="") as file:
         file.write(LINES)
     assert Path("a.txt.lmz").read_bytes().startswith(MAGIC)
-    assert read_text("a.txt.lmz", encoding) == LINES
+    assert text_of("a.txt.lmz", encoding) == LINES
     with fsspec.open("a.txt.lmz", "rt", compression="infer", encoding=encoding, newline="") as file:
         assert file.read() == LINES
     with fsspec.open("a.txt.lmz", "at", compression="lmcodec", encoding=encoding, newline="") as file:
         file.write("more\n")
-    assert read_text("a.txt.lmz", encoding) == LINES + "more\n"
+    assert text_of("a.txt.lmz", encoding) == LINES + "more\n"
 
 
 def test_fsspec_closes_the_file_beneath() -> None:
     """What is uploaded when it is closed would stay where it is, where only the compressed file is kept."""
     fsspec = pytest.importorskip("fsspec")
     integrations.register("fsspec", level=1)
-    file = fsspec.open("memory://under/x.lmz", "wb", compression="infer").open()
+    file = fsspec.open("memory://under/x.lmz", mode="wb", compression="infer").open()
     file.write(b"text" * 100)
     file.close()
-    with fsspec.open("memory://under/x.lmz", "rb", compression="infer") as read:
+    with fsspec.open("memory://under/x.lmz", mode="rb", compression="infer") as read:
         assert read.read() == b"text" * 100
         assert read.seekable()
 
@@ -158,7 +158,7 @@ if __name__ == "__main__":
     run = subprocess.run([sys.executable, "count.py"], capture_output=True, text=True, encoding="utf-8")
     assert (run.stdout, run.returncode) == ("200\n", 0), run.stderr
     assert (
-        read_text("part-0.txt.lmz").splitlines()
+        text_of("part-0.txt.lmz").splitlines()
         == [piece for line in LINES.splitlines() for piece in (line, "")][: 2 * len(LINES.splitlines()) - 1]
     )
 
@@ -191,11 +191,11 @@ def test_smart_open(encoding: str, caplog: pytest.LogCaptureFixture) -> None:
     assert caplog.records == []  # no warning of the handler that was there
     with smart_open.open("a.txt.lmz", "w", encoding=encoding, newline="") as file:
         file.write(LINES)
-    assert read_text("a.txt.lmz", encoding) == LINES
+    assert text_of("a.txt.lmz", encoding) == LINES
     assert lmcodec.frame_info(Path("a.txt.lmz").read_bytes()).blocks[0].profile == 2  # type: ignore[index]
     with smart_open.open("a.txt.lmz", encoding=encoding, newline="") as file:
         assert file.read() == LINES
-    with smart_open.open("a.txt.lmz", "rb") as file:
+    with smart_open.open("a.txt.lmz", mode="rb") as file:
         assert file.readline() == "line 0: é\n".encode(encoding) or encoding == "utf-16"
 
 
@@ -432,7 +432,7 @@ def test_a_rotated_log_has_its_sources_mode_and_times() -> None:
     assert os.name != "posix" or status.st_mode & 0o777 == 0o600
     assert not Path("a.log").exists()
     log_files.rotator("a.log", "a.log.1.lmz")  # nothing to rotate: what is there stays
-    assert read_text("a.log.1.lmz") == "secret\n"
+    assert text_of("a.log.1.lmz") == "secret\n"
 
 
 def test_files_are_complete_or_not_there() -> None:

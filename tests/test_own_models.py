@@ -196,7 +196,9 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     site = tmp_path / "site"
     info = site / "toy_models-1.0.dist-info"
     info.mkdir(parents=True)
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: toy-models\nVersion: 1.0\n")
+    (info / "METADATA").write_text(
+        "Metadata-Version: 2.1\nName: toy-models\nVersion: 1.0\n", encoding="utf-8"
+    )
     entries = {
         "letters": "toy_models:Letters",
         "made": "toy_models:made",
@@ -206,10 +208,11 @@ def package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         "order1": "order1_kind",
     }
     text = "".join(f"{name} = {value}\n" for name, value in entries.items())
-    (info / "entry_points.txt").write_text(f"[lmcodec.models]\n{text}")
+    (info / "entry_points.txt").write_text(f"[lmcodec.models]\n{text}", encoding="utf-8")
     (site / "toy_models.py").write_text(
         "from test_own_models import Letters\nmade = Letters()\nnothing = 7\n"
-        "def failing():\n    raise OSError('the weights are gone')\n"
+        "def failing():\n    raise OSError('the weights are gone')\n",
+        encoding="utf-8",
     )
     monkeypatch.syspath_prepend(str(site))
     monkeypatch.syspath_prepend(str(Path(__file__).parent))

@@ -22,7 +22,7 @@ from lmcodec.cli import safe_file
 ROOT = Path(__file__).parents[1]
 FOLDERS = [Path(lmcodec.__file__).parent, Path(__file__).parent, ROOT / "benchmarks"]
 # Modules whose `open` has another meaning, or is binary unless told otherwise.
-BINARY = {"lmcodec", "lzma", "gzip", "bz2", "tarfile", "file_module"}
+BINARY = {"lmcodec", "lzma", "gzip", "bz2", "tarfile", "fsspec", "file_module"}
 RUNNERS = {"run", "Popen", "check_output", "check_call", "call"}
 
 
@@ -37,7 +37,10 @@ def lacks_encoding(call: ast.Call) -> bool:
     function, owner = call.func, ""
     name = function.attr if isinstance(function, ast.Attribute) else getattr(function, "id", "")
     if isinstance(function, ast.Attribute):
-        owner = getattr(function.value, "id", "a file's path")
+        value = function.value
+        if isinstance(value, ast.Call) and isinstance(value.func, ast.Attribute):
+            value = value.func.value  # what a module's call gives is the module's
+        owner = getattr(value, "id", "a file's path")
     keywords = {keyword.arg: keyword.value for keyword in call.keywords}
     if "encoding" in keywords or None in keywords or owner in BINARY or (owner, name) == ("os", "open"):
         return False

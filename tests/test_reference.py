@@ -21,7 +21,7 @@ from integer_models import (
     reference_hashes,
 )
 
-from lmcodec.errors import Corrupt, Unsupported
+from lmcodec.errors import Corrupt
 from lmcodec.lm import decisions
 from lmcodec.lm import tables as shared_tables
 from lmcodec.lm.recurrent import reference, tables
@@ -588,13 +588,6 @@ def test_vocabulary_must_fit() -> None:
     model = random_model(15)
     with pytest.raises(Corrupt, match="model of 300 tokens with a vocabulary of 301"):
         replace(model, vocabulary=random_vocabulary(Draw(1), 301))
-
-
-@pytest.mark.parametrize("part", [{"shift": True}, {"attention": 64}, {"bigram": 16}])
-def test_parts_without_a_definition_are_refused(part: dict[str, Any]) -> None:
-    model = random_model(16, dim=64)
-    with pytest.raises(Unsupported, match=f"model.{next(iter(part))} has no integer definition"):
-        replace(model, config=replace(model.config, **part))
 
 
 def test_identity_is_the_content() -> None:

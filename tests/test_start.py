@@ -139,4 +139,5 @@ def test_the_commands_that_are_installed() -> None:
     from importlib.metadata import entry_points
 
     found = {e.name: e.value for e in entry_points(group="console_scripts") if e.value.startswith("lmcodec.")}
-    assert found == {name: f"lmcodec.cli.entry:{name}" for name in ("lmcodec", "lmz", "unlmz", "lmzcat")}
+    names = ("lmcodec", "lmz", "unlmz", "lmzcat", "lmzdiff", "lmzgrep", "lmzless")
+    assert found == {name: f"lmcodec.cli.entry:{name}" for name in names}
