@@ -5,15 +5,10 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
 import os
-import stat
 import threading
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
-from functools import reduce
-from operator import add
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -27,11 +22,11 @@ from lmcodec.cli.lmz import (
     core_count,
     from_environment,
 )
-from lmcodec.cli.operate import ERROR, OK, WARNING, check_model
+from lmcodec.cli.measured import Measuring, Report, bits, bpb, together, total_nbytes
+from lmcodec.cli.operate import check_model
 from lmcodec.cli.progress import first_that_fits, size_text, time_text
-from lmcodec.cli.safe_file import Stdout, StdoutClosed, reserve_standard_descriptors
+from lmcodec.cli.safe_file import reserve_standard_descriptors
 from lmcodec.cli.table import table
-from lmcodec.errors import LmcodecError, one_line
 
 if TYPE_CHECKING:
     from lmcodec.lm.store import Model
@@ -124,12 +119,12 @@ def measure(
             raise click.UsageError(
                 "a model hf: is measured without frames: no --solid, --method, --block-size"
             )
-        from lmcodec.cli.measure_causal import CausalWork
+        from lmcodec.cli.measure_causal import FORMS, CausalWork
 
         in_floats["device"] = device or "cpu"
         causal = CausalWork(console, str(asked), in_floats, split_documents, _Progress)
-        kind = "json" if as_json else "csv" if as_csv else "table"
-        click.get_current_context().exit(console.supervise(lambda: causal.run(paths or ("-",), kind)))
+        write = FORMS["json" if as_json else "csv" if as_csv else "table"]
+        click.get_current_context().exit(console.supervise(lambda: causal.run(paths or ("-",), write)))
     if given := next((name for name, value in in_floats.items() if value), None):
         raise click.UsageError(f"--{given} is for --model hf:PATH or hf:OWNER/NAME")
     options = {
@@ -178,26 +173,16 @@ class _Progress:
 
 
 @dataclass
-class _Report:
-    """What was measured, with which settings, and what was not.
+class _Report(Report["Measurement"]):
+    """What was measured.
 
     Attributes:
-        settings: for programs.
         model: the language model, None if the level has none.
         model_nbytes: of its file.
-        files: names and measurements of the texts in each: one, or with `split` one for every document.
-        failed: names and reasons.
     """
 
-    settings: dict[str, Any]
     model: Model | None
     model_nbytes: int
-    split: bool
-    files: list[tuple[str, list[Measurement]]] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-
-    def total(self) -> Measurement:
-        return reduce(add, (text for _, texts in self.files for text in texts))
 
     def total_with_model(self) -> Measurement | None:
         """The total with the bytes of the model's file among the frames', without frames the network's."""
@@ -209,33 +194,14 @@ class _Report:
         return replace(total, frame_nbytes=total.frame_nbytes + self.model_nbytes)
 
 
-class _Work:
+class _Work(Measuring[_Report]):
     def __init__(self, console: Console, options: dict[str, Any], jobs: int, split: bool) -> None:
-        self.console, self.options, self.jobs, self.split = console, options, jobs, split
-        self.status = OK
-
-    def run(self, paths: tuple[str, ...], form: Callable[[_Report], str]) -> int:
-        try:
-            report = self._measure(paths)
-            Stdout().write(form(report).encode("utf-8", "backslashreplace"))
-        except StdoutClosed:
-            raise
-        except (LmcodecError, OSError) as error:
-            self._fail(None, one_line(error))
-        except MemoryError:
-            self._fail(None, "out of memory")
-        except Exception as error:  # our bug
-            self._fail(None, f"internal error, please report it: {type(error).__name__}: {error}")
-        return self.status
-
-    def _fail(self, name: str | None, message: str) -> None:
-        self.status = ERROR
-        self.console.error("(stdin)" if name == "-" else name, message)
+        super().__init__(console)
+        self.options, self.jobs, self.split = options, jobs, split
 
     def _measure(self, paths: tuple[str, ...]) -> _Report:
         from lmcodec.measure.bpb import Meter
         from lmcodec.measure.processes import Task, measure_all
-        from lmcodec.measure.texts import Problem, find_files
 
         meter = Meter(**self.options)  # refuses a model that is not there before the first file is read
         report = _report(meter, self.options, self.split)
@@ -243,13 +209,7 @@ class _Work:
             message = "the model holds no profile of the context models beside it: it is measured alone"
             how = "--method lm makes frames with it, lmcodec model export --mixer adds a profile"
             self.console.warning(None, f"{message} ({how})")
-        sizes: dict[str, int | None] = {}
-        for found in find_files(paths):
-            if isinstance(found, Problem):
-                self._fail(found.name, found.message)
-                report.failed.append((found.name, found.message))
-            else:
-                sizes[found] = _size(found)
+        sizes = dict(self._find(paths, report))
         n_share = self.jobs if self.split and len(sizes) < self.jobs else 1
         tasks = [
             (name, Task(name, self.split, share, n))
@@ -257,10 +217,10 @@ class _Work:
             for n in [1 if name == "-" or (nbytes or 0) < _SEVERAL_NBYTES else n_share]
             for share in range(n)
         ]
-        known = [nbytes for nbytes in sizes.values() if nbytes is not None]
-        n_process = min(self.jobs, len(tasks)) if sum(known) >= _SEVERAL_NBYTES else 1
+        known = sum(nbytes or 0 for nbytes in sizes.values())
+        n_process = min(self.jobs, len(tasks)) if known >= _SEVERAL_NBYTES else 1
         options = self.options | {"threads": max(self.jobs // max(n_process, 1), 1)}
-        progress = _Progress(sum(known) if len(known) == len(sizes) else None)
+        progress = _Progress(total_nbytes(sizes.values()))
         self.console.follow(progress)
         outcomes = measure_all(
             [task for _, task in tasks], options, n_process=n_process, progress=progress.add
@@ -276,24 +236,7 @@ class _Work:
     def _take(self, name: str, outcomes: list[Outcome], report: _Report) -> None:
         error = next((outcome.error for outcome in outcomes if outcome.error is not None), None)
         texts = [m for _, m in sorted((n, m) for outcome in outcomes for n, m in outcome.texts) if m.nbytes]
-        shown = "(stdin)" if name == "-" else name
-        if error is not None:
-            self._fail(name, error)
-            report.failed.append((shown, error))
-        elif texts:
-            report.files.append((shown, texts))
-        else:
-            self.console.warning(shown, "is empty, left out")
-            self.status = self.status or WARNING
-
-
-def _size(name: str) -> int | None:
-    """Bytes of a file; None if that is unknown, 0 if it cannot be read."""
-    try:
-        status = os.stat(name) if name != "-" else os.fstat(0)
-    except OSError:
-        return 0
-    return status.st_size if stat.S_ISREG(status.st_mode) else None
+        self._keep(name, texts, error, report)
 
 
 def _report(meter: Meter, options: dict[str, Any], split: bool) -> _Report:
@@ -306,7 +249,7 @@ def _report(meter: Meter, options: dict[str, Any], split: bool) -> _Report:
         "split_documents": split,
     }
     nbytes = 0 if meter.model is None else os.path.getsize(meter.model.path)
-    return _Report(settings, meter.model, nbytes, split)
+    return _Report(settings, split, meter.model, nbytes)
 
 
 # What is printed
@@ -316,8 +259,8 @@ def _as_table(report: _Report) -> str:
     """A line for every file, one for all, one with the model's bytes."""
     if not report.files:
         return ""
-    rows = [_row(name, len(texts), reduce(add, texts)) for name, texts in report.files]
-    n_document = sum(len(texts) for _, texts in report.files)
+    rows = [_row(name, len(texts), together(texts)) for name, texts in report.files]
+    n_document = report.documents()
     if len(rows) > 1:
         rows.append(_row(f"{len(rows)} files", n_document, report.total()))
     with_model = report.total_with_model()
@@ -334,7 +277,7 @@ def _row(name: str, n_document: int, m: Measurement) -> dict[str, str]:
     def count(value: int | None) -> str:
         return "-" if value is None else f"{value:,}"
 
-    def bpb(value: float | None) -> str:
+    def short(value: float | None) -> str:
         return "-" if value is None else f"{value:.4f}"
 
     return {
@@ -342,31 +285,25 @@ def _row(name: str, n_document: int, m: Measurement) -> dict[str, str]:
         "Bytes": count(m.nbytes),
         "Tokens": count(m.n_token),
         "Frame": count(m.frame_nbytes),
-        "bpb": bpb(m.frame_bpb),
-        "Mix": bpb(m.mix_bpb),
-        "Gap": bpb(m.gap_bpb),
-        "Network": bpb(m.network_bpb),
+        "bpb": short(m.frame_bpb),
+        "Mix": short(m.mix_bpb),
+        "Gap": short(m.gap_bpb),
+        "Network": short(m.network_bpb),
         "File": name,
     }
 
 
-_BITS, _BPB = 3, 6  # decimals for programs
-
-
 def _figures(m: Measurement) -> dict[str, int | float | None]:
-    def rounded(value: float | None, digits: int) -> float | None:
-        return None if value is None or math.isnan(value) else round(value, digits)
-
     return {
         "nbytes": m.nbytes,
         "n_token": m.n_token,
         "frame_nbytes": m.frame_nbytes,
-        "frame_bpb": rounded(m.frame_bpb, _BPB),
-        "mix_bits": rounded(m.mix_bits, _BITS),
-        "mix_bpb": rounded(m.mix_bpb, _BPB),
-        "gap_bpb": rounded(m.gap_bpb, _BPB),
-        "network_bits": rounded(m.network_bits, _BITS),
-        "network_bpb": rounded(m.network_bpb, _BPB),
+        "frame_bpb": bpb(m.frame_bpb),
+        "mix_bits": bits(m.mix_bits),
+        "mix_bpb": bpb(m.mix_bpb),
+        "gap_bpb": bpb(m.gap_bpb),
+        "network_bits": bits(m.network_bits),
+        "network_bpb": bpb(m.network_bpb),
     }
 
 
@@ -374,12 +311,6 @@ def _as_json(report: _Report) -> str:
     """One object. Bytes of a name that are no text are "\\udc80" to "\\udcff"."""
     from lmcodec import __version__
 
-    files = []
-    for name, texts in report.files:
-        entry: dict[str, Any] = {"file": name, **_figures(reduce(add, texts))}
-        if report.split:
-            entry["documents"] = [_figures(text) for text in texts]
-        files.append(entry)
     with_model = report.total_with_model() if report.files else None
     model = report.model
     document = {
@@ -388,10 +319,10 @@ def _as_json(report: _Report) -> str:
         "model": None
         if model is None
         else {"id": model.model_id, "file": str(model.path), "nbytes": report.model_nbytes},
-        "files": files,
+        "files": report.entries(_figures),
         "total": _figures(report.total()) if report.files else None,
         "total_with_model": None if with_model is None else _figures(with_model),
-        "failed": [{"file": name, "error": error} for name, error in report.failed],
+        "failed": report.failures(),
     }
     return json.dumps(document, indent=1) + "\n"
 
@@ -405,17 +336,10 @@ def _as_csv(report: _Report) -> str:
     writer = csv.DictWriter(out, columns, lineterminator="\n")
     writer.writeheader()
 
-    def write(kind: str, name: str, number: int | None, m: Measurement) -> None:
+    rows = list(report.rows())
+    with_model = report.total_with_model() if rows else None
+    if with_model is not None:
+        rows.append(("total_with_model", "", None, with_model))
+    for kind, name, number, m in rows:
         writer.writerow({"kind": kind, "file": name, "document": number, **_figures(m)})
-
-    for name, texts in report.files:
-        if report.split:
-            for number, text in enumerate(texts, 1):
-                write("document", name, number, text)
-        write("file", name, None, reduce(add, texts))
-    if report.files:
-        write("total", "", None, report.total())
-        with_model = report.total_with_model()
-        if with_model is not None:
-            write("total_with_model", "", None, with_model)
     return out.getvalue()

@@ -5,18 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import math
-import os
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import reduce
-from operator import add
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lmcodec.cli.console import Console
-from lmcodec.cli.operate import ERROR, OK, WARNING
-from lmcodec.cli.safe_file import Stdout, StdoutClosed
+from lmcodec.cli.measured import Measuring, Report, bits, bpb, together, total_nbytes
 from lmcodec.cli.table import table
 from lmcodec.errors import LmcodecError, one_line
 
@@ -25,26 +20,17 @@ if TYPE_CHECKING:
 
 
 @dataclass
-class _Report:
-    """What was measured, and what was not.
+class _Report(Report["CausalMeasurement"]):
+    """What was measured.
 
     Attributes:
-        settings: how, for programs.
-        files: names and measurements of the documents in each.
-        failed: names and reasons.
+        context: what a token sees, for people.
     """
 
-    settings: dict[str, Any]
     context: str
-    split: bool
-    files: list[tuple[str, list[CausalMeasurement]]] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
-
-    def total(self) -> CausalMeasurement:
-        return reduce(add, (text for _, texts in self.files for text in texts))
 
 
-class CausalWork:
+class CausalWork(Measuring[_Report]):
     """Measures operands one after another, in this process.
 
     Args:
@@ -63,69 +49,36 @@ class CausalWork:
         split: bool,
         progress: Callable[[int | None], Any],
     ) -> None:
-        self._console, self._model, self._options = console, model, options
+        super().__init__(console)
+        self._model, self._options = model, options
         self._split, self._progress = split, progress
-        self._status = OK
-
-    def run(self, paths: tuple[str, ...], form: str) -> int:
-        """Measure and print; returns the exit status."""
-        try:
-            report = self._measure(paths)
-            text = {"json": _as_json, "csv": _as_csv, "table": _as_table}[form](report)
-            Stdout().write(text.encode("utf-8", "backslashreplace"))
-        except StdoutClosed:
-            raise
-        except (LmcodecError, OSError) as error:
-            self._fail(None, one_line(error))
-        except MemoryError:
-            self._fail(None, "out of memory")
-        except Exception as error:  # our bug
-            self._fail(None, f"internal error, please report it: {type(error).__name__}: {error}")
-        return self._status
-
-    def _fail(self, name: str | None, message: str) -> None:
-        self._status = ERROR
-        self._console.error("(stdin)" if name == "-" else name, message)
 
     def _measure(self, paths: tuple[str, ...]) -> _Report:
         from lmcodec.measure.causal import CausalMeter
-        from lmcodec.measure.texts import Problem, find_files
 
         meter = CausalMeter(self._model, **self._options)
-        report = _Report(_settings(meter, self._split), meter.context, self._split)
-        names = []
-        for found in find_files(paths):
-            if isinstance(found, Problem):
-                self._fail(found.name, found.message)
-                report.failed.append((found.name, found.message))
-            else:
-                names.append(found)
-        sizes = [os.path.getsize(name) if name != "-" and os.path.isfile(name) else None for name in names]
-        known = [size for size in sizes if size is not None]
-        progress = self._progress(sum(known) if len(known) == len(sizes) else None)
-        self._console.follow(progress)
-        for name in names:
+        report = _Report(_settings(meter, self._split), self._split, meter.context)
+        sizes = self._find(paths, report)
+        progress = self._progress(total_nbytes(nbytes for _, nbytes in sizes))
+        self.console.follow(progress)
+        for name, _ in sizes:
             self._take(meter, name, report, progress)
-        self._console.end()
+        self.console.end()
         return report
 
     def _take(self, meter: CausalMeter, name: str, report: _Report, progress: Any) -> None:
-        shown = "(stdin)" if name == "-" else name
+        texts: list[CausalMeasurement] = []
+        message = None
         try:
             documents = _documents(name, self._split)
             texts = [meter.measure(document, progress.add) for document in documents]
-        except (LmcodecError, OSError, MemoryError) as error:
-            message = "out of memory" if isinstance(error, MemoryError) else one_line(error)
-            if isinstance(error, OSError):
-                message = error.strerror or str(error)
-            self._fail(name, message)
-            report.failed.append((shown, message))
-            return
-        if texts:
-            report.files.append((shown, texts))
-        else:
-            self._console.warning(shown, "is empty, left out")
-            self._status = self._status or WARNING
+        except OSError as error:
+            message = error.strerror or str(error)
+        except LmcodecError as error:
+            message = one_line(error)
+        except MemoryError:
+            message = "out of memory"
+        self._keep(name, texts, message, report)
 
 
 def _documents(name: str, split: bool) -> list[bytes]:
@@ -173,8 +126,8 @@ def _as_table(report: _Report) -> str:
     if not report.files:
         return ""
     rows: list[tuple[str, ...]] = [("Documents", "Bytes", "Tokens", "bpb", "Harness", "File")]
-    rows += [_row(name, len(texts), reduce(add, texts)) for name, texts in report.files]
-    n_document = sum(len(texts) for _, texts in report.files)
+    rows += [_row(name, len(texts), together(texts)) for name, texts in report.files]
+    n_document = report.documents()
     if len(report.files) > 1:
         rows.append(_row(f"{len(report.files)} files", n_document, report.total()))
     if not report.split:
@@ -193,18 +146,15 @@ def _as_table(report: _Report) -> str:
 
 
 def _figures(m: CausalMeasurement) -> dict[str, Any]:
-    def rounded(value: float | None, digits: int) -> float | None:
-        return None if value is None or math.isnan(value) else round(value, digits)
-
     return {
         "nbytes": m.nbytes,
         "n_token": m.n_token,
-        "bits": rounded(m.bits, 3),
-        "bpb": rounded(m.bpb, 6),
+        "bits": bits(m.bits),
+        "bpb": bpb(m.bpb),
         "n_lacking": m.n_lacking,
         "harness_n_token": m.harness_n_token,
-        "harness_bits": rounded(m.harness_bits, 3),
-        "harness_bpb": rounded(m.harness_bpb, 6),
+        "harness_bits": bits(m.harness_bits),
+        "harness_bpb": bpb(m.harness_bpb),
     }
 
 
@@ -212,19 +162,13 @@ def _as_json(report: _Report) -> str:
     """One object. Bytes of a name that are no text are "\\udc80" to "\\udcff"."""
     from lmcodec import __version__
 
-    files = []
-    for name, texts in report.files:
-        entry: dict[str, Any] = {"file": name, **_figures(reduce(add, texts))}
-        if report.split:
-            entry["documents"] = [_figures(text) for text in texts]
-        files.append(entry)
     document = {
         "version": __version__,
         "settings": report.settings,
         "context": report.context,
-        "files": files,
+        "files": report.entries(_figures),
         "total": _figures(report.total()) if report.files else None,
-        "failed": [{"file": name, "error": error} for name, error in report.failed],
+        "failed": report.failures(),
     }
     return json.dumps(document, indent=1) + "\n"
 
@@ -240,13 +184,9 @@ def _as_csv(report: _Report) -> str:
     writer.writeheader()
     settings = {name: report.settings[name] for name in named}
 
-    def write(kind: str, name: str, number: int | None, m: CausalMeasurement) -> None:
+    for kind, name, number, m in report.rows():
         writer.writerow({"kind": kind, "file": name, "document": number, **_figures(m), **settings})
-
-    for name, texts in report.files:
-        for number, text in enumerate(texts if report.split else [], 1):
-            write("document", name, number, text)
-        write("file", name, None, reduce(add, texts))
-    if report.files:
-        write("total", "", None, report.total())
     return out.getvalue()
+
+
+FORMS = {"table": _as_table, "json": _as_json, "csv": _as_csv}
