@@ -21,6 +21,7 @@ import lmcodec
 from lmcodec import load_model, model_bits_per_byte
 from lmcodec.cli import lmz as front
 from lmcodec.cli.main import main
+from lmcodec.codec.salvage import Gap, salvage
 from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
 from lmcodec.frame import Extension, ExtensionType, Flag, FrameHeader
 from lmcodec.lm.bound import Fingerprint
@@ -164,6 +165,25 @@ def test_another_environment_is_refused_or_tried(frame: bytes, llama: hf.Hugging
     with pytest.raises(Corrupt) as plain:
         lmcodec.decompress(damaged, model=llama)
     assert "environment" not in str(plain.value)
+
+
+def test_salvage_knows_what_a_frame_is_bound_to(llama: hf.HuggingFaceModel) -> None:
+    narrow = llama.with_settings({**llama.settings, "window": 16})
+    frame = lmcodec.compress(TEXT, model=narrow, method="lm+cm", block_size=1024)
+    at = lmcodec.frame_info(frame).header_nbytes + 30
+    damaged = frame[:at] + bytes([frame[at] ^ 1]) + frame[at + 1 :]
+
+    def salvaged(data: bytes, **options: Any) -> list[bytes | Gap]:
+        return list(salvage(lambda at, n: data[at : at + n], len(data), model=llama, **options))
+
+    assert salvaged(frame) == [TEXT[:1024], TEXT[1024:]]
+    gap, sound = salvaged(damaged)
+    assert isinstance(gap, Gap)
+    assert sound == TEXT[1024:]
+    with pytest.raises(Unsupported, match="written in another environment"):
+        salvaged(elsewhere(frame))
+    found = salvaged(elsewhere(frame), any_environment=True)  # its index knows the other header
+    assert [item for item in found if not isinstance(item, Gap)] == [TEXT[:1024], TEXT[1024:]]
 
 
 def test_a_wrong_model_is_refused(frame: bytes, folders: dict[str, Path]) -> None:

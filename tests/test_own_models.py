@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from lmcodec import LanguageModel, Session, Vocabulary
 from lmcodec.cli import lmz as front
 from lmcodec.errors import ConfigError, LmcodecError, ModelNotFound, Unsupported
 from lmcodec.lm import kinds, outside, store
+from lmcodec.lm.bound import BoundModel, Fingerprint
 from lmcodec.lm.interface import LOGIT_MAX
 from lmcodec.testing import check_model
 
@@ -276,3 +279,26 @@ def test_a_kind_that_a_package_registers(package: Path, tmp_path: Path) -> None:
 def test_nothing_is_imported_before_it_is_asked_for(package: Path) -> None:
     lmcodec.compress(TEXT[:400], model="small")
     assert "toy_models" not in sys.modules
+
+
+class Bound(Letters, BoundModel):
+    """As Letters, but bound to where it runs."""
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        return Fingerprint("letters", "5" * 64, {"dtype": "float32"}, {"here": "yes"})
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Bound:
+        return Bound()
+
+
+def test_a_model_that_is_kept_keeps_the_object_that_it_is_found_by() -> None:
+    """Another object with its number would be taken for it."""
+    given = Bound()
+    alive = weakref.ref(given)
+    bound_to = given.fingerprint
+    loaded = store.load(store.find(given), bound_to=bound_to)
+    assert store.load(store.find(given), bound_to=bound_to) is loaded
+    del given
+    gc.collect()
+    assert alive() is not None

@@ -246,15 +246,14 @@ class _Work:
         settings = self.settings
         if (settings.dtype or settings.download) and not self._model_is_open:
             from lmcodec.lm import outside
-            from lmcodec.lm.executor import EXECUTORS
 
             asked = settings.model or os.environ.get("LMCODEC_MODEL")
             if outside.prefix_of(asked) is None:
                 option = "--dtype" if settings.dtype else "--download"
                 raise ConfigError(f"{option} is for --model hf:PATH or hf:OWNER/NAME")
-            self._model = outside.load_model(
+            self._model = outside.open_prefixed(
                 str(asked),
-                device=EXECUTORS[settings.executor] or "cpu",
+                settings.executor,
                 dtype=settings.dtype,
                 download=settings.download,
                 memory_limit=settings.memory_limit,
@@ -543,8 +542,9 @@ class _Work:
             memory_limit=settings.memory_limit,
             max_cpu_seconds=settings.max_cpu_seconds,
             threads=settings.threads,
-            model=settings.model,
-            executor=settings.executor,
+            model=self.model,
+            executor=self._executor,
+            any_environment=settings.force,
         ):
             if isinstance(item, Gap):
                 found.append(item)

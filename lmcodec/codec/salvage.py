@@ -15,8 +15,9 @@ from typing import Any
 
 from lmcodec import frame
 from lmcodec.codec.decompressor import Decompressor
-from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
+from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
 from lmcodec.frame import MAGIC, Block, FrameHeader, Method
+from lmcodec.lm.executor import KERNEL
 
 _CHUNK_NBYTES = 1 << 20
 _N_FOLLOWING = 2  # block headers that follow one that is looked for byte by byte
@@ -82,8 +83,9 @@ class _Salvage:
                 )
             options["max_cpu_seconds"] = left
         decompressor = Decompressor(**options)
-        # Of the header only the model matters: what the frame as a whole should hold may not be there.
-        decompressor.decompress(FrameHeader(model_id=header.model_id).pack())
+        # Of the header only the model and what it is bound to matter: what the frame as a whole should hold
+        # may not be there.
+        decompressor.decompress(FrameHeader(model_id=header.model_id, extensions=header.extensions).pack())
         return decompressor
 
     def _decode(self, header: FrameHeader, block: Block, at: int) -> bytes | str:
@@ -103,9 +105,11 @@ class _Salvage:
             decompressor = self._open(header)
         try:
             original = decompressor.decompress(self._read_at(at, block.nbytes))
-        except (ModelNotFound, LimitExceeded):
+        except (ModelNotFound, LimitExceeded, ConfigError):
             raise
         except LmcodecError as error:
+            if isinstance(error, Unsupported) and header.extensions:
+                raise  # bound to another environment
             return str(error).partition(": ")[2] or str(error)
         if len(original) != block.original_nbytes:
             return "it cannot be decoded"
@@ -163,14 +167,16 @@ class _Salvage:
 
     def _find(self, pattern: bytes, start: int, end: int) -> Iterator[int]:
         """Where `pattern` lies between `start` and `end`."""
-        overlap = len(pattern) - 1
-        while start < end:
-            chunk = self._read_at(start, min(_CHUNK_NBYTES + overlap, end - start))
+        for place, chunk in self._chunks(start, end, overlap=len(pattern) - 1):
             at = chunk.find(pattern)
             while at >= 0:
-                yield start + at
+                yield place + at
                 at = chunk.find(pattern, at + 1)
-            start += _CHUNK_NBYTES
+
+    def _chunks(self, start: int, end: int, overlap: int = 0) -> Iterator[tuple[int, bytes]]:
+        """Where each begins, and the bytes between `start` and `end`, the first `overlap` of the next too."""
+        for at in range(start, end, _CHUNK_NBYTES):
+            yield at, self._read_at(at, min(_CHUNK_NBYTES + overlap, end - at))
 
     def _headers_to_try(self, indexed: _Indexed) -> Iterator[FrameHeader]:
         """The frame's header; if it is damaged, what it may have been: a block's check tells."""
@@ -188,7 +194,8 @@ class _Salvage:
 
         given = self._options.get("model")
         if given is not None:
-            yield FrameHeader(model_id=bytes.fromhex(store.load(store.find(given)).model_id))
+            limit, executor = self._options.get("memory_limit"), self._options.get("executor", KERNEL)
+            yield FrameHeader(model_id=bytes.fromhex(store.id_of(store.find(given), limit, executor)))
         for number in store.SHIPPED:
             yield FrameHeader(model_id=number)
         yield FrameHeader()
@@ -228,7 +235,7 @@ class _Salvage:
     def _by_headers(self, start: int, end: int) -> Generator[bytes | Gap, None, int]:
         """What stands before `end` and has no index that holds, up to the next frame; returns its end."""
         following = next(self._find(MAGIC, start, end), end)
-        if following > start and not self._read_at(start, following - start).strip(b"\0"):
+        if following > start and not any(chunk.strip(b"\0") for _, chunk in self._chunks(start, following)):
             return following  # padding
         reason, header, at = "here is no frame", None, start
         if following == start:
@@ -296,10 +303,10 @@ class _Salvage:
     def _resynchronise(self, start: int, end: int, header: FrameHeader) -> int:
         """Where the next frame begins, or a block header that others follow; `end` if there is none."""
         limit = next(self._find(MAGIC, start, end), end)
-        data = self._read_at(start, limit - start)
-        for i, byte in enumerate(data):
-            if byte in _FIRST and self._leads_on(start + i, limit, header):
-                return start + i
+        for at, chunk in self._chunks(start, limit):
+            for i, byte in enumerate(chunk, at):
+                if byte in _FIRST and self._leads_on(i, limit, header):
+                    return i
         return limit
 
     def _leads_on(self, at: int, end: int, header: FrameHeader) -> bool:
@@ -333,7 +340,7 @@ def salvage(
         read_at: returns what stands at an offset, up to a number of bytes.
         end: bytes of the file.
         max_output, max_cpu_seconds: of all together, as for `Decompressor`.
-        options: `memory_limit`, `threads`, `model`, `executor`, as for `Decompressor`.
+        options: `memory_limit`, `threads`, `model`, `executor`, `any_environment`, as for `Decompressor`.
 
     Raises:
         ModelNotFound, LimitExceeded: as `Decompressor`; what is not damaged is not passed over.

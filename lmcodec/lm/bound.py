@@ -64,9 +64,10 @@ class Fingerprint:
             raise Corrupt(f"{where} has {len(data)} bytes, at most {MAX_NBYTES} are allowed")
         try:
             content = json.loads(data.decode(), parse_constant=lambda _: None)
+            is_canonical = _canonical(content) == data
         except (ValueError, RecursionError):
             raise Corrupt(f"{where} is no JSON") from None
-        if not isinstance(content, dict) or tuple(sorted(content)) != _MEMBERS or _canonical(content) != data:
+        if not isinstance(content, dict) or tuple(sorted(content)) != _MEMBERS or not is_canonical:
             raise Corrupt(f"{where} is no canonical object of {', '.join(_MEMBERS)}")
         if content["layout"] != LAYOUT or isinstance(content["layout"], bool):
             raise Corrupt(f"{where} has the layout {content['layout']!r}, expected {LAYOUT}")

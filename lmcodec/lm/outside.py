@@ -127,11 +127,9 @@ def open_prefixed(asked: str, executor: str = KERNEL, **options: Any) -> BoundMo
         ConfigError: there is no such model, or a package or a device is missing.
         LmcodecError: it cannot be used.
     """
-    prefix, _, reference = asked.partition(":")
     if executor == "numpy":
         raise ConfigError(f"{asked}: runs in floats in PyTorch; executor numpy cannot compute it")
-    module = import_module(PREFIXES[prefix])
-    return cast("BoundModel", module.open_model(reference, EXECUTORS[executor] or "cpu", **options))
+    return cast("BoundModel", load_model(asked, device=EXECUTORS[executor] or "cpu", **options))
 
 
 def stamp(asked: str) -> tuple[object, ...]:

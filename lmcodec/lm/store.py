@@ -329,13 +329,7 @@ def for_frame(
     if asked:
         try:
             source = find(asked)
-            if not source.has_file:
-                model = load(source, memory_limit, executor)
-                if model.model_id == wanted:
-                    return model
-                found = model.model_id
-            else:
-                found = source.model_id or _header_id(source.path)
+            found = id_of(source, memory_limit, executor)
             if found == wanted:
                 return load(source, memory_limit, executor)
         except LimitExceeded:
@@ -398,10 +392,19 @@ def _for_bound_frame(
     return model
 
 
-def _header_id(path: Path) -> str:
+def id_of(source: Source, memory_limit: int | None = None, executor: str = KERNEL) -> str:
+    """The id of a model; one without a file is loaded for it.
+
+    Raises:
+        LmcodecError: it cannot be read, or loaded.
+    """
+    if not source.has_file:
+        return load(source, memory_limit, executor).model_id
+    if source.model_id:
+        return source.model_id
     from lmcodec.lm import container
 
-    return container.read_header(path).model_id
+    return container.read_header(source.path).model_id
 
 
 def _advice(model_id: int | bytes) -> str:
@@ -431,7 +434,7 @@ def _shipped(number: int) -> Source:
 
 
 _lock = threading.Lock()
-_loaded: dict[tuple[object, ...], Model] = {}
+_loaded: dict[tuple[object, ...], tuple[Source, Model]] = {}
 
 
 def load(
@@ -465,14 +468,15 @@ def load(
             raise ModelNotFound(f"{source.path}: cannot be read: {error.strerror}") from None
         key = source, status.st_mtime_ns, status.st_size, os.environ.get("LMCODEC_ISA"), executor
     else:
-        # The model that is kept keeps the object, whose number no other one has meanwhile.
+        # The source is kept beside the model: it keeps the object, whose number no other one has meanwhile.
         key = source.name, id(source.model), os.environ.get("LMCODEC_ISA"), executor, settings
         if source.name is not None:
             from lmcodec.lm import outside
 
             key += outside.stamp(source.name)
     with _lock:
-        model = _loaded.pop(key, None)
+        kept = _loaded.pop(key, None)
+        model = kept[1] if kept else None
         if model is None:
             while len(_loaded) >= _KEPT:
                 del _loaded[next(iter(_loaded))]
@@ -484,7 +488,7 @@ def load(
             except BaseException as error:
                 clear_frames(error)  # which would keep the file's content
                 raise
-        _loaded[key] = model  # the most recent last
+        _loaded[key] = source, model  # the most recent last
         return model
 
 

@@ -14,9 +14,8 @@ import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
 
 import numpy as np
 
@@ -222,12 +221,11 @@ def _rows(model: Model, executor: str, isa: str) -> Iterator[Row]:
 
 
 def _tried(row: Row, work: Callable[[], str]) -> Row:
-    values: dict[str, Any] = dict(row.__dict__)
     try:
         with _torch_threads(row.threads if row.executor.startswith("torch") else 0):
-            return Row(**values | {"hash": work()})
+            return replace(row, hash=work())
     except LmcodecError as error:
-        return Row(**values | {"error": one_line(error)})
+        return replace(row, error=one_line(error))
 
 
 def _network(model: Model, text: bytes, batch: int, threads: int) -> str:

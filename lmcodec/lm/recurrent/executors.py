@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,9 +11,6 @@ from lmcodec.lm.interface import SESSION_STREAM_MAX, DeviceSession, LanguageMode
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.model import IntegerModel
 from lmcodec.lm.recurrent.shape import RecurrentConfig
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Recurrent(LanguageModel):

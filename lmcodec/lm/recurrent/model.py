@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from typing import Any
 
@@ -24,13 +24,7 @@ BIAS_MAX = 1 << 24
 MULTIPLIER_MAX = 65_535
 SHIFT_MIN, SHIFT_MAX = 12, 40  # of a matrix; a table's may begin at 0
 STATE_MAX = 1 << 26
-SHAPE = (
-    "dim",
-    "mlp",
-    "n_layer",
-    "recurrent",
-    "vocab_size",
-)  # of a RecurrentConfig: what an integer model has
+SHAPE = tuple(sorted(f.name for f in fields(RecurrentConfig)))
 
 
 @dataclass(frozen=True)
