@@ -21,7 +21,7 @@ import lmcodec
 from lmcodec import integrations
 from lmcodec.frame import MAGIC
 from lmcodec.integrations import log_files
-from lmcodec.integrations.files import complete_file
+from lmcodec.lm.folder import complete_file
 
 LINES = "".join(f"line {i}: é\n" for i in range(200))
 

@@ -169,3 +169,14 @@ def test_the_command(tmp_path: Path) -> None:
         refused = run(tmp_path, "--salvage", *arguments, "a.lmz")
         assert (refused.returncode, len(refused.stderr.splitlines())) == (1, 1)
         assert "--salvage" in refused.stderr
+
+
+def test_a_damaged_header_of_a_block_with_a_model_is_a_gap() -> None:
+    """It has no check of its own: a profile that the model lacks is damage like any other."""
+    data = packed(TEXT[:4096], level=3, method="lm+cm")
+    offsets = block_offsets(data)
+    for mask in (2, 4, 8, 16):
+        sound, gaps = salvaged(flipped(data, offsets[1] + 1, mask))
+        assert len(gaps) == 1, mask
+        assert sound[0] == TEXT[:1024]
+        assert sound[-1] == TEXT[3072:4096]

@@ -342,18 +342,23 @@ def find_program(variable: str | None, name: str) -> str:
     return path
 
 
+def answer(program: str, text: str, arguments: list[str], version: tuple[str, ...] = ("--version",)) -> None:
+    """Print help or version, and exit, if that is asked for."""
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--help" in options:
+        sys.stdout.write(text)
+        sys.exit(0)
+    if any(option in options for option in version):
+        print(f"{program} {__version__}")
+        sys.exit(0)
+
+
 def main(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `lmzgrep`."""
     given = sys.argv[1:] if arguments is None else arguments
     console = Console("lmzgrep")
     reserve_standard_descriptors()
-    options = given[: given.index("--")] if "--" in given else given
-    if "--help" in options:
-        sys.stdout.write(HELP)
-        sys.exit(0)
-    if "--version" in options or "-V" in options:
-        print(f"lmzgrep {__version__}")
-        sys.exit(0)
+    answer("lmzgrep", HELP, given, version=("--version", "-V"))
     try:
         status = _Search([find_program("GREP", "grep")], parse(given), console).run()
     except LmcodecError as error:

@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
 from lmcodec.cli.console import Console, is_terminal
@@ -231,12 +232,10 @@ class _Work:
         self.settings, self.console = settings, console
         self.status = OK
         self.listed: list[Listed] = []
-        self._model: FilePath | None = settings.model
-        self._model_is_open = False
         self._root = ""  # folder operand that a file was found in
         self._written: dict[str, str] = {}  # outputs and their inputs, where a folder is given for them
 
-    @property
+    @cached_property
     def model(self) -> FilePath | None:
         """The model that is asked for; where options say how it is loaded, the model itself.
 
@@ -244,27 +243,31 @@ class _Work:
           ConfigError: they are for models of the prefix hf, which it is not.
         """
         settings = self.settings
-        if (settings.dtype or settings.download) and not self._model_is_open:
-            from lmcodec.lm import outside
+        if not self._opens_model:
+            return settings.model
+        from lmcodec.lm import outside
 
-            asked = settings.model or os.environ.get("LMCODEC_MODEL")
-            if outside.prefix_of(asked) is None:
-                option = "--dtype" if settings.dtype else "--download"
-                raise ConfigError(f"{option} is for --model hf:PATH or hf:OWNER/NAME")
-            self._model = outside.open_prefixed(
-                str(asked),
-                settings.executor,
-                dtype=settings.dtype,
-                download=settings.download,
-                memory_limit=settings.memory_limit,
-            )
-            self._model_is_open = True
-        return self._model
+        asked = settings.model or os.environ.get("LMCODEC_MODEL")
+        if outside.prefix_of(asked) is None:
+            option = "--dtype" if settings.dtype else "--download"
+            raise ConfigError(f"{option} is for --model hf:PATH or hf:OWNER/NAME")
+        return outside.open_prefixed(
+            str(asked),
+            settings.executor,
+            dtype=settings.dtype,
+            download=settings.download,
+            memory_limit=settings.memory_limit,
+        )
+
+    @property
+    def _opens_model(self) -> bool:
+        """Whether options say how the model is loaded."""
+        return bool(self.settings.dtype or self.settings.download)
 
     @property
     def _executor(self) -> str:
         """What computes the model; one that is open computes itself."""
-        return "kernel" if self._model_is_open else self.settings.executor
+        return "kernel" if self._opens_model else self.settings.executor
 
     def run(self, operands: tuple[str, ...]) -> int:
         for operand in operands:

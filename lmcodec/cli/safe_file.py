@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import select
 import signal
 import stat
@@ -20,6 +21,8 @@ from types import FrameType
 
 CHUNK_NBYTES = 1 << 16
 _PAGE_NBYTES = 1 << 12  # so many zeros are worth a hole
+_ZEROS = bytes(_PAGE_NBYTES)
+_NONZERO = re.compile(rb"[^\0]")
 
 _O_BINARY: int = getattr(os, "O_BINARY", 0)
 _O_NOCTTY: int = getattr(os, "O_NOCTTY", 0)
@@ -358,14 +361,14 @@ class Target:
 
     def _write_sparse(self, data: bytes) -> None:
         """Write what is not zero; of the rest only how long it is counts."""
-        zeros = bytes(_PAGE_NBYTES)
         begin = 0  # of what is to be written
-        at = data.find(zeros)
+        at = data.find(_ZEROS)
         while at >= 0:
-            end = at + len(data[at:]) - len(data[at:].lstrip(b"\0"))
+            found = _NONZERO.search(data, at + _PAGE_NBYTES)
+            end = found.start() if found else len(data)
             self._write_after_hole(data[begin:at])
             self._hole_nbytes += end - at
-            begin, at = end, data.find(zeros, end)
+            begin, at = end, data.find(_ZEROS, end)
         self._write_after_hole(data[begin:])
 
     def _write_after_hole(self, data: bytes) -> None:

@@ -8,9 +8,8 @@ import subprocess
 import sys
 from typing import NoReturn
 
-from lmcodec import __version__
 from lmcodec.cli.console import Console
-from lmcodec.cli.grep import feed, find_program
+from lmcodec.cli.grep import SUFFIX, answer, feed, find_program
 from lmcodec.cli.safe_file import die_by, reserve_standard_descriptors
 from lmcodec.errors import ConfigError, LmcodecError, one_line, reason_of
 
@@ -34,7 +33,6 @@ Options are those of diff, and:
 
   The exit status is that of diff: 0 if the files are the same, 1 if they differ, 2 after an error.
 """
-SUFFIX = ".lmz"
 # Options of diff that take an argument of their own.
 _SHORT = "CUFIWSxXLD"
 _LONG = {
@@ -49,21 +47,10 @@ _LONG = {
 }
 
 
-def _answered(program: str, text: str, arguments: list[str]) -> None:
-    """Print help or version, and exit, if that is asked for."""
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if "--help" in options:
-        sys.stdout.write(text)
-        sys.exit(0)
-    if "--version" in options:
-        print(f"{program} {__version__}")
-        sys.exit(0)
-
-
 def less(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `lmzless`: less takes this process's place."""
     given = sys.argv[1:] if arguments is None else arguments
-    _answered("lmzless", LESS_HELP, given)
+    answer("lmzless", LESS_HELP, given)
     reserve_standard_descriptors()
     try:
         program = find_program(None, "less")
@@ -161,7 +148,7 @@ def _diff(given: list[str]) -> int:
 def diff(arguments: list[str] | None = None) -> NoReturn:
     """Entry point of `lmzdiff`."""
     given = sys.argv[1:] if arguments is None else arguments
-    _answered("lmzdiff", DIFF_HELP, given)
+    answer("lmzdiff", DIFF_HELP, given)
     reserve_standard_descriptors()
     try:
         if not os.path.isdir("/dev/fd"):

@@ -17,6 +17,7 @@ from lmcodec import frame
 from lmcodec.codec.decompressor import Decompressor
 from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
 from lmcodec.frame import MAGIC, Block, FrameHeader, Method
+from lmcodec.lm.bound import OtherEnvironment
 from lmcodec.lm.executor import KERNEL
 
 _CHUNK_NBYTES = 1 << 20
@@ -49,9 +50,13 @@ class _Indexed:
 
     start: int  # of the frame
     first: int  # of its first block
-    index_at: int
     end: int
     entries: tuple[tuple[int, int], ...]
+
+
+def _reason(error: LmcodecError) -> str:
+    """What it says, without the place, which a gap names itself."""
+    return str(error).partition(": ")[2] or str(error)
 
 
 class _Salvage:
@@ -68,7 +73,6 @@ class _Salvage:
         self._max_cpu_seconds, self._begun = max_cpu_seconds, time.process_time()
         self._decompressor: Decompressor | None = None
         self._given = 0
-        self._n_sound = 0
 
     # One block
 
@@ -105,17 +109,14 @@ class _Salvage:
             decompressor = self._open(header)
         try:
             original = decompressor.decompress(self._read_at(at, block.nbytes))
-        except (ModelNotFound, LimitExceeded, ConfigError):
+        except (ModelNotFound, LimitExceeded, ConfigError, OtherEnvironment):
             raise
         except LmcodecError as error:
-            if isinstance(error, Unsupported) and header.extensions:
-                raise  # bound to another environment
-            return str(error).partition(": ")[2] or str(error)
+            return _reason(error)
         if len(original) != block.original_nbytes:
             return "it cannot be decoded"
         if not block.last:
             self._decompressor = decompressor
-        self._n_sound += 1
         return original
 
     def _block(self, at: int, end: int, header: FrameHeader, previous: Block | None) -> Block | None:
@@ -162,7 +163,7 @@ class _Salvage:
             first = index_at - sum(entry[0] for entry in index.entries)
             start = first - index.header_nbytes
             if start >= (found[-1].end if found else 0):
-                found.append(_Indexed(start, first, index_at, end, tuple(index.entries)))
+                found.append(_Indexed(start, first, end, tuple(index.entries)))
         return found
 
     def _find(self, pattern: bytes, start: int, end: int) -> Iterator[int]:
@@ -242,7 +243,7 @@ class _Salvage:
             try:
                 header, reason = frame.read_header(self._read_at, start), "the file ends in a frame header"
             except (Corrupt, Unsupported) as error:
-                reason = str(error).partition(": ")[2]
+                reason = _reason(error)
         if header is not None:
             at += header.nbytes
         else:
@@ -259,7 +260,7 @@ class _Salvage:
             try:
                 block, reason = self._block(at, end, header, previous), "it is cut"
             except (Corrupt, Unsupported) as error:
-                block, reason = None, str(error).partition(": ")[2]
+                block, reason = None, _reason(error)
             if block is None:
                 self._decompressor = previous = None
                 following = self._resynchronise(at + 1, end, header)

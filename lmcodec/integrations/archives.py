@@ -9,7 +9,8 @@ from typing import Any, BinaryIO, cast
 
 from lmcodec.errors import BadMagic
 from lmcodec.file import FilePath, LMFile
-from lmcodec.integrations.files import OPTIONS, complete_file, writing_options
+from lmcodec.integrations.files import OPTIONS, writing_options
+from lmcodec.lm.folder import complete_file
 
 FORMAT = "lmztar"
 SUFFIXES = [".tar.lmz", ".tlmz"]

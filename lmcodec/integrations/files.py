@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import inspect
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
 
 from lmcodec.codec import Compressor, Decompressor
 from lmcodec.file import LMFile
@@ -86,23 +86,3 @@ def opener(options: dict[str, Any]) -> Callable[..., WrappedFile]:
         return WrappedFile(file, mode.replace("t", ""), **{**options, **given})
 
     return open_wrapped
-
-
-@contextmanager
-def complete_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
-    """A new file that takes the name `path`, on the disk, when the block ends; after an error there is none.
-
-    What had the name before is replaced, and stays if there is an error.
-    """
-    path = os.path.abspath(path)
-    temporary = os.path.join(os.path.dirname(path), f".lmz-{os.urandom(8).hex()}")
-    try:
-        with open(temporary, "xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        if os.path.lexists(temporary):
-            os.unlink(temporary)
-        raise

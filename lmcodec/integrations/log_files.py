@@ -10,7 +10,8 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from lmcodec.file import LMFile
-from lmcodec.integrations.files import complete_file, writing_options
+from lmcodec.integrations.files import writing_options
+from lmcodec.lm.folder import complete_file
 
 SUFFIX = ".lmz"
 LEVEL = 1  # whoever logs waits meanwhile

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lmcodec.errors import Corrupt
+from lmcodec.errors import Corrupt, Unsupported
 from lmcodec.lm.interface import LanguageModel
 
 LAYOUT = 1
@@ -104,6 +104,10 @@ def _line(values: Mapping[str, Any]) -> str:
 
 def _visible(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+class OtherEnvironment(Unsupported):
+    """A frame is bound to another environment than this one."""
 
 
 class BoundModel(LanguageModel):

@@ -10,8 +10,10 @@ import os
 import re
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from lmcodec.errors import ConfigError, LmcodecError
 
@@ -127,21 +129,27 @@ def write(file: Path, parts: Iterable[object]) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    import tempfile
-
     file.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(prefix=f".{file.name[:80]}.", suffix=".part", dir=file.parent)
+    with complete_file(file) as out:
+        for part in parts:
+            out.write(part)  # type: ignore[call-overload]
+
+
+@contextmanager
+def complete_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
+    """A new file that takes the name `path`, on the disk, when the block ends; after an error there is none.
+
+    What had the name before is replaced, and stays if there is an error.
+    """
+    path = os.path.abspath(path)
+    temporary = os.path.join(os.path.dirname(path), f".lmz-{os.urandom(8).hex()}")
     try:
-        with open(descriptor, "wb") as out:
-            for part in parts:
-                out.write(part)  # type: ignore[arg-type]
-            out.flush()
-            os.fsync(out.fileno())
-        if sys.platform != "win32":
-            mask = os.umask(0)
-            os.umask(mask)
-            os.chmod(temporary, 0o666 & ~mask)
-        os.replace(temporary, file)
+        with open(temporary, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        if os.path.lexists(temporary):
+            os.unlink(temporary)
         raise

@@ -384,7 +384,9 @@ def _for_bound_frame(
         weights = "" if found is None else f" (weights {found.model[:16]})"
         raise ModelNotFound(f"{needs}; the one given, {_called(asked)}, is {model.model_id}{weights}")
     if dict(found.environment) != dict(bound_to.environment) and not any_environment:
-        raise Unsupported(
+        from lmcodec.lm.bound import OtherEnvironment
+
+        raise OtherEnvironment(
             f"was written in another environment, and only that one is sure to restore it: there "
             f"{bound_to.describe()}; here {found.describe()}. --force (any_environment=True) tries it; its "
             "checks say whether that worked"
