@@ -336,7 +336,7 @@ class Decompressor(Reusable):
     def _elsewhere(self) -> str:
         """What to add to an error of a block that is decoded elsewhere than it was written."""
         model, bound_to = self._model, self._bound_to
-        here = None if model is None else model.fingerprint
+        here = None if model is None or bound_to is None else model.fingerprint
         if bound_to is None or here is None or dict(here.environment) == dict(bound_to.environment):
             return ""
         return (

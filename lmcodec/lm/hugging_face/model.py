@@ -19,6 +19,7 @@ import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import contextmanager
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,8 @@ class HuggingFaceModel(BoundModel):
         self.nbytes = loaded.nbytes
         self.macs_per_token = loaded.n_weight
         self._segment = _segmenter(loaded)
+        ids = np.append(loaded.ids, [-1, -1])
+        self._inputs = np.where(ids < 0, loaded.words.begin, ids)
         with loading.quiet():  # what a model's first step says
             if not self._settings.get("cache"):
                 self._settings["cache"] = self._find_cache()
@@ -181,8 +184,7 @@ class HuggingFaceModel(BoundModel):
 
     def inputs(self, tokens: np.ndarray) -> np.ndarray:
         """What the model is fed for tokens: what no id spells counts as the beginning of a text."""
-        ids = np.append(self._loaded.ids, [-1, -1])[np.minimum(tokens, len(self.vocabulary) + 1)]
-        return np.where(ids < 0, self.begin_id, ids)
+        return self._inputs[np.minimum(tokens, len(self.vocabulary) + 1)]
 
     def computing(self) -> Any:
         """A context in which `forward` may be called."""
@@ -426,6 +428,7 @@ def environment(device: str) -> dict[str, str]:
     return found
 
 
+@cache
 def _processor() -> str:
     try:
         with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as file:
