@@ -227,6 +227,19 @@ def imported_family(name: str, folder: Path, **options: Any) -> tuple[Any, Impor
     return model, import_model(open_source(str(folder)), **options)
 
 
+@pytest.mark.parametrize("name", ["gpt2", "gemma3 sliding", "neox", "olmo2"])
+def test_families_are_rounded_with_feedback(name: str, tmp_path: Path) -> None:
+    """Matrices on their side are read by two threads; layers slide, positions are learned."""
+    _, plain = imported_family(name, tmp_path)
+    found = import_model(open_source(str(tmp_path)), calibrated=True).model
+    assert found.model_id == import_model(open_source(str(tmp_path)), calibrated=True).model.model_id
+    for one, other in zip(plain.model.layers, found.layers, strict=True):
+        for matrix in ("qkv", "out", "gate_up", "down"):
+            before, after = getattr(one, matrix).weight, getattr(other, matrix).weight
+            assert (before != after).any()
+            assert np.abs(before.astype(int) - after).max() <= 8
+
+
 def changed(**members: Any) -> Callable[[TransformerModel], TransformerModel]:
     return lambda model: replace(model, config=replace(model.config, **members))
 

@@ -528,7 +528,7 @@ void TransformerSession::normalise(int n_row, const Table<float>& x, const Table
   share(n_row, [&](int row, Scratch& scratch) {
     const float* const from = x.data() + sized(row) * sizes_.x_stride;
     float* const to = scratch.values.data();
-    if (!s.pre_norm && &weight != &model_.norm_) std::copy_n(from, padded_floats(s.dim), to);
+    if (weight.empty()) std::copy_n(from, padded_floats(s.dim), to);
     else if (s.layer_norm)
       model_.own_.layer_normalise(from, weight.data(), bias.data(), s.dim, s.norm_eps, scratch.squares.data(), to);
     else model_.own_.normalise(from, weight.data(), s.dim, s.norm_eps, scratch.squares.data(), to);
@@ -539,7 +539,7 @@ void TransformerSession::normalise(int n_row, const Table<float>& x, const Table
 
 void TransformerSession::add(int n_row, const PackedLinear& linear, const Table<float>& weight) {
   const TransformerShape& s = model_.shape_;
-  if (!s.post_norm) {
+  if (weight.empty()) {
     product(0, n_row, linear, Finish::kFloatAdd, x_.data(), sizes_.x_stride);
     return;
   }
@@ -572,26 +572,20 @@ void TransformerSession::prepare(int i, int row, Scratch& scratch) {
   const bool far = (layer.sliding ? s.sliding_sinks : s.sinks) &&
                    position >= static_cast<std::uint32_t>(layer.sliding ? s.sliding_window : s.window);
   float* const y = y_.data() + sized(row) * sizes_.y_stride;
-  if (s.qk_norm_whole) {
-    normalise_heads(y, layer.q_norm, s.n_head * e, scratch);
-    normalise_heads(y + s.n_head * e, layer.k_norm, s.n_kv_head * e, scratch);
+  if (s.qk_norm) {
+    // All heads together, or each by itself.
+    const int n_query = s.n_head * e, n_key = s.n_kv_head * e;
+    const int query_step = s.qk_norm_whole ? n_query : e, key_step = s.qk_norm_whole ? n_key : e;
+    for (int at = 0; at < n_query; at += query_step) normalise_heads(y + at, layer.q_norm, query_step, scratch);
+    for (int at = 0; at < n_key; at += key_step) normalise_heads(y + n_query + at, layer.k_norm, key_step, scratch);
   }
   const float* from = y;
-  const auto normalised = [&](const Table<float>& weight) {
-    if (!s.qk_norm || s.qk_norm_whole) return from;
-    float* const to = scratch.head.data();
-    std::copy_n(from, e, to);
-    std::fill(to + e, to + padded_floats(e), 0.0f);
-    own.normalise(to, weight.data(), e, s.norm_eps, scratch.squares.data(), to);
-    return static_cast<const float*>(to);
-  };
   for (int h = 0; h < s.n_head; ++h, from += e) {
     const std::size_t at = sized(row) * sized(s.n_head) + sized(h);
-    const float* const query = normalised(layer.q_norm);
-    own.turn(query, e, angle, scratch.values.data(), own.query_offset, near_.data() + at * sized(width),
+    own.turn(from, e, angle, scratch.values.data(), own.query_offset, near_.data() + at * sized(width),
              near_scale_.data() + at);
     if (far)
-      own.turn(query, e, layer.rotary ? far_angles.data() : nullptr, scratch.values.data(), own.query_offset,
+      own.turn(from, e, layer.rotary ? far_angles.data() : nullptr, scratch.values.data(), own.query_offset,
                far_.data() + at * sized(width), far_scale_.data() + at);
   }
   const std::size_t slots[2] = {sized(kSlots) + position % static_cast<std::uint32_t>(sizes_.ring), position};
@@ -601,7 +595,7 @@ void TransformerSession::prepare(int i, int row, Scratch& scratch) {
       const std::size_t first = head_at(i, stream_of(row), g) * sizes_.n_slot;
       const bool is_key = part == 0;
       float scale;
-      if (is_key) own.turn(normalised(layer.k_norm), e, angle, scratch.values.data(), 0, scratch.code.data(), &scale);
+      if (is_key) own.turn(from, e, angle, scratch.values.data(), 0, scratch.code.data(), &scale);
       else own.codes(from, e, 0, scratch.code.data(), &scale);
       const std::int8_t* const code = reinterpret_cast<const std::int8_t*>(scratch.code.data());
       for (int k = 0; k < n_slot; ++k) {

@@ -77,9 +77,12 @@ class Arranged(Source):
         else:
             wanted = rows
         if view.on_its_side:
-            if own not in self._upright:  # asked for in parts, one tensor after another
-                self._upright = {own: np.ascontiguousarray(self._source.read(own, slice(None)).T)}
-            values = self._upright[own][wanted]
+            # Asked for in parts; one is kept, which another thread's may replace at any time.
+            matrix = self._upright.get(own)
+            if matrix is None:
+                matrix = np.ascontiguousarray(self._source.read(own, slice(None)).T)
+                self._upright = {own: matrix}
+            values = matrix[wanted]
         else:
             values = self._source.read(own, wanted)
         if view.plus:

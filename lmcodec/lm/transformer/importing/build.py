@@ -29,7 +29,7 @@ from lmcodec.lm.vocab import Vocabulary
 NOTE = "imported; its training text is not known in full and may contain any benchmark's"
 Progress = Callable[[int, int], None]  # matrices done, and in all
 Parts = list[tuple[int, calibrate.Rows]]  # of a matrix, as `calibrate.refined` takes them
-Counted = Callable[[Linear, Parts], Linear]
+Counted = Callable[[str, Linear, Parts], Linear]
 
 
 @dataclass(frozen=True)
@@ -126,15 +126,15 @@ def _import(
     if calibrated:
         total += 4 * config.n_layer + 1
     done = 0
-    parts_of: dict[int, Parts] = {}  # of weights, by their identity
+    parts_of: dict[str, Parts] = {}  # of the matrices, by their names in the model
 
     def count() -> None:
         nonlocal done
         done += 1
         progress(done, total)
 
-    def counted(made: Linear, parts: Parts) -> Linear:
-        parts_of[id(made.weight)] = parts
+    def counted(name: str, made: Linear, parts: Parts) -> Linear:
+        parts_of[name] = parts
         count()
         return made
 
@@ -143,7 +143,9 @@ def _import(
     if config.n_position:
         shape = config.n_position, config.dim
         position = counted(
-            linear(*shape, lambda a, b: source.take("model.position.weight", shape, slice(a, b))), []
+            "position",
+            linear(*shape, lambda a, b: source.take("model.position.weight", shape, slice(a, b))),
+            [],
         )
     layers = tuple(_layer(source, config, i, counted) for i in range(config.n_layer))
     norm = _vector(source, "model.norm.weight", config.dim)
@@ -166,8 +168,7 @@ def _import(
         norm_bias,
     )
     if calibrated:
-        found_rows = {name: parts_of.get(id(made.weight), []) for name, made in model.linears().items()}
-        model = calibrate.refined(model, found_rows, calibrate.sample(model), count)
+        model = calibrate.refined(model, parts_of, calibrate.sample(model), count)
     return Imported(model, found.tokenizer)
 
 
@@ -206,15 +207,15 @@ def _ends(
         raise Corrupt(f"token {max(begin)} begins a text, the embedding has {planned.n_row} rows")
     shape = planned.n_row, config.dim
 
-    def rows(name: str, wanted: np.ndarray) -> Linear:
+    def rows(own: str, name: str, wanted: np.ndarray) -> Linear:
         def part(low: int, high: int) -> np.ndarray:
             chosen = wanted[low:high]
             values = source.take(name, shape, np.maximum(chosen, 0))
             return np.where(chosen[:, None] >= 0, values, np.float32(0))
 
-        return counted(linear(len(wanted), config.dim, part), [(len(wanted), part)])
+        return counted(own, linear(len(wanted), config.dim, part), [(len(wanted), part)])
 
-    embed = rows("model.embed_tokens.weight", np.concatenate((ids, begin)))
+    embed = rows("embed", "model.embed_tokens.weight", np.concatenate((ids, begin)))
     n_token = len(ids)
     # A byte that no token spells has the least logit there is: its row is 0, and its bias is -2^40.
     own = np.float32(0)
@@ -223,7 +224,7 @@ def _ends(
     bias = np.where(ids >= 0, own, -LARGEST)
     if config.tied:
         return embed, Linear(embed.weight[:n_token], embed.scale[:n_token], bias)
-    made = rows("lm_head.weight", ids)
+    made = rows("head", "lm_head.weight", ids)
     return embed, Linear(made.weight, made.scale, bias)
 
 
@@ -233,7 +234,7 @@ def _layer(source: Source, config: TransformerConfig, i: int, counted: Counted) 
     queries, keys = c.n_head * c.head_dim, c.n_kv_head * c.head_dim
     attention = {"q_proj": queries, "k_proj": keys, "v_proj": keys}
 
-    def stacked(parts: dict[str, int], k: int, biased: bool = False) -> Linear:
+    def stacked(matrix: str, parts: dict[str, int], k: int, biased: bool = False) -> Linear:
         names = [(f"{inner}{name}", n) for name, n in parts.items()]
         for name, _ in names:
             if not biased and f"{name}.bias" in source.names:
@@ -250,6 +251,7 @@ def _layer(source: Source, config: TransformerConfig, i: int, counted: Counted) 
         if biased:
             bias = np.concatenate([_vector(source, f"{name}.bias", n) for name, n in names])
         return counted(
+            f"layers.{i}.{matrix}",
             Linear(
                 np.concatenate([part.weight for part in found]),
                 np.concatenate([part.scale for part in found]),
@@ -277,10 +279,10 @@ def _layer(source: Source, config: TransformerConfig, i: int, counted: Counted) 
     }
     gates = {"mlp.gate_proj": c.mlp} if c.gated else {}
     return Layer(
-        qkv=stacked({f"self_attn.{name}": n for name, n in attention.items()}, c.dim, c.qkv_bias),
-        out=stacked({"self_attn.o_proj": c.dim}, queries, c.out_bias),
-        gate_up=stacked({**gates, "mlp.up_proj": c.mlp}, c.dim, c.mlp_bias),
-        down=stacked({"mlp.down_proj": c.dim}, c.mlp, c.mlp_bias),
+        qkv=stacked("qkv", {f"self_attn.{name}": n for name, n in attention.items()}, c.dim, c.qkv_bias),
+        out=stacked("out", {"self_attn.o_proj": c.dim}, queries, c.out_bias),
+        gate_up=stacked("gate_up", {**gates, "mlp.up_proj": c.mlp}, c.dim, c.mlp_bias),
+        down=stacked("down", {"mlp.down_proj": c.dim}, c.mlp, c.mlp_bias),
         **{"attention_norm": None, "mlp_norm": None, "q_norm": None, "k_norm": None, **vectors},
     )
 

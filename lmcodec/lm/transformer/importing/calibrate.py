@@ -171,6 +171,8 @@ def _rounded(
     """`old` with other weights. run: as `map`, for the pieces."""
     factor = feedback.factor(products)
     weight = np.empty_like(old.weight)
+    if sum(n for n, _ in parts) != len(weight):
+        raise ValueError(f"parts of {sum(n for n, _ in parts)} rows for a matrix of {len(weight)}")
     starts = accumulate((n for n, _ in parts), initial=0)
     pieces = [
         (start, low, high, rows)

@@ -166,7 +166,7 @@ def plan(
     n_layer = _integer(config, "num_hidden_layers")
     groups = None if kind in ("gpt2", "gpt_neox") else config.get("num_key_value_heads")
     tied = _flag(config, "tie_word_embeddings", kind in (*GEMMAS, "gpt2"))
-    tied = tied or names.isdisjoint(layouts.HEADS) if isinstance(names, set) else tied
+    tied = tied or layouts.HEADS.isdisjoint(names)
     members: dict[str, Any] = {
         "dim": width,
         "n_layer": n_layer,
@@ -202,7 +202,8 @@ def plan(
         if config.get(member) is not None:
             cap = number(member, config[member], 2.0**-8, 11_000)
             members[name] = single(to_log2 * cap)
-    views = layouts.views(kind, members, n_rotary, float(row_scale), scales, converted)
+    learned = config.get("max_position_embeddings")
+    views = layouts.views(kind, members, n_rotary, float(row_scale), scales, converted, learned)
     return Plan(members, angles, _integer(config, "vocab_size"), views, kind == "phi")
 
 
@@ -313,8 +314,7 @@ def _positions(config: dict[str, Any], n_layer: int, window: int | None, sinks: 
             f"--window {window}: the model has {trained} learned positions; ask for an even number up to that"
         )
     n = min(1024, trained // 2 * 2) if window is None else window
-    used = {"n_position": n, "window": n, "sinks": 0, "no_rotary": tuple(range(n_layer))}
-    return used | {"learned": trained}
+    return {"n_position": n, "window": n, "sinks": 0, "no_rotary": tuple(range(n_layer))}
 
 
 def _rotation(

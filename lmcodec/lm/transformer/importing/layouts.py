@@ -46,7 +46,13 @@ class Scales:
 
 
 def views(
-    kind: str, members: dict[str, Any], n_rotary: int, row_scale: float, scales: Scales, converted: bool
+    kind: str,
+    members: dict[str, Any],
+    n_rotary: int,
+    row_scale: float,
+    scales: Scales,
+    converted: bool,
+    learned: int | None = None,
 ) -> dict[str, View]:
     """Views of all tensors that are not simply there.
 
@@ -57,12 +63,12 @@ def views(
         row_scale: what these are multiplied by, in queries and keys.
         scales: of the family.
         converted: the source is a GGUF file.
+        learned: rows of the table of learned positions, of a family that has one.
     """
     found = {} if converted and kind in ("gpt2", "gpt_neox") else _outer(kind)
     if kind == "gpt2":
-        trained = members.pop("learned")
         names = ("transformer.wpe.weight", "wpe.weight", "model.position.weight")
-        found["model.position.weight"] = View(names, np.arange(members["n_position"]), trained)
+        found["model.position.weight"] = View(names, np.arange(members["n_position"]), learned)
     for i in range(members["n_layer"]):
         layer = _layer(kind, f"model.layers.{i}.", i, members, converted)
         _rotate_first(layer, f"model.layers.{i}.self_attn.", members, n_rotary, row_scale)
