@@ -1336,7 +1336,9 @@ def check_scan(device: str) -> str:
     found = linear_scan(*there)
     found.backward(grad.to(device))
     pairs = [(expected, found), *((e.grad, f.grad) for e, f in zip(exact, there, strict=True))]
-    worst = max(float((e - f.detach().cpu().double()).abs().max() / e.abs().max()) for e, f in pairs)
+    worst = max(
+        float((e.detach() - f.detach().cpu().double()).abs().max() / e.detach().abs().max()) for e, f in pairs
+    )
     if not worst < 1e-5:
         raise ConfigError(f"the scan on {device} differs from the loop by {worst:.2g} of the largest value")
     return f"the scan on {device} equals the loop to {worst:.1g}"

@@ -1,6 +1,6 @@
 """Speed of a training step and where its time goes.
 
-    python benchmarks/train_step.py [--config FILE] [--device cuda [--graph]] [--lanes B] [--eager]
+    python benchmarks/train_step.py [--config FILE] [--device cuda [--graph]] [--lanes B ...] [--eager]
 
 Prints KB/s, the rate of the matrix products over the whole step, and the rate of plain products of the same
 shapes on the same machine (what the matrix units give). Tokens are random: the time does not depend on them.
@@ -16,7 +16,7 @@ import torch
 
 import lmcodec.train
 from lmcodec.train import scan
-from lmcodec.train.config import load_config
+from lmcodec.train.config import TrainConfig, load_config
 from lmcodec.train.lanes import DEFAULT, random_stepper, random_window
 from lmcodec.train.loop import keep_freed_memory
 from lmcodec.train.net_config import NetConfig
@@ -61,7 +61,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, default=configs / "small.toml")
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
-    parser.add_argument("--lanes", type=int)
+    parser.add_argument("--lanes", type=int, nargs="+", help="one number or several, measured in turn")
     parser.add_argument("--eager", action="store_true")
     parser.add_argument("--graph", action="store_true", help="capture the step as a CUDA graph")
     parser.add_argument("--float", action="store_true", help="no rounding")
@@ -70,11 +70,26 @@ def main() -> None:
     options = parser.parse_args()
     device = torch.device(options.device)
     config = load_config(options.config)
-    model, window = config.model, config.data.window
-    lanes = options.lanes or config.data.lanes or DEFAULT
     keep_freed_memory()
     name, reason = scan.probe_scan(device)
     scan.use_scan(device.type, name)
+    how = ["eager" if options.eager else "compiled", "float" if options.float else "rounded", f"{name} scan"]
+    if options.graph:
+        how.append("graph")
+    print(
+        f"{config.name}: {config.model.macs_per_token / ENGLISH / 1e6:.2f} M multiply-accumulates per byte of "
+        f"English, {device}, {torch.get_num_threads()} threads, {', '.join(how)}"
+        + (f" ({reason})" if reason else ""),
+        flush=True,
+    )
+    for lanes in options.lanes or [config.data.lanes or DEFAULT]:
+        measure(config, device, lanes, options)
+
+
+def measure(config: TrainConfig, device: torch.device, lanes: int, options: argparse.Namespace) -> None:
+    """Print the speed of steps of so many lanes."""
+    model, window = config.model, config.data.window
+    began = time.perf_counter()
     stepper = random_stepper(
         config,
         device,
@@ -92,6 +107,7 @@ def main() -> None:
     for _ in range(5):
         step()
     stepper.read()  # waits for the device
+    warm = time.perf_counter() - began
     began = time.perf_counter()
     for _ in range(options.steps):
         step()
@@ -100,18 +116,12 @@ def main() -> None:
     tokens = window * lanes
     rate = 3 * model.macs_per_token * tokens / seconds
     peak = product_rate(model, tokens, torch.bfloat16, device)
-    how = ["eager" if options.eager else "compiled", "float" if options.float else "rounded", f"{name} scan"]
-    if options.graph:
-        how.append("graph")
     print(
-        f"{config.name}: {model.macs_per_token / ENGLISH / 1e6:.2f} M multiply-accumulates per byte of "
-        f"English, {device}, {torch.get_num_threads()} threads, {tokens} tokens a step, {', '.join(how)}"
-        + (f" ({reason})" if reason else "")
-    )
-    print(
-        f"{seconds * 1e3:.0f} ms a step, {tokens * ENGLISH / seconds / 1e3:.1f} KB/s of English, "
+        f"{tokens} tokens a step: {seconds * 1e3:.1f} ms a step, "
+        f"{tokens * ENGLISH / seconds / 1e3:.1f} KB/s of English, "
         f"{rate / 1e9:.0f} G multiply-accumulates/s; products alone {peak / 1e9:.0f} G/s: "
-        f"{rate / peak:.0%} of what the matrix units give"
+        f"{rate / peak:.0%} of what the matrix units give; warm after {warm:.1f} s",
+        flush=True,
     )
     if options.profile:
         with torch.profiler.profile() as profile:
@@ -119,7 +129,7 @@ def main() -> None:
             step()
             stepper.read()
         by = "self_cuda_time_total" if device.type == "cuda" else "self_cpu_time_total"
-        print(profile.key_averages().table(sort_by=by, row_limit=20))
+        print(profile.key_averages().table(sort_by=by, row_limit=40, max_name_column_width=70), flush=True)
 
 
 if __name__ == "__main__":
