@@ -77,8 +77,8 @@ def main() -> None:
     if options.graph:
         how.append("graph")
     print(
-        f"{config.name}: {config.model.macs_per_token / ENGLISH / 1e6:.2f} M multiply-accumulates per byte of "
-        f"English, {device}, {torch.get_num_threads()} threads, {', '.join(how)}"
+        f"{config.name}: {config.model.macs_per_token / ENGLISH / 1e6:.2f} M multiply-accumulates per byte "
+        f"of English, {device}, {torch.get_num_threads()} threads, {', '.join(how)}"
         + (f" ({reason})" if reason else ""),
         flush=True,
     )
