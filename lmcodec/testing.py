@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from lmcodec.errors import LmcodecError
+from lmcodec.lm import decisions
 from lmcodec.lm.interface import LOGIT_MAX, LanguageModel, Session
 from lmcodec.lm.vocab import Vocabulary
 
@@ -64,6 +65,7 @@ def check_model(
         if not model.exact:
             continue
         _require_same(stepped, _run(model, given, cuts), f"{n} streams: run() against as many step()s")
+        _check_sums(model, given, cuts, stepped)
         for s in range(n):
             _require_same(stepped[:, s], alone[s], f"stream {s} among {n} against the same stream alone")
         _check_begin(model, given, cuts, stepped)
@@ -134,6 +136,30 @@ def _run(model: LanguageModel, tokens: np.ndarray, cuts: Sequence[bool]) -> np.n
             found.append(logits.copy())
         at += n
     return np.concatenate(found)
+
+
+def _check_sums(model: LanguageModel, tokens: np.ndarray, cuts: Sequence[bool], logits: np.ndarray) -> None:
+    """Where a session gives sums, they are those of the logits' frequencies."""
+    session = _session(model, cuts)
+    n_stream, v = len(cuts), len(model.vocabulary)
+    if not session.sum_rows:
+        return
+    draw = np.random.default_rng(2)
+    most = max(1, session.sum_rows // n_stream)
+    below = decisions.cumulate(decisions.frequencies(logits)).reshape(-1, v + 1)
+    for at in range(0, len(tokens), most):
+        piece = tokens[at : at + most]
+        low = draw.integers(0, v, (3 * piece.size,))
+        high = draw.integers(low, v) + 1
+        row = np.repeat(np.arange(piece.size), 3)
+        found = session.sums(piece.copy(), np.stack((row, low, high), axis=1).astype(np.uint32))
+        row += at * n_stream
+        expected = below[row, high] - below[row, low]
+        if found.dtype != np.uint64 or found.shape != expected.shape or (found != expected).any():
+            raise AssertionError(
+                f"sums() gives {found.dtype} of shape {found.shape} that are not sums of frequencies of "
+                f"run()'s logits, expected uint64 of {expected.shape}"
+            )
 
 
 def _check_logits(model: LanguageModel, logits: object, shape: tuple[int, ...], what: str) -> None:

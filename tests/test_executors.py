@@ -9,6 +9,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from test_lm_codec import _nothing_shipped, model_file  # noqa: F401
 
@@ -19,7 +20,8 @@ from lmcodec.engine import lm_memory_nbytes
 from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, LmcodecError
 from lmcodec.frame import Method
 from lmcodec.lm import executor as executors
-from lmcodec.lm import store
+from lmcodec.lm import interface, store
+from lmcodec.lm.interface import DeviceSession
 from lmcodec.lm.recurrent.executors import Reference
 
 TEXT = b"The men and the walrus: what they said is not for the record. \xff\xfe " * 40 + bytes(range(256))
@@ -69,6 +71,24 @@ def test_every_way_in_and_out_takes_it(name: str, model_file: Path) -> None:  # 
         file.write(TEXT[900:1800])
     with lmcodec.open(io.BytesIO(target.getvalue()), **how) as file:
         assert file.read() == TEXT[:1800]
+
+
+@pytest.mark.skipif(not has_torch(), reason="torch is not installed")
+@pytest.mark.parametrize("method", ["lm", "lm+cm"])
+def test_no_logits_leave_the_device_when_encoding(
+    method: Any,
+    model_file: Path,  # noqa: F811
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    expected = compress(TEXT, method=method, streams=3, model=model_file)
+    monkeypatch.setitem(interface.SUM_ROWS, "cpu", 100)  # as on a GPU
+
+    def refuse(self: DeviceSession, tokens: np.ndarray) -> np.ndarray:
+        raise AssertionError("logits were asked for")
+
+    monkeypatch.setattr(DeviceSession, "run", refuse)
+    monkeypatch.setattr(DeviceSession, "step", refuse)
+    assert compress(TEXT, method=method, streams=3, model=model_file, executor="torch") == expected
 
 
 def test_each_is_loaded_once_by_itself(model_file: Path) -> None:  # noqa: F811

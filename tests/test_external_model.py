@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from integer_models import random_model
 from lmcodec import _kernel
 from lmcodec import coder as range_coder
 from lmcodec.lm import store, tables
+from lmcodec.lm.decisions import cumulate, frequencies
 from lmcodec.lm.interface import LanguageModel, Session, external
 from lmcodec.lm.recurrent import reference
 from lmcodec.lm.recurrent.executors import Reference, Torch
@@ -176,3 +178,43 @@ def test_start_tokens_are_no_tokens_of_the_vocabulary(model: IntegerModel) -> No
     scripted.start_tokens = 3, 4
     with pytest.raises(ValueError, match="a start token is one of the vocabulary"):
         external(scripted)
+
+
+class Summing(Scripted):
+    """Also gives sums, of which a test may spoil one."""
+
+    sum_rows = 40
+    wrong: Any = None
+
+    def sums(self, tokens: np.ndarray, spans: np.ndarray) -> np.ndarray:
+        below = cumulate(frequencies(self.run(tokens))).reshape(tokens.size, -1)
+        row, low, high = spans.T
+        found = below[row, high] - below[row, low]
+        return found if self.wrong is None else self.wrong(found)
+
+
+@pytest.mark.parametrize(("streams", "groups"), [(1, 1), (3, 2), (60, 1)])  # 60: more than sum_rows
+def test_sums_alone_make_the_same_decisions(model: IntegerModel, streams: int, groups: int) -> None:
+    logits = np.random.default_rng(5).integers(-4000, 4000, len(model.vocabulary)).astype(np.int32)
+    found = [
+        decisions_of(token_loop(model, external(kind(model, logits)), streams, groups), model, streams)
+        for kind in (Scripted, Summing)
+    ]
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (lambda sums: sums.astype(np.int64), "uint64"),
+        (lambda sums: sums[:-1], "as many contiguous uint64 sums as there are spans"),
+        (lambda sums: sums * 0, "out of range"),
+        (lambda sums: sums + np.uint64(1 << 50), "out of range"),
+    ],
+)
+def test_wrong_sums_are_refused(wrong: Any, message: str, model: IntegerModel) -> None:
+    session = Summing(model, np.zeros(len(model.vocabulary), np.int32))
+    session.wrong = wrong
+    coder = token_loop(model, external(session), 1, 1)
+    with pytest.raises((TypeError, ValueError), match=message):
+        decisions_of(coder, model, 1)

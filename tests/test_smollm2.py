@@ -148,5 +148,5 @@ def test_beyond_the_window_it_is_what_binary64_computes(source: Source, dev_corp
     fed = np.concatenate(([begin], ids[made[:-1]]))
     logits = float_logits(source, fed, 256, 4)
     excess, agreement = said("window of 256", [compare(imported, made, over_tokens(logits, ids))])
-    assert excess <= 0.01
+    assert excess <= 0.006  # +0.36 % measured, likeliest token 93.2 %
     assert agreement >= 0.92

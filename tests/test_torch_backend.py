@@ -27,12 +27,14 @@ from integer_models import (
 
 import lmcodec
 from lmcodec.errors import ConfigError, Unsupported
-from lmcodec.lm import decisions, store
+from lmcodec.lm import decisions, interface, store
 from lmcodec.lm.recurrent import file as recurrent_file
 from lmcodec.lm.recurrent import reference
+from lmcodec.lm.recurrent.executors import Torch
 from lmcodec.lm.recurrent.model import IntegerModel, Linear
 from lmcodec.lm.recurrent.shape import MAX_FAN_IN
 from lmcodec.lm.recurrent.torch_backend import TorchNetwork, TorchState, _TorchLinear
+from lmcodec.testing import check_model
 
 # Device and kind of product.
 BACKENDS = [
@@ -352,3 +354,12 @@ def test_trained_model(n_position: int) -> None:
     tokens = np.concatenate([first[None], tokens.reshape(n_stream, -1).T])
     for products in ("float32", "int8"):
         check_same(TorchNetwork(model, products=products), tokens, cut)
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_sums_are_those_of_its_frequencies(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no CUDA device")
+    monkeypatch.setitem(interface.SUM_ROWS, device, 40)
+    model = random_model(4)
+    check_model(Torch(model, device, reference.compute_known_answer(model)), frames=False)

@@ -13,9 +13,12 @@ import torch
 from transformer_models import SHAPES, random_model, random_tokens
 
 from lmcodec.errors import ConfigError, Unsupported
+from lmcodec.lm import interface
 from lmcodec.lm.decisions import frequencies
 from lmcodec.lm.transformer import reference
+from lmcodec.lm.transformer.executors import Torch
 from lmcodec.lm.transformer.torch_backend import TorchTransformer
+from lmcodec.testing import check_model
 
 DEVICES = [
     "cpu",
@@ -94,3 +97,10 @@ def test_another_answer_is_refused() -> None:
 def test_another_device_is_refused() -> None:
     with pytest.raises(ConfigError, match="meta"):
         TorchTransformer(random_model(), "meta")
+
+
+@devices
+def test_sums_are_those_of_its_frequencies(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(interface.SUM_ROWS, device, 40)
+    model = random_model()
+    check_model(Torch(model, device, reference.compute_known_answer(model)), frames=False)

@@ -23,10 +23,19 @@ if TYPE_CHECKING:
 
 LOGIT_MAX = 1 << 24  # largest magnitude of a logit
 SESSION_STREAM_MAX = 128
+# By the kind of device. On a GPU as many positions as fit into 1 GB share what starting the operations takes.
+# On a CPU the kernel makes frequencies of logits sooner than torch does.
+SUM_ROWS = {"cuda": 1024}
 
 
 class Session(ABC):
-    """The states of B streams. One thread at a time."""
+    """The states of B streams. One thread at a time.
+
+    Attributes:
+        sum_rows: positions that `sums` answers for at once, B at least; 0 for a session without `sums`.
+    """
+
+    sum_rows: int = 0
 
     @abstractmethod
     def begin(self, stream: int, cut: bool) -> None:
@@ -58,6 +67,21 @@ class Session(ABC):
             (T, B, V) int32 logits.
         """
         return np.stack([self.step(row) for row in tokens])
+
+    def sums(self, tokens: np.ndarray, spans: np.ndarray) -> np.ndarray:
+        """Move every stream on by T tokens, and give sums of frequencies alone.
+
+        What encoding asks for where `sum_rows` is not 0: logits and frequencies (FORMAT.md section 6.4) stay
+        on the device that makes them, and a few hundred bytes a token leave it in place of V numbers.
+
+        Args:
+            tokens: (T, B) uint32, in time order, T * B <= max(B, `sum_rows`).
+            spans: (n, 3) uint32: position t * B + b, and tokens low and high > low. Ascending by positions.
+
+        Returns:
+            (n,) uint64 sums of the frequencies of tokens low to high - 1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} gives no sums")
 
 
 class LanguageModel(ABC):
@@ -103,13 +127,15 @@ class DeviceSession(Session):
     """A session of a network that computes on a device, which blocks in several threads share.
 
     Args:
-        network: with `step` and `sequence` of tokens and a state, which give tensors.
+        network: with `step` and `sequence` of tokens and a state, which give tensors, `frequencies` of their
+            logits, and its `device`.
         state: the streams', as the network has it.
         lock: of the device.
     """
 
     def __init__(self, network: Any, state: Any, lock: threading.Lock) -> None:
         self._network, self._state, self._lock = network, state, lock
+        self.sum_rows = SUM_ROWS.get(network.device.type, 0)
 
     def step(self, tokens: np.ndarray) -> np.ndarray:
         """As `Session.step`."""
@@ -120,6 +146,14 @@ class DeviceSession(Session):
         """As `Session.run`."""
         with self._lock:
             return self._network.sequence(tokens, self._state).cpu().numpy()
+
+    def sums(self, tokens: np.ndarray, spans: np.ndarray) -> np.ndarray:
+        """As `Session.sums`."""
+        from lmcodec.lm.torch_device import span_sums
+
+        with self._lock:
+            logits = self._network.sequence(tokens, self._state)
+            return span_sums(logits.flatten(0, 1), self._network.frequencies, spans)
 
 
 def require_answer(found: str, known: str, model_id: str, who: str) -> None:
@@ -145,6 +179,7 @@ class _ForKernel:
 
     def __init__(self, session: Session) -> None:
         self._session = session
+        self.sum_rows = session.sum_rows
 
     def begin(self, stream: int, cut: bool) -> None:
         self._session.begin(stream, cut)
@@ -154,6 +189,12 @@ class _ForKernel:
         if logits.dtype != np.int32:
             raise TypeError(f"logits are {logits.dtype}, expected int32")
         return np.ascontiguousarray(logits)
+
+    def sums(self, tokens: np.ndarray, spans: np.ndarray) -> np.ndarray:
+        found = self._session.sums(tokens, spans)
+        if found.dtype != np.uint64:
+            raise TypeError(f"sums are {found.dtype}, expected uint64")
+        return np.ascontiguousarray(found)
 
 
 def external(model: LanguageModel, isa: str = "") -> _kernel.ExternalModel:

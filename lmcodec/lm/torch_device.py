@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from lmcodec.errors import ConfigError
 
@@ -52,3 +54,31 @@ def exact(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
             for m, precision in zip(matmuls, chosen, strict=True):
                 m.fp32_precision = precision
+
+
+_SUM_LOGITS = 1 << 22  # whose frequencies are summed at once: 16 bytes each
+
+
+def span_sums(logits: Tensor, frequencies: Callable[[Tensor], Tensor], spans: np.ndarray) -> np.ndarray:
+    """Sums of frequencies over spans of tokens, in integers, of which alone leave the device.
+
+    Args:
+        logits: (n_row, V) int32.
+        frequencies: of (..., V) logits, (..., V) integers of at most 2^24.
+        spans: (n, 3) uint32: row, token, and the token behind the last one. Ascending by rows.
+
+    Returns:
+        (n,) uint64.
+    """
+    n_row, n_token = logits.shape
+    wanted = torch.from_numpy(spans.astype(np.int64)).to(logits.device)
+    sums = torch.empty(len(spans), dtype=torch.int64, device=logits.device)
+    n_piece = max(1, _SUM_LOGITS // n_token)
+    bounds = np.searchsorted(spans[:, 0], np.arange(0, n_row + n_piece, n_piece))
+    with torch.no_grad():
+        for k, first in enumerate(range(0, n_row, n_piece)):
+            row, low, high = wanted[bounds[k] : bounds[k + 1]].unbind(1)
+            below = frequencies(logits[first : first + n_piece]).to(torch.int64).cumsum(dim=-1)
+            low_sum = torch.where(low > 0, below[row - first, (low - 1).clamp_(min=0)], 0)
+            sums[bounds[k] : bounds[k + 1]] = below[row - first, high - 1] - low_sum
+    return sums.cpu().numpy().astype(np.uint64)

@@ -38,6 +38,19 @@ class ExternalSession : public LmSession {
     }
   }
 
+  std::size_t sum_rows() const override { return states_->sum_rows(); }
+  void sums(const std::uint32_t* tokens, std::size_t n_step, const TokenSpan* spans, std::size_t n,
+            std::uint64_t* sum) override {
+    throw_if_set(cancel_);
+    Clock::time_point before;
+    if (timed_) before = Clock::now();
+    states_->sums(tokens, n_step, spans, n, sum);
+    if (timed_) mark(times_.products, before);
+    for (std::size_t i = 0; i < n; ++i)
+      if (sum[i] < spans[i].high - spans[i].low || sum[i] > std::uint64_t{spans[i].high - spans[i].low} << 24)
+        throw std::invalid_argument("a sum of frequencies of a language model outside the kernel is out of range");
+  }
+
   const std::uint32_t* frequencies(int row) const override { return frequencies_.row(row); }
   std::uint64_t span(int row, std::uint32_t low, std::uint32_t high) const override {
     return frequencies_.span(row, low, high);

@@ -23,6 +23,10 @@ class ExternalStates {
   // Logits (n_step, B, V) of n_step tokens each, (n_step, B); `at(position)` is where the V of position t * B + b go.
   virtual void run(const std::uint32_t* tokens, std::size_t n_step,
                    const std::function<std::int32_t*(std::size_t)>& at) = 0;
+  // As LmSession's.
+  virtual std::size_t sum_rows() const { return 0; }
+  virtual void sums(const std::uint32_t* tokens, std::size_t n_step, const TokenSpan* spans, std::size_t n,
+                    std::uint64_t* sum) = 0;
 };
 
 class ExternalModel : public LanguageModel {

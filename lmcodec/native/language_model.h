@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <stdexcept>
 
 #include "cancel.h"
 
@@ -35,6 +36,11 @@ struct SessionOptions {
   CancelRef cancel = nullptr;  // once the flag is set, step() and run() throw Cancelled
 };
 
+// Tokens low to high - 1 of the sorted vocabulary, at a position of a run numbered t * B + b.
+struct TokenSpan {
+  std::uint32_t row, low, high;
+};
+
 class LanguageModel;
 
 // The states of B streams, 1 to 128, and what their last step gave. One thread at a time.
@@ -59,6 +65,16 @@ class LmSession {
       step(tokens + t * b);
       rows(t * b, n_stream());
     }
+  }
+  // Positions that sums() answers for at once, at least B of them; 0 where it does not, and run() is to be used.
+  virtual std::size_t sum_rows() const { return 0; }
+  // run() in one piece, of which only the sums of the frequencies of some spans come back: (n) to `sum`. The spans ascend
+  // by their rows. For models whose frequencies are made far from here.
+  virtual void sums(const std::uint32_t* tokens, std::size_t n_step, const TokenSpan* spans, std::size_t n,
+                    std::uint64_t* sum) {
+    static_cast<void>(tokens), static_cast<void>(n_step), static_cast<void>(spans), static_cast<void>(n);
+    static_cast<void>(sum);
+    throw std::logic_error("this session gives no sums");
   }
   // (V) frequencies of the next token over the sorted vocabulary, each 1 to 2^24. FORMAT.md section 6.4.
   virtual const std::uint32_t* frequencies(int row) const = 0;

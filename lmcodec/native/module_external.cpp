@@ -19,13 +19,23 @@ namespace {
 
 using Exponentials = nb::ndarray<const std::int32_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 using Logits = nb::ndarray<const std::int32_t, nb::ndim<3>, nb::c_contig, nb::device::cpu>;
+using Sums = nb::ndarray<const std::uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
 
-// A Python object with begin(stream, cut) and run(tokens (T, B) uint32) -> (T, B, V) int32 logits. Called from loops that
-// have released the GIL.
+// A copy that Python may keep.
+nb::object given_away(const std::uint32_t* values, std::size_t n_row, std::size_t n_column) {
+  auto* copy = new std::uint32_t[n_row * n_column];
+  nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<std::uint32_t*>(p); });
+  std::memcpy(copy, values, n_row * n_column * sizeof(std::uint32_t));
+  return nb::cast(nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>>(copy, {n_row, n_column}, owner));
+}
+
+// A Python object with begin(stream, cut), run(tokens (T, B) uint32) -> (T, B, V) int32 logits, sum_rows, and where that is
+// not 0 sums(tokens, spans (n, 3) uint32) -> (n,) uint64. Called from loops that have released the GIL.
 class PythonStates : public ExternalStates {
  public:
   PythonStates(nb::object states, int n_stream, std::uint32_t n_token)
-      : states_(std::move(states)), n_stream_(static_cast<std::size_t>(n_stream)), n_token_(n_token) {}
+      : states_(std::move(states)), n_stream_(static_cast<std::size_t>(n_stream)), n_token_(n_token),
+        sum_rows_(nb::cast<std::size_t>(states_.attr("sum_rows"))) {}
   PythonStates(const PythonStates&) = delete;
   PythonStates& operator=(const PythonStates&) = delete;
   ~PythonStates() override {
@@ -42,11 +52,7 @@ class PythonStates : public ExternalStates {
            const std::function<std::int32_t*(std::size_t)>& at) override {
     const GilAcquired acquired;
     const std::size_t n_row = n_step * n_stream_;
-    auto* copy = new std::uint32_t[n_row];  // what is given away may be kept
-    nb::capsule owner(copy, [](void* p) noexcept { delete[] static_cast<std::uint32_t*>(p); });
-    std::memcpy(copy, tokens, n_row * sizeof(std::uint32_t));
-    const nb::object given = states_.attr("run")(
-        nb::cast(nb::ndarray<nb::numpy, std::uint32_t, nb::ndim<2>>(copy, {n_step, n_stream_}, owner)));
+    const nb::object given = states_.attr("run")(given_away(tokens, n_step, n_stream_));
     Logits logits;
     if (!nb::try_cast(given, logits, false) || logits.shape(0) != n_step || logits.shape(1) != n_stream_ ||
         logits.shape(2) != n_token_)
@@ -55,9 +61,23 @@ class PythonStates : public ExternalStates {
       std::memcpy(at(row), logits.data() + row * n_token_, n_token_ * sizeof(std::int32_t));
   }
 
+  std::size_t sum_rows() const override { return sum_rows_; }
+
+  void sums(const std::uint32_t* tokens, std::size_t n_step, const TokenSpan* spans, std::size_t n,
+            std::uint64_t* sum) override {
+    static_assert(sizeof(TokenSpan) == 3 * sizeof(std::uint32_t), "spans are rows of three numbers");
+    const GilAcquired acquired;
+    const nb::object given = states_.attr("sums")(given_away(tokens, n_step, n_stream_),
+                                                  given_away(reinterpret_cast<const std::uint32_t*>(spans), n, 3));
+    Sums sums;
+    if (!nb::try_cast(given, sums, false) || sums.shape(0) != n)
+      throw nb::value_error("a session's sums() must give as many contiguous uint64 sums as there are spans");
+    std::memcpy(sum, sums.data(), n * sizeof(std::uint64_t));
+  }
+
  private:
   nb::object states_;
-  const std::size_t n_stream_, n_token_;
+  const std::size_t n_stream_, n_token_, sum_rows_;
 };
 
 void make_external(ExternalModel* self, std::uint32_t n_token, std::uint32_t start, std::uint32_t start_cut,

@@ -170,32 +170,55 @@ class TokenBlockLoop::Recorded : public Predictor {
   // Answers the decisions of some steps more. Only these are kept: a whole block's would take 13 bytes a byte.
   void record() {
     constexpr std::size_t kRows = 256;  // positions that a session takes through its layers at once
-    const std::size_t from = recorded_, n = std::min(std::max<std::size_t>(1, kRows / n_stream_), longest_ - from);
+    const std::size_t rows = session_->sum_rows() ? session_->sum_rows() : kRows;
+    const std::size_t from = recorded_, n = std::min(std::max<std::size_t>(1, rows / n_stream_), longest_ - from);
     inputs_.assign(n * n_stream_, 0u);  // of streams that are over
     for (std::size_t s = 0; s < n_stream_; ++s)
       for (std::size_t t = from; t < from + n && begin_token_[s] + t < begin_token_[s + 1]; ++t)
         inputs_[(t - from) * n_stream_ + s] = t ? tokens_[begin_token_[s] + t - 1] : first_[s];
-    session_->run(inputs_.data(), n, [&](std::size_t first_row, int n_row) {
-      for (int row = 0; row < n_row; ++row) {
-        const std::size_t at = first_row + static_cast<std::size_t>(row), s = at % n_stream_;
-        const std::size_t token = begin_token_[s] + from + at / n_stream_;
-        if (token < begin_token_[s + 1]) answer(row, s, token);
-      }
-    });
+    if (session_->sum_rows()) {
+      record_sums(from, n);
+    } else {
+      session_->run(inputs_.data(), n, [&](std::size_t first, int n_row) {
+        for (int row = 0; row < n_row; ++row)
+          open_decisions(from, first + static_cast<std::size_t>(row), [&](std::size_t s, const Sides& sides) {
+            answer(s, session_->span(row, sides.one_low, sides.one_high),
+                   session_->span(row, sides.zero_low, sides.zero_high));
+          });
+      });
+    }
     recorded_ += n;
   }
 
-  void answer(int row, std::size_t s, std::size_t token) {
-    const auto span = [&](std::uint32_t low, std::uint32_t high) {
-      return session_->span(row, low, high);
-    };
+  // All decisions first, then the sums on both sides of each from where they are made.
+  void record_sums(std::size_t from, std::size_t n) {
+    spans_.clear();
+    deciding_.clear();
+    for (std::size_t at = 0; at < n * n_stream_; ++at)
+      open_decisions(from, at, [&](std::size_t s, const Sides& sides) {
+        const std::uint32_t row = static_cast<std::uint32_t>(at);
+        spans_.push_back({row, sides.one_low, sides.one_high});
+        spans_.push_back({row, sides.zero_low, sides.zero_high});
+        deciding_.push_back(s);
+      });
+    sums_.resize(spans_.size());
+    session_->sums(inputs_.data(), n, spans_.data(), spans_.size(), sums_.data());
+    for (std::size_t i = 0; i < deciding_.size(); ++i) answer(deciding_[i], sums_[2 * i], sums_[2 * i + 1]);
+  }
+
+  // Calls open(s, sides) for every decision of the token at position `at` of those recorded, t * B + s, if there is one.
+  template <typename Open>
+  void open_decisions(std::size_t from, std::size_t at, Open open) {
+    const std::size_t s = at % n_stream_, token = begin_token_[s] + from + at / n_stream_;
+    if (token >= begin_token_[s + 1]) return;
     const std::uint32_t nbytes = coding_.trie.nbytes(tokens_[token]);
     for_each_decision(coding_.trie, bytes_ + position_[s], nbytes, token + 1 == begin_token_[s + 1],
-                      [&](const Sides& sides) {
-                        fresh_[s].push_back(static_cast<std::int16_t>(coding_.stretch(
-                            span(sides.one_low, sides.one_high), span(sides.zero_low, sides.zero_high))));
-                      });
+                      [&](const Sides& sides) { open(s, sides); });
     position_[s] += nbytes;
+  }
+
+  void answer(std::size_t s, std::uint64_t one, std::uint64_t zero) {
+    fresh_[s].push_back(static_cast<std::int16_t>(coding_.stretch(one, zero)));
   }
 
   const TokenCoding& coding_;
@@ -211,6 +234,10 @@ class TokenBlockLoop::Recorded : public Predictor {
   std::vector<std::vector<std::int16_t>> fresh_;      // those recorded after them
   std::vector<std::size_t> next_;
   std::vector<std::uint32_t> inputs_;
+  // Of a session that gives sums: both sides of every decision, their sums, the decision's stream.
+  std::vector<TokenSpan> spans_;
+  std::vector<std::uint64_t> sums_;
+  std::vector<std::size_t> deciding_;
   // Steps: of the stream with most tokens, begun by any stream, recorded, in stretches_.
   std::size_t longest_ = 0, wanted_ = 0, recorded_ = 0, available_ = 0;
   std::uint64_t ticket_ = 0;
