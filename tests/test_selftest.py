@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import order1_kind
 import pytest
 
 import lmcodec
@@ -101,6 +103,24 @@ def test_what_differs_is_an_error(
     report = json.loads(capfd.readouterr().out)
     assert not report["agrees"]
     assert [row["batch"] for row in report["models"][0]["rows"] if not row["right"]] == [5]
+
+
+def test_a_kind_without_an_executor_in_the_kernel(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a kind has not is left out; what it has agrees."""
+    monkeypatch.setitem(kinds.MODULES, "order1", "order1_kind")
+    path = tmp_path / "toy.lmm"
+    strings = sorted({bytes([b]) for b in range(256)} | {b"the ", b"ing "})
+    path.write_bytes(order1_kind.pack(lmcodec.Vocabulary(strings), selftest.TEXT))
+    assert run_command("--model", str(path)) == 0
+    out = capfd.readouterr().out
+    assert "WRONG" not in out
+    assert "toy " in out.splitlines()[-1]
+    assert "all 3 agree" in out.splitlines()[-1]
+    assert out.count("not run: toy: kernel: kind order1 has none there\n") == 1
+    if importlib.util.find_spec("torch"):
+        assert "not run: toy: torch: executor 'torch': an order-1 model has numpy\n" in out
 
 
 class Ahead(lmcodec.LanguageModel, lmcodec.Session):
