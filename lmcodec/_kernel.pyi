@@ -24,6 +24,17 @@ def range_widths(
     bits: np.ndarray, p16: np.ndarray, range: int, before: np.ndarray, after: np.ndarray
 ) -> int: ...
 def mixing_isas() -> list[str]: ...
+def token_loop_memory_nbytes(
+    profile: Profile | None,
+    n_token: int,
+    stream_nbytes: int,
+    block_nbytes: int,
+    streams: int = 1,
+    chained: bool = False,
+    encoding: bool = False,
+    enlarge: int = 0,
+    tables_nbytes: int = 0,
+) -> int: ...
 def mixer_memory_nbytes(
     profile: Profile,
     block_nbytes: int,
@@ -158,7 +169,7 @@ class RecurrentSession(LmSession):
     def cum(self, stream: int, token: int) -> int: ...
     def logits(self) -> np.ndarray: ...
     state: np.ndarray
-    helped: int
+    n_helped: int
 
 class TransformerShape:
     def __init__(
@@ -227,7 +238,7 @@ class TransformerSession(LmSession):
     def logits(self) -> np.ndarray: ...
     def pass_layers(self, x: np.ndarray, seen: list[tuple[np.ndarray, np.ndarray]]) -> None: ...
     attention_seconds: float
-    helped: int
+    n_helped: int
 
 def factor_gram(matrix: np.ndarray, least: float, portable: bool = False) -> None: ...
 def round_with_feedback(

@@ -25,6 +25,7 @@ _DECISIONS_PER_CALL = 1 << 13  # 12 bytes each on the way to constriction: the s
 # What Python and the coder take beside the kernel.
 _BUFFER_NBYTES = 3 << 20  # the range encoder, and decisions on their way to it
 _BLOCK_NBYTES = 2  # a byte of the block: the block, its payload
+_TOKEN_NBYTES = 4  # a byte of the block that is encoded with a language model: its token at most
 
 
 class Decisions(NamedTuple):
@@ -307,13 +308,6 @@ def memory_nbytes(
     return mixer + 4 * kernel.n_learned + _BUFFER_NBYTES + _BLOCK_NBYTES * block_nbytes
 
 
-_LM_TOKEN_NBYTES = 1 << 10  # of the vocabulary: 128 rows of frequencies and their sums
-_LM_BUFFER_NBYTES = 6 << 20  # of the network, and decisions on their way to the coder
-_LM_STREAM_NBYTES = 64 << 10  # a stream's states and frequencies
-_LM_ALONE_BLOCK_NBYTES = 4  # a byte of the block, where no context models keep a history
-_LM_ENCODE_NBYTES = 10  # a byte of the block: tokens and a copy of them, where they end, a copy of it
-
-
 def lm_memory_nbytes(
     model: Model,
     profile: int | None,
@@ -336,16 +330,18 @@ def lm_memory_nbytes(
     Raises:
       Unsupported: the model has no such profile.
     """
-    network = (
-        model.nbytes
-        + model.session_nbytes
-        + _LM_TOKEN_NBYTES * len(model.vocabulary)
-        + max(_LM_STREAM_NBYTES, model.stream_nbytes) * streams
+    kernel = None if profile is None else model.profile(profile).kernel
+    loop = _kernel.token_loop_memory_nbytes(
+        kernel,
+        len(model.vocabulary),
+        model.stream_nbytes,
+        block_nbytes,
+        streams,
+        chained,
+        encoding,
+        enlarge,
+        tables_nbytes,
     )
-    network += _LM_BUFFER_NBYTES + (_LM_ENCODE_NBYTES * block_nbytes if encoding else 0)
-    if profile is None:
-        return network + _LM_ALONE_BLOCK_NBYTES * block_nbytes
-    kernel = model.profile(profile).kernel
-    mixer = _kernel.mixer_memory_nbytes(kernel, block_nbytes, streams, chained, enlarge, tables_nbytes)
-    learned = 12 * kernel.n_learned  # what coding begins with, and how it is read
-    return network + mixer + learned + _BLOCK_NBYTES * block_nbytes
+    learned = 0 if kernel is None else 12 * kernel.n_learned  # what coding begins with, and how it is read
+    each_byte = _BLOCK_NBYTES + (_TOKEN_NBYTES if encoding else 0)
+    return model.nbytes + model.session_nbytes + loop + learned + _BUFFER_NBYTES + each_byte * block_nbytes

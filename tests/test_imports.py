@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -97,6 +98,17 @@ def test_no_pickle_anywhere() -> None:
             and isinstance(n.func.value, ast.Name)
         }
         assert not calls & {"torch.load", "torch.save", "np.load", "np.save"}, path
+
+
+def test_coder_means_the_range_coder() -> None:
+    """No class has the name, and no variable but the module's where that is imported."""
+    for path, tree in modules():
+        names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+        names |= {node.name for node in ast.walk(tree) if isinstance(node, ast.ClassDef)}
+        found = {name for name in names if name.lower() == "coder"}
+        assert not found or "lmcodec.coder" in imported(tree), path
+    for path in (PACKAGE / "native").glob("*.[ch]*"):
+        assert not re.search(r"\b(?:class|struct) Coder\b", path.read_text(encoding="utf-8")), path
 
 
 def loaded_by(statement: str) -> set[str]:

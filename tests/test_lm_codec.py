@@ -839,6 +839,35 @@ def test_memory_of_large_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     check_memory(path, 1, 1, 1 << 17)
 
 
+def test_the_kernel_says_what_a_loop_takes(model: Model) -> None:
+    """What Python adds is the model's, and its own by the byte: it knows no size of the kernel's."""
+    n_token, stream_nbytes = len(model.vocabulary), model.stream_nbytes
+    for number in (0, 1, 2):
+        kernel = model.profile(number).kernel if number else None
+        for encoding in (False, True):
+            added = set()
+            for streams, chained, enlarge in (
+                (1, False, 0),
+                (128, False, 0),
+                (4, number > 0, 3 * (number > 0)),
+            ):
+                whole = lm_memory_nbytes(
+                    model, number or None, 1 << 20, streams, chained, encoding, enlarge, 1 << 22
+                )
+                added.add(
+                    whole
+                    - _kernel.token_loop_memory_nbytes(
+                        kernel, n_token, stream_nbytes, 1 << 20, streams, chained, encoding, enlarge, 1 << 22
+                    )
+                )
+            assert len(added) == 1
+    # A session of two streams may take less than one of one stream, whose buffers are longer.
+    least = _kernel.token_loop_memory_nbytes(None, n_token, 0, 1000, 2)
+    assert _kernel.token_loop_memory_nbytes(None, n_token, -1000, 1000, 2) == least
+    with pytest.raises(ValueError, match="1 to 128"):
+        _kernel.token_loop_memory_nbytes(None, n_token, stream_nbytes, 1000, 129)
+
+
 @pytest.mark.usefixtures("_no_cm")
 def test_memory_limit(model_file: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = compress(TEXT, model=model_file, streams=8)

@@ -204,15 +204,15 @@ def test_a_second_thread_takes_panels(b: int, isa: str) -> None:
     tokens = random_tokens(network.model, 64, b).astype(np.uint32)
     end = time.monotonic() + 20
     n_step = 0
-    while n_step < 64 or (helped.helped < 1000 and time.monotonic() < end):
+    while n_step < 64 or (helped.n_helped < 1000 and time.monotonic() < end):
         for session in (plain, helped):
             session.step(tokens[n_step % 64])
         assert (helped.frequencies() == plain.frequencies()).all()
         assert helped.cum(b - 1, 1100) == plain.cum(b - 1, 1100)
         n_step += 1
     assert (helped.state == plain.state).all()
-    assert plain.helped == 0
-    assert helped.helped > 0
+    assert plain.n_helped == 0
+    assert helped.n_helped > 0
 
 
 @pytest.mark.parametrize("isa", ISAS)

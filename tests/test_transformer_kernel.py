@@ -161,7 +161,7 @@ def test_a_second_thread_takes_a_part(b: int, isa: str) -> None:
     tokens = random_tokens(model, 64, b)
     expected = plain.sequence(tokens)
     end = time.monotonic() + 20
-    while helped.kernel.helped < 1000 and time.monotonic() < end:
+    while helped.kernel.n_helped < 1000 and time.monotonic() < end:
         for stream in range(b):
             helped.begin(stream)
         assert (helped.sequence(tokens) == expected).all()
@@ -170,8 +170,8 @@ def test_a_second_thread_takes_a_part(b: int, isa: str) -> None:
     for row, wanted in zip(tokens, expected, strict=True):
         helped.step(row)
         assert (helped.logits() == wanted).all()
-    assert plain.kernel.helped == 0
-    assert helped.kernel.helped > 0
+    assert plain.kernel.n_helped == 0
+    assert helped.kernel.n_helped > 0
 
 
 def scaled(model: TransformerModel, change: Any) -> TransformerModel:

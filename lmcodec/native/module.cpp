@@ -304,7 +304,7 @@ NB_MODULE(_kernel, m) {
   nb::set_leak_warnings(false);
   m.doc() = "lmcodec's native kernel: integers only, the GIL released while it works.";
   nb::exception<lmcodec::Cancelled>(m, "Cancelled");
-  nb::class_<lmcodec::CancelHandle>(m, "Cancel", "A flag that tells coders which were given it to give up.")
+  nb::class_<lmcodec::CancelHandle>(m, "Cancel", "A flag that tells loops which were given it to give up.")
       .def(nb::init<>())
       .def("set", [](lmcodec::CancelHandle& self) { self.flag->set(); })
       .def_prop_ro("is_set", [](const lmcodec::CancelHandle& self) { return self.flag->is_set(); });

@@ -26,14 +26,6 @@ std::vector<std::string> mixing_isas() {
   return names;
 }
 
-std::size_t mixer_memory_nbytes(const ProfileData& data, std::uint32_t block_nbytes, int streams, bool chained,
-                                int enlarge, std::uint32_t tables_nbytes) {
-  if (streams < 1 || block_nbytes > kBlockMax || tables_nbytes > kBlockMax)
-    throw nb::value_error("a block has a stream or more, and up to 16 MiB");
-  const std::uint32_t tables = std::max(tables_nbytes ? tables_nbytes : block_nbytes, 1u);
-  return ContextMixer::memory_nbytes(enlarged(data.profile, enlarge), block_nbytes, tables, streams, chained);
-}
-
 nb::list names_of(const char* const* first, const char* const* last) {
   nb::list names;
   for (; first != last; ++first) names.append(nb::str(*first));
@@ -41,6 +33,14 @@ nb::list names_of(const char* const* first, const char* const* last) {
 }
 
 }  // namespace
+
+std::size_t mixer_memory_nbytes(const ProfileData& data, std::uint32_t block_nbytes, int streams, bool chained,
+                                int enlarge, std::uint32_t tables_nbytes) {
+  if (streams < 1 || block_nbytes > kBlockMax || tables_nbytes > kBlockMax)
+    throw nb::value_error("a block has a stream or more, and up to 16 MiB");
+  const std::uint32_t tables = std::max(tables_nbytes ? tables_nbytes : block_nbytes, 1u);
+  return ContextMixer::memory_nbytes(enlarged(data.profile, enlarge), block_nbytes, tables, streams, chained);
+}
 
 void bind_mixer(nb::module_& m) {
   m.def("mixing_isas", &mixing_isas, "Instruction sets the mixer can use here, the best first.");

@@ -102,7 +102,7 @@ void bind_recurrent(nb::module_& m) {
            nb::arg("stream"), nb::arg("token"))
       .def("logits", &kept_logits<RecurrentSession>)
       .def_prop_ro("state", &state)
-      .def_prop_ro("helped", &RecurrentSession::helped);
+      .def_prop_ro("n_helped", &RecurrentSession::n_helped);
   m.def("network_isas", [] {
     int n;
     const NetworkKernels* kernels = network_kernels(&n);

@@ -11,6 +11,7 @@
 
 #include "module_cancel.h"
 #include "module_gil.h"
+#include "module_mixer.h"
 #include "module_profile.h"
 #include "module_times.h"
 #include "module_vocabulary.h"
@@ -52,10 +53,19 @@ void make_coding(Coding* self, const LanguageModel& model, Bytes strings, Offset
   new (self) Coding(model, strings.data(), offsets.data(), n_token, log2.data());
 }
 
-class Coder {
+// profile: of the context models; null for the language model alone. stream_nbytes: as TokenBlockLoop has it.
+std::size_t token_loop_memory_nbytes(const ProfileData* data, std::uint32_t n_token, std::int64_t stream_nbytes,
+                                     std::uint32_t block_nbytes, int streams, bool chained, bool encoding, int enlarge,
+                                     std::uint32_t tables_nbytes) {
+  require(streams >= 1 && streams <= kSessionStreamMax, "streams are 1 to 128");
+  const std::size_t loop = TokenBlockLoop::memory_nbytes(n_token, stream_nbytes, block_nbytes, streams, encoding, !data);
+  return loop + (data ? mixer_memory_nbytes(*data, block_nbytes, streams, chained, enlarge, tables_nbytes) : 0);
+}
+
+class TokenLoopFace {
  public:
   // data: of the context models; null for the language model alone. Their slot table may take 2^enlarge times its size.
-  Coder(const Coding& coding, const ProfileData* data, int n_stream, int n_group, const std::string& isa, int enlarge)
+  TokenLoopFace(const Coding& coding, const ProfileData* data, int n_stream, int n_group, const std::string& isa, int enlarge)
       : coding_(coding), n_stream_(static_cast<std::uint32_t>(n_stream)) {
     require(n_stream >= 1 && n_stream <= kSessionStreamMax, "streams are 1 to 128");
     require(n_group == 1 || (n_group == 2 && n_stream > 1), "groups are 1, or 2 with more than one stream");
@@ -65,7 +75,7 @@ class Coder {
     }
     require(data->profile.lm == 1, "this profile is for blocks without a language model");
     loop_ = std::make_unique<TokenBlockLoop>(coding.coding, enlarged(data->profile, enlarge), data->learned, n_stream,
-                                               n_group);
+                                             n_group);
     if (!loop_->mixer()->use_isa(isa.empty() ? nullptr : isa.c_str()))
       throw nb::value_error(("this machine has no " + isa).c_str());
   }
@@ -187,26 +197,31 @@ void bind_token(nb::module_& m) {
   nb::class_<Coding>(m, "TokenCoding", "A language model and the trie of its vocabulary.")
       .def("__init__", &make_coding, nb::arg("model"), nb::arg("strings"), nb::arg("offsets"), nb::arg("log2"),
            nb::keep_alive<1, 2>());
-  nb::class_<Coder>(m, "TokenLoop", "Language model, context models and mixer, or the model alone, over the streams of a block.")
+  m.def("token_loop_memory_nbytes", &token_loop_memory_nbytes, nb::arg("profile").none(), nb::arg("n_token"),
+        nb::arg("stream_nbytes"), nb::arg("block_nbytes"), nb::arg("streams") = 1, nb::arg("chained") = false,
+        nb::arg("encoding") = false, nb::arg("enlarge") = 0, nb::arg("tables_nbytes") = 0,
+        "Bytes that a loop over such a block takes at most, the context models' among them; without the model.");
+  nb::class_<TokenLoopFace>(m, "TokenLoop",
+                            "Language model, context models and mixer, or the model alone, over the streams of a block.")
       .def(nb::init<const Coding&, const ProfileData*, int, int, const std::string&, int>(), nb::arg("coding"),
            nb::arg("profile").none(), nb::arg("streams") = 1, nb::arg("groups") = 1, nb::arg("isa") = "",
            nb::arg("enlarge") = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
-      .def("reset", &Coder::reset)
-      .def("size_tables", &Coder::size_tables, nb::arg("nbytes"))
-      .def("begin_encode", &Coder::begin_encode, nb::arg("data"), nb::arg("tokens"), nb::arg("helped") = false)
-      .def("encode", &Coder::encode, nb::arg("bits"), nb::arg("p16"))
-      .def("trace", &Coder::trace, nb::arg("bits"), nb::arg("p16"), nb::arg("offset"), nb::arg("network_p16"))
-      .def("begin_decode", &Coder::begin_decode, nb::arg("out"), nb::arg("payload"), nb::arg("helped") = false)
-      .def("decode", &Coder::decode, nb::arg("n"))
-      .def("push", &Coder::push, nb::arg("bit"))
-      .def("use_cancel", &Coder::use_cancel, nb::arg("cancel").none())
-      .def_prop_ro("done", &Coder::done)
-      .def_prop_ro("position", &Coder::position)
-      .def_prop_ro("p", &Coder::p)
-      .def_prop_rw("timed", &Coder::timed, &Coder::set_timed)
-      .def_prop_ro("times", &Coder::times)
-      .def_prop_ro("clock_times", &Coder::clock_times)
-      .def_prop_ro("learned", &Coder::learned);
+      .def("reset", &TokenLoopFace::reset)
+      .def("size_tables", &TokenLoopFace::size_tables, nb::arg("nbytes"))
+      .def("begin_encode", &TokenLoopFace::begin_encode, nb::arg("data"), nb::arg("tokens"), nb::arg("helped") = false)
+      .def("encode", &TokenLoopFace::encode, nb::arg("bits"), nb::arg("p16"))
+      .def("trace", &TokenLoopFace::trace, nb::arg("bits"), nb::arg("p16"), nb::arg("offset"), nb::arg("network_p16"))
+      .def("begin_decode", &TokenLoopFace::begin_decode, nb::arg("out"), nb::arg("payload"), nb::arg("helped") = false)
+      .def("decode", &TokenLoopFace::decode, nb::arg("n"))
+      .def("push", &TokenLoopFace::push, nb::arg("bit"))
+      .def("use_cancel", &TokenLoopFace::use_cancel, nb::arg("cancel").none())
+      .def_prop_ro("done", &TokenLoopFace::done)
+      .def_prop_ro("position", &TokenLoopFace::position)
+      .def_prop_ro("p", &TokenLoopFace::p)
+      .def_prop_rw("timed", &TokenLoopFace::timed, &TokenLoopFace::set_timed)
+      .def_prop_ro("times", &TokenLoopFace::times)
+      .def_prop_ro("clock_times", &TokenLoopFace::clock_times)
+      .def_prop_ro("learned", &TokenLoopFace::learned);
 }
 
 }  // namespace lmcodec

@@ -127,7 +127,7 @@ void bind_transformer(nb::module_& m) {
       .def("pass_layers", &pass, nb::arg("x"), nb::arg("seen"))
       .def("logits", &kept_logits<TransformerSession>)
       .def_prop_ro("attention_seconds", &TransformerSession::attention_seconds)
-      .def_prop_ro("helped", &TransformerSession::helped);
+      .def_prop_ro("n_helped", &TransformerSession::n_helped);
 }
 
 }  // namespace lmcodec

@@ -118,7 +118,7 @@ class RecurrentSession : public LmSession {
     return state_.data() + static_cast<std::size_t>(layer * n_stream_ + stream) * model_.lanes_;
   }
   // Panels of products that the second thread took.
-  std::uint64_t helped() const { return helper_ ? helper_->taken() : 0; }
+  std::uint64_t n_helped() const { return helper_ ? helper_->taken() : 0; }
 
  private:
   void reserve_trunk(int n_row);

@@ -245,7 +245,7 @@ class TokenBlockLoop::Recorded : public Predictor {
 };
 
 TokenBlockLoop::TokenBlockLoop(const TokenCoding& coding, const Profile& profile,
-                                 const std::vector<std::uint32_t>& learned, int n_stream, int n_group)
+                               const std::vector<std::uint32_t>& learned, int n_stream, int n_group)
     : coding_(coding), n_stream_(n_stream), n_group_(n_group),
       mixer_(std::make_unique<ContextMixer>(profile, learned)),
       lockstep_(mixer_.get(), coding.trie, n_stream, n_group) {
@@ -256,6 +256,17 @@ TokenBlockLoop::TokenBlockLoop(const TokenCoding& coding, int n_stream, int n_gr
     : coding_(coding), n_stream_(n_stream), n_group_(n_group), lockstep_(nullptr, coding.trie, n_stream, n_group) {}
 
 TokenBlockLoop::~TokenBlockLoop() = default;
+
+std::size_t TokenBlockLoop::memory_nbytes(std::uint32_t n_token, std::int64_t stream_nbytes, std::uint32_t nbytes,
+                                          int n_stream, bool encoding, bool alone) {
+  constexpr std::size_t kBuffers = 3u << 20;       // of a session beside its streams
+  constexpr std::int64_t kStream = 64 << 10;       // states and frequencies, where a model says less
+  constexpr std::size_t kToken = 128 * (4 + 4);    // rows of a session: frequencies and their sums
+  constexpr std::size_t kEncodedByte = 4 + 1 + 1;  // its token at most, whether one ends there, itself
+  constexpr std::size_t kByteAlone = 2;            // what a decision's answers take, where no history is beside them
+  return kBuffers + static_cast<std::size_t>(std::max(kStream, stream_nbytes) * n_stream) + kToken * n_token +
+         std::size_t{nbytes} * ((encoding ? kEncodedByte : 0) + (alone ? kByteAlone : 0));
+}
 
 void TokenBlockLoop::set_timed(bool timed) {
   clock_ = timed ? std::make_unique<PhaseClock>() : nullptr;
@@ -293,7 +304,7 @@ std::vector<std::uint32_t> TokenBlockLoop::first_tokens() const {
 }
 
 void TokenBlockLoop::begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint32_t* tokens,
-                                   std::size_t n_token, bool helped) {
+                                  std::size_t n_token, bool helped) {
   begin_block(nbytes);
   bytes_.assign(bytes, bytes + nbytes);
   ends_.assign(nbytes, 0);
@@ -351,7 +362,7 @@ std::size_t TokenBlockLoop::encode(std::uint8_t* bits, std::uint16_t* p16, std::
 }
 
 std::size_t TokenBlockLoop::trace(std::uint8_t* bits, std::uint16_t* p16, std::uint32_t* offset,
-                                   std::uint16_t* network_p16, std::size_t room) {
+                                  std::uint16_t* network_p16, std::size_t room) {
   const Logistic& logit = logistic();
   return take(room, [&](std::size_t n, int bit) {
     bits[n] = static_cast<std::uint8_t>(bit);
@@ -362,7 +373,7 @@ std::size_t TokenBlockLoop::trace(std::uint8_t* bits, std::uint16_t* p16, std::u
 }
 
 void TokenBlockLoop::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, const std::uint8_t* payload,
-                                   std::size_t n, bool helped) {
+                                  std::size_t n, bool helped) {
   begin_block(nbytes);
   decoder_ = RangeDecoder(payload, n);
   begin_lockstep(std::make_unique<Live>(coding_, n_stream_, n_group_, continues_, helped && !clock_, clock_ != nullptr,

@@ -26,10 +26,16 @@ struct TokenCoding {
 class TokenBlockLoop {
  public:
   TokenBlockLoop(const TokenCoding& coding, const Profile& profile, const std::vector<std::uint32_t>& learned,
-                  int n_stream, int n_group);
+                 int n_stream, int n_group);
   // The language model alone: no context models, no tables.
   TokenBlockLoop(const TokenCoding& coding, int n_stream, int n_group);
   ~TokenBlockLoop();
+
+  // Bytes that a loop over a block of nbytes takes at most, beside the model and the context models (ContextMixer knows
+  // theirs). stream_nbytes: that a session takes for each stream beyond the first; below 0 where several need smaller
+  // buffers than one. alone: there are no context models.
+  static std::size_t memory_nbytes(std::uint32_t n_token, std::int64_t stream_nbytes, std::uint32_t nbytes, int n_stream,
+                                   bool encoding, bool alone);
 
   ContextMixer* mixer() { return mixer_.get(); }  // null without context models
 
@@ -49,8 +55,8 @@ class TokenBlockLoop {
   // Whether a block may begin: the one before has ended, or was forgotten.
   bool may_begin() const { return forget_ || lockstep_.done(); }
   // Encoding. The network runs over many positions at once; tokens: those of all streams one after another, whose
-  // strings are the block's bytes. helped: a second thread runs the network ahead. Bytes and tokens are copied. Where this or the next throws, the coder is as after a
-  // reset.
+  // strings are the block's bytes. helped: a second thread runs the network ahead. Bytes and tokens are copied. Where this
+  // or the next throws, the loop is as after a reset.
   void begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint32_t* tokens, std::size_t n_token,
                     bool helped = false);
   // Up to `room` decisions and their probabilities; returns how many, 0 at the end.
@@ -83,7 +89,7 @@ class TokenBlockLoop {
   // Takes up to `room` decisions of the block that is encoded; record(n, bit) sees the n-th before it is taken.
   template <typename Record>
   std::size_t take(std::size_t room, Record record);
-  // Where coding throws, the block is lost: the coder is as after a reset.
+  // Where coding throws, the block is lost: the loop is as after a reset.
   template <typename Code>
   void or_lost(Code code);
   void begin_block(std::uint32_t nbytes);

@@ -186,7 +186,7 @@ class TransformerSession : public LmSession {
   // Of the seconds of elements, those of attention.
   double attention_seconds() const { return attention_seconds_; }
   // Pieces of work that the second thread took.
-  std::uint64_t helped() const { return helper_ ? helper_->taken() : 0; }
+  std::uint64_t n_helped() const { return helper_ ? helper_->taken() : 0; }
 
  private:
   // What each of the two threads works in.

@@ -90,18 +90,18 @@ def learn(
         profile.set_learned(begin)
     bits = np.empty(_DECISIONS_PER_CALL, np.uint8)
     p16 = np.empty(_DECISIONS_PER_CALL, np.uint16)
-    coder = _kernel.TokenLoop(model.coding, profile) if model else _kernel.BlockLoop(profile)
+    loop = _kernel.TokenLoop(model.coding, profile) if model else _kernel.BlockLoop(profile)
     for piece in pieces:
         block = np.frombuffer(piece, np.uint8)
-        coder.reset()
-        if isinstance(coder, _kernel.BlockLoop):
-            coder.begin(len(block))
-            while coder.encode(block, bits, p16):
+        loop.reset()
+        if isinstance(loop, _kernel.BlockLoop):
+            loop.begin(len(block))
+            while loop.encode(block, bits, p16):
                 pass
         else:
             assert model is not None
-            coder.begin_encode(block, model.segment(block), True)
-            while coder.encode(bits, p16):
+            loop.begin_encode(block, model.segment(block), True)
+            while loop.encode(bits, p16):
                 pass
-        profile.set_learned(coder.learned)
-    return coder.learned
+        profile.set_learned(loop.learned)
+    return loop.learned
