@@ -16,8 +16,10 @@ from typing import get_type_hints
 
 import click
 import pytest
+from test_imports import RANK, ROOM_RANK
 
 import lmcodec
+import lmcodec.codec
 from lmcodec.lm.store import RETIRED, SHIPPED
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -236,24 +238,55 @@ def test_models_are_documented() -> None:
         assert f"\n| {number} | `{name}` | `{model_id}` |" in page, number
 
 
-def named_files() -> dict[str, set[str]]:
+def test_contents_of_commands_name_every_section() -> None:
+    page = read(DOCS / "COMMANDS.md")
+    contents, _, rest = page.partition("\n## ")
+    linked = set(re.findall(r"\]\(#([\w-]+)\)", contents))
+    sections = re.findall(r"^## (.+)$", without_code(f"## {rest}"), re.MULTILINE)
+    missing = [s for s in sections if re.sub(r"[^\w\- ]", "", s.lower()).replace(" ", "-") not in linked]
+    assert len(sections) >= 12
+    assert missing == []
+
+
+def test_ranks_are_those_that_imports_are_held_to() -> None:
+    table = read(DOCS / "ARCHITECTURE.md").partition("\n## Ranks\n")[2].partition("\n## ")[0]
+    ranks = dict(re.findall(r"^\| (\d) \| (.+) \|$", table, re.MULTILINE))
+    for part, rank in RANK.items():
+        assert not part or f"`{part}`" in ranks[str(rank)], part
+
+
+def test_the_codec_names_its_rooms() -> None:
+    described = set(re.findall(r"`(\w+)`", lmcodec.codec.__doc__ or ""))
+    assert set(ROOM_RANK) <= described
+
+
+def named_files() -> dict[str, list[str]]:
     """Files that ARCHITECTURE.md's map names, by the folder that its table is of."""
     page = read(DOCS / "ARCHITECTURE.md").partition("## The map of files")[2].partition("\n## ")[0]
-    named = {}
-    for folder, table in re.findall(r"^`(lmcodec/\w*/?)`.*?:\n\n((?:\|.*\n)+)", page, re.MULTILINE):
+    named: dict[str, list[str]] = {}
+    for folder, table in re.findall(r"^`(lmcodec/[\w/]*)`.*?:\n\n((?:\|.*\n)+)", page, re.MULTILINE):
         first_cells = " ".join(line.split("|")[1] for line in table.splitlines())
-        named[folder.rstrip("/")] = set(re.findall(r"`([\w.]+\.\w+)`", first_cells))
+        named[folder.rstrip("/")] = re.findall(r"`([\w.]+\.\w+)`", first_cells)
     return named
 
 
 MODULE_SUFFIXES = {".py", ".pyi", ".h", ".cpp"}
 
 
-@pytest.mark.parametrize("folder", ["", "codec", "integrations", "lm", "native", "train", "measure", "cli"])
+# Folders with modules, those of kinds of models included; `models` is in the table of what lies elsewhere.
+FOLDERS = sorted(
+    {path.parent.relative_to(ROOT / "lmcodec").as_posix() for path in (ROOT / "lmcodec").rglob("*.py")}
+    | {"native"}
+)
+
+
+@pytest.mark.parametrize("folder", [folder for folder in FOLDERS if folder != "models"])
 def test_the_map_of_files_is_that_of_the_tree(folder: str) -> None:
     path = ROOT / "lmcodec" / folder
     there = {p.name for p in path.iterdir() if p.suffix in MODULE_SUFFIXES}
-    named = named_files()[f"lmcodec/{folder}".rstrip("/")]
+    listed = named_files().get(path.relative_to(ROOT).as_posix(), [])
+    named = set(listed)
+    assert sorted(listed) == sorted(named), "in more than one line"
     assert there - named == set(), "not in lmcodec/docs/ARCHITECTURE.md"
     assert {n for n in named if Path(n).suffix in MODULE_SUFFIXES} - there == set(), "named, but not there"
 

@@ -2,7 +2,8 @@
 
 `levels`: what a level means, and the choice of a block's method. `spec`: how a block is coded. `pipeline`:
 blocks at work in threads, and the engines kept for reuse. `compressor`, `decompressor`: the two directions.
-`survey`: what frames hold, without decoding them. `arguments`: checks of what callers give.
+`survey`: what frames hold, without decoding them. `proof`: frames of models in floats are decoded before they
+are given out. `salvage`: what of damaged frames is sound. `arguments`: checks of what callers give.
 
 What the bytes of a frame mean is in `frame`, how a block is coded in `engine`. The surface is that of
 compression.zstd in Python 3.14.
