@@ -644,3 +644,14 @@ def test_instruction_sets_of_other_builds(driver: Build) -> None:
         assert isas == ISAS
     elif "aarch64" in os.environ["LMCODEC_TEST_RUNNER"]:
         assert isas == ["neon", "scalar"]
+
+
+@pytest.mark.parametrize("shape", ["SmolLM2", *SHAPES])
+def test_no_number_of_streams_takes_more_than_is_said(shape: str) -> None:
+    """The limits of a caller count a block and its streams; a session's memory is no straight line."""
+    config = SMOLLM2 if shape == "SmolLM2" else random_model(**SHAPES[shape]).config
+    block, stream = native.session_bound(config)
+    assert stream >= 1
+    takes = [native.session_memory_nbytes(config, n, True) for n in range(1, 129)]
+    assert all(nbytes <= block + n * stream for n, nbytes in enumerate(takes, 1))
+    assert takes[0] == block + stream

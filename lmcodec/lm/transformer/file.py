@@ -92,16 +92,16 @@ class Header(kinds.Header):
     @property
     def stream_nbytes(self) -> int:
         """As `kinds.Header.stream_nbytes`."""
-        from lmcodec.lm.transformer.native import session_memory_nbytes
+        from lmcodec.lm.transformer.native import session_bound
 
-        return session_memory_nbytes(self.config, 2, True) - session_memory_nbytes(self.config, 1, True)
+        return session_bound(self.config)[1]
 
     @property
     def block_nbytes(self) -> int:
         """As `kinds.Header.block_nbytes`: many positions on their way through the layers."""
-        from lmcodec.lm.transformer.native import session_memory_nbytes
+        from lmcodec.lm.transformer.native import session_bound
 
-        return session_memory_nbytes(self.config, 1, True) - self.stream_nbytes
+        return session_bound(self.config)[0]
 
     @property
     def outside_memory_nbytes(self) -> int:

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
+from functools import lru_cache
 
 import numpy as np
 
 from lmcodec import _kernel
 from lmcodec.lm import tables
-from lmcodec.lm.interface import require_answer
+from lmcodec.lm.interface import SESSION_STREAM_MAX, require_answer
 from lmcodec.lm.isa import chosen_isa
 from lmcodec.lm.transformer import reference
 from lmcodec.lm.transformer.model import Linear, TransformerModel
@@ -46,6 +47,21 @@ def session_memory_nbytes(config: TransformerConfig, n_stream: int, runs: bool) 
         runs: whether many positions pass at once (`run`), or only steps are taken.
     """
     return kernel_shape(config).session_memory_nbytes(n_stream, runs)
+
+
+@lru_cache(maxsize=16)
+def session_bound(config: TransformerConfig) -> tuple[int, int]:
+    """Bytes a block and bytes a stream, so that no session of any number of streams takes more than their sum.
+
+    A session grows faster with its streams where their positions share what is on its way through the layers;
+    that of a tiny model even shrinks at first.
+    """
+    one = session_memory_nbytes(config, 1, True)
+    grown = (
+        -((one - session_memory_nbytes(config, n, True)) // (n - 1)) for n in range(2, SESSION_STREAM_MAX + 1)
+    )
+    each = max(1, *grown)
+    return one - each, each
 
 
 class NativeTransformer:
