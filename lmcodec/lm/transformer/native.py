@@ -51,7 +51,7 @@ def session_memory_nbytes(config: TransformerConfig, n_stream: int, runs: bool) 
 
 @lru_cache(maxsize=16)
 def session_bound(config: TransformerConfig) -> tuple[int, int]:
-    """Bytes a block and bytes a stream, so that no session of any number of streams takes more than their sum.
+    """Bytes a block and bytes a stream: no session of any number of streams takes more than their sum.
 
     A session grows faster with its streams where their positions share what is on its way through the layers;
     that of a tiny model even shrinks at first.
