@@ -1,7 +1,8 @@
 """The range coder, behind two verbs: constriction writes the words, and can read them back one by one.
 
-Coding is in decisions: a bit and the probability of a 1 in 65536ths. FORMAT.md section 4 fixes the words,
-so that another coder can write the same ones; the kernel reads them by itself (native/range_decoder.h).
+Coding is in decisions: a bit and the probability of a 1 in 65536ths. FORMAT.md section 4 fixes the words.
+constriction does not have a wheel for every system: where it is not installed, the kernel writes the same
+words (native/range_encoder.h). The kernel always reads them by itself (native/range_decoder.h).
 Knows nothing of models.
 
 Source: constriction's queue coder, https://docs.rs/constriction (Martin, "Range encoding", 1979).
@@ -11,11 +12,12 @@ from __future__ import annotations
 
 import os
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from lmcodec import _kernel
-from lmcodec.errors import Corrupt
+from lmcodec.errors import ConfigError, Corrupt
 
 NO_WORDS = "the payload is no sequence of coder words: the block is damaged"
 
@@ -27,24 +29,52 @@ def use_constriction() -> bool:
     return os.environ.get("LMCODEC_CODER", "") == "constriction"
 
 
-class Encoder:
-    """Writes decisions; `finish` returns the payload."""
-
-    def __init__(self) -> None:
+@cache
+def _constriction() -> Any:
+    """The library; None where it cannot be imported."""
+    try:
         import constriction  # here: decoding has no need of it
+    except ImportError:
+        return None
+    return constriction
 
+
+class _ConstrictionEncoder:
+    """constriction's encoder, taking decisions as the kernel's does."""
+
+    def __init__(self, constriction: Any) -> None:
         self._encoder = constriction.stream.queue.RangeEncoder()
+        self.pos, self.get_compressed = self._encoder.pos, self._encoder.get_compressed
         # Rows of two probabilities: Bernoulli's words, in half the time that its one parameter takes.
         self._model = constriction.stream.model.Categorical(perfect=False, lazy=True)
 
     def encode(self, bits: np.ndarray, p16: np.ndarray) -> None:
-        """Code bits (n,) of 0 and 1 under p16 (n,), the probabilities of a 1 in 65536ths, each 1 to 65535."""
+        assert p16.min() >= 1  # constriction would panic
+        probabilities = np.empty((len(p16), 2))
+        np.multiply(p16, 2.0**-16, out=probabilities[:, 1])
+        np.subtract(1.0, probabilities[:, 1], out=probabilities[:, 0])
+        self._encoder.encode(bits.astype(np.int32), self._model, probabilities)
+
+
+def _words_encoder() -> _ConstrictionEncoder | _kernel.RangeEncoder:
+    library = None if os.environ.get("LMCODEC_CODER", "") == "kernel" else _constriction()
+    return _kernel.RangeEncoder() if library is None else _ConstrictionEncoder(library)
+
+
+class Encoder:
+    """Writes decisions; `finish` returns the payload.
+
+    By constriction where it is installed. By the kernel elsewhere, and where `LMCODEC_CODER=kernel` asks for
+    that; the bytes are the same.
+    """
+
+    def __init__(self) -> None:
+        self._encoder = _words_encoder()
+
+    def encode(self, bits: np.ndarray, p16: np.ndarray) -> None:
+        """Code bits (n,) uint8 of 0 and 1 under p16 (n,) uint16, probabilities of a 1 in 65536ths, from 1."""
         if len(bits):
-            assert p16.min() >= 1  # constriction would panic
-            probabilities = np.empty((len(p16), 2))
-            np.multiply(p16, 2.0**-16, out=probabilities[:, 1])
-            np.subtract(1.0, probabilities[:, 1], out=probabilities[:, 0])
-            self._encoder.encode(bits.astype(np.int32), self._model, probabilities)
+            self._encoder.encode(bits, p16)
 
     def finish(self) -> bytes:
         """The words as big-endian bytes, cut to the shortest string that decodes with zeros behind it."""
@@ -101,8 +131,11 @@ class Decoder:
     """Reads decisions one at a time, by constriction: the oracle of the kernel's own decoder."""
 
     def __init__(self, payload: bytes | memoryview) -> None:
-        import constriction
-
+        constriction = _constriction()
+        if constriction is None:
+            raise ConfigError(
+                "LMCODEC_CODER=constriction: constriction is not installed; unset LMCODEC_CODER"
+            )
         # Words past the end are zero; two of them are enough for the state to be filled at any time.
         padded = bytes(payload) + bytes(-len(payload) % _WORD_NBYTES + 2 * _WORD_NBYTES)
         words = np.frombuffer(padded, ">u4").astype(np.uint32)

@@ -9,6 +9,8 @@
 //   native_driver progress PROFILE TEXT
 //       takes a block through the mixer by the calls of the lockstep loops; a line for each call that changes how far the
 //       stream is with its byte: the call, then Progress before and after
+//   native_driver words PROBABILITIES BITS
+//       encodes a bit, in a byte, under each u16; writes the sealed words, each most significant byte first
 //   native_driver range PROBABILITIES PAYLOAD
 //       decodes a bit under each u16; writes a byte each, bit 1 set from where the payload is corrupt
 //
@@ -27,6 +29,7 @@
 #include "context_mixer.h"
 #include "lockstep.h"
 #include "range_decoder.h"
+#include "range_encoder.h"
 
 namespace {
 
@@ -217,6 +220,17 @@ int main(int argc, char** argv) {
     for (std::uint16_t p16 : read_as<std::uint16_t>(argv[2]))
       bits.push_back(static_cast<std::uint8_t>(decoder.decode(p16) | (decoder.corrupt() ? 2 : 0)));
     write(bits);
+    return 0;
+  }
+  if (argc == 4 && !std::strcmp(argv[1], "words")) {
+    const Bytes bits = read(argv[3]);
+    const std::vector<std::uint16_t> p16 = read_as<std::uint16_t>(argv[2]);
+    lmcodec::RangeEncoder encoder;
+    for (std::size_t i = 0; i < bits.size(); ++i) encoder.encode(bits[i], p16[i]);
+    Bytes bytes;
+    for (const std::uint32_t word : encoder.sealed())
+      for (int shift = 24; shift >= 0; shift -= 8) bytes.push_back(static_cast<std::uint8_t>(word >> shift));
+    write(bytes);
     return 0;
   }
   if (argc < 7) fail("too few arguments");

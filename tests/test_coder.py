@@ -1,22 +1,38 @@
 """The range coder: constriction, the kernel and a third coder written here from FORMAT.md section 4 agree.
 
+Where constriction is not installed the other two do.
+
 `Interval` and `Reader` are that third coder. It works on integers without bounds, so that carries and wraps,
 where fixed-width coders go wrong, take no code at all.
 """
 
 from __future__ import annotations
 
+import copy
+import os
 import random
+import subprocess
+import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
+from unittest import mock
 
-import constriction
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import lmcodec
 from lmcodec import _kernel, coder, profile
+from lmcodec.errors import ConfigError
+
+try:
+    import constriction
+except ImportError:
+    constriction = None
+
+needs_constriction = pytest.mark.skipif(constriction is None, reason="constriction is not installed")
 
 Decision = tuple[int, int]  # bit, probability of a 1 in 65536ths
 
@@ -101,6 +117,9 @@ def arrays(decisions: Iterable[Decision]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def constriction_encoder(decisions: list[Decision]) -> Any:
+    """constriction's, or the kernel's where it is not installed."""
+    if constriction is None:
+        return kernel_encoder(decisions)
     encoder = constriction.stream.queue.RangeEncoder()
     bits, p16 = arrays(decisions)
     if decisions:
@@ -109,18 +128,33 @@ def constriction_encoder(decisions: list[Decision]) -> Any:
     return encoder
 
 
+def kernel_encoder(decisions: list[Decision]) -> _kernel.RangeEncoder:
+    encoder = _kernel.RangeEncoder()
+    encoder.encode(*arrays(decisions))
+    return encoder
+
+
+def payload_of(bits: np.ndarray, p16: np.ndarray, which: str = "") -> bytes:
+    """What coder.Encoder makes, with the coder that LMCODEC_CODER names."""
+    with mock.patch.dict(os.environ, LMCODEC_CODER=which):
+        encoder = coder.Encoder()
+    encoder.encode(bits, p16)
+    return encoder.finish()
+
+
 def check_coder(decisions: list[Decision]) -> bytes:
     """All that holds for every sequence; returns the payload."""
-    theirs, ours = constriction_encoder(decisions), Interval()
+    ours = Interval()
     for bit, p16 in decisions:
         ours.encode(bit, p16)
-    n_word, (lower, range_) = theirs.pos()
-    assert (n_word, lower, range_) == (ours.n_word, ours.lower % 2**64, ours.range)
+    theirs, own = constriction_encoder(decisions), kernel_encoder(decisions)
+    assert theirs.pos() == own.pos() == (ours.n_word, (ours.lower % 2**64, ours.range))
     words = theirs.get_compressed()
+    assert own.get_compressed().tolist() == words.tolist()
+    assert own.get_compressed().dtype == words.dtype
     assert ours.holds(words.astype(">u4").tobytes())
-    encoder = coder.Encoder()
-    encoder.encode(*arrays(decisions))
-    payload = encoder.finish()
+    payload = payload_of(*arrays(decisions))
+    assert payload_of(*arrays(decisions), "kernel") == payload
     assert ours.holds(payload)
     assert len(payload) <= 4 * len(words)
     assert not payload.endswith(b"\0")
@@ -129,10 +163,14 @@ def check_coder(decisions: list[Decision]) -> bytes:
         unit = 8 * (8 + 4 * ours.n_word - (len(payload) - 1))
         assert -(-ours.lower >> unit) << unit >= ours.lower + ours.range
     expected = [bit for bit, _ in decisions]
-    reader, oracle = Reader(payload), coder.Decoder(payload)
-    assert [reader.decode(p16) for _, p16 in decisions] == expected
-    assert [oracle.decode(p16) for _, p16 in decisions] == expected
+    for decoder in decoders(payload):
+        assert [decoder.decode(p16) for _, p16 in decisions] == expected
     return payload
+
+
+def decoders(payload: bytes) -> list[Any]:
+    """Those outside the kernel."""
+    return [Reader(payload), *([coder.Decoder(payload)] if constriction else [])]
 
 
 @given(st.lists(DECISION, max_size=400))
@@ -156,6 +194,37 @@ def test_extreme_probabilities(likely: bool) -> None:
         check_coder([(int((p > 32768) == likely), p) for p in p16])
 
 
+@needs_constriction
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 50_000),
+    st.sampled_from(["any", "extremes", "one", "likely", "unlikely"]),
+)
+def test_long_sequences_give_the_words_of_constriction(seed: int, n: int, kind: str) -> None:
+    rng = np.random.default_rng(seed)
+    p16 = rng.integers(1, 65536, n).astype(np.uint16)
+    if kind == "extremes":
+        p16 = rng.choice(np.array(EXTREMES, np.uint16), n)
+    elif kind == "one":
+        p16[:] = rng.choice(EXTREMES)
+    bits = (rng.integers(0, 65536, n) < p16).astype(np.uint8)
+    if kind == "likely":
+        bits = (p16 > 32768).astype(np.uint8)
+    elif kind == "unlikely":
+        bits = (p16 < 32768).astype(np.uint8)
+    theirs = constriction.stream.queue.RangeEncoder()
+    model = constriction.stream.model.Bernoulli(perfect=False)
+    theirs.encode(bits.astype(np.int32), model, p16 / 65536.0)
+    own = _kernel.RangeEncoder()
+    cut = int(rng.integers(0, n + 1))
+    for part in (slice(cut), slice(cut, n)):
+        own.encode(bits[part], p16[part])
+    assert own.pos() == theirs.pos()
+    assert np.array_equal(own.get_compressed(), theirs.get_compressed())
+    assert payload_of(bits, p16) == payload_of(bits, p16, "kernel")
+
+
+@needs_constriction
 def test_every_probability_has_the_size_that_the_format_says() -> None:
     """One decision's interval is seen whole in constriction's state."""
     model = constriction.stream.model.Bernoulli(perfect=False)
@@ -230,6 +299,29 @@ def test_carries() -> None:
             check_coder([*decisions, *((extra, 32768) for _ in range(40))])
         assert len(payload) <= 4 * n_word
     assert len(waited) > 1
+
+
+@pytest.mark.parametrize("n_word", [1, 2, 3, 7, 100])
+def test_a_carry_through_many_words(n_word: int) -> None:
+    """The half of the whole stays inside the interval until the last decision, which turns all words over."""
+    rng, ours, decisions = random.Random(n_word), Interval(), []
+
+    def gap(interval: Interval) -> int:
+        """From lower to the half."""
+        return (1 << 63 + 32 * interval.n_word) - interval.lower
+
+    while ours.n_word < n_word or gap(ours) > ours.split(1):
+        p16, after = rng.randrange(1, 65536), copy.copy(ours)
+        bit = int(gap(ours) > ours.split(p16))
+        after.encode(bit, p16)
+        if 0 < gap(after) < after.range >> 24 << 24:  # what lies above is in no part
+            decisions.append((bit, p16))
+            ours = after
+    assert ours.lower >> 64 == (1 << 32 * n_word - 1) - 1, "ones behind the first bit wait for a carry"
+    check_coder([*decisions, (0, 1)])
+    carried = [*decisions, (1, 1)]
+    check_coder(carried)
+    assert kernel_encoder(carried).get_compressed()[:n_word].tolist() == [1 << 31, *[0] * (n_word - 1)]
 
 
 def test_no_decisions() -> None:
@@ -315,7 +407,7 @@ def test_kernel_reads_what_constriction_writes() -> None:
         data = surprises(seed)
         payload = encoded(data)
         assert in_kernel(payload, len(data)) == (data, True)
-        for decoder in (Reader(payload), coder.Decoder(payload)):
+        for decoder in decoders(payload):
             out, seen, good = stepwise(len(data), decoder)
             assert good
             assert out == data
@@ -340,6 +432,80 @@ def test_kernel_finds_an_offset_outside_the_range() -> None:
     _, seen, good = stepwise(100, Reader(payload))
     assert not good
     assert in_kernel(payload, 100)[1] is False
-    oracle = coder.Decoder(payload)
-    for p16 in seen[:-1]:
-        assert oracle.decode(p16) == 1
+    for oracle in decoders(payload):
+        for p16 in seen[:-1]:
+            assert oracle.decode(p16) == 1
+
+
+@pytest.mark.parametrize(
+    ("bits", "p16"), [([0, 1], [5]), ([1], [0]), ([0] * 3, [7, 0, 9])], ids=["lengths", "zero", "a zero"]
+)
+def test_what_the_encoder_refuses(bits: list[int], p16: list[int]) -> None:
+    with pytest.raises(ValueError, match=r"lengths|probability"):
+        _kernel.RangeEncoder().encode(np.array(bits, np.uint8), np.array(p16, np.uint16))
+
+
+# Without constriction
+
+MISSING = "import sys; sys.modules['constriction'] = None; "
+
+
+def run(code: str, *arguments: str | Path, stdin: bytes = b"") -> bytes:
+    result = subprocess.run([sys.executable, "-I", "-c", code, *arguments], input=stdin, capture_output=True)
+    assert result.returncode == 0, result.stderr.decode(errors="replace")
+    return result.stdout
+
+
+FRAMES = """
+import hashlib, lmcodec
+data = sys.stdin.buffer.read()
+data += data[::-1] + data
+choices = [{"level": level} for level in range(1, 10)]
+choices += [{"level": 6, "method": method} for method in ("stored", "cm", "lm+cm", "lm")]
+choices += [{"level": 1, "block_size": 1024, "solid": True}, {"level": 2, "threads": 2, "block_size": 1024}]
+for options in choices:
+    frame = lmcodec.compress(data, **options)
+    assert lmcodec.decompress(frame) == data, options
+    print(options, len(frame), hashlib.sha256(frame).hexdigest())
+"""
+
+
+@needs_constriction
+def test_frames_are_the_same_without_constriction() -> None:
+    data = "It was in the year of überzählig 1812; the rain fell in torrents. ".encode() * 9 + bytes(
+        range(256)
+    )
+    with_it = run("import sys" + FRAMES + "assert 'constriction' in sys.modules", stdin=data)
+    assert with_it.count(b"\n") == 15
+    assert run(MISSING + FRAMES, stdin=data) == with_it
+
+
+def test_golden_frames_without_constriction() -> None:
+    golden = Path(__file__).with_name("golden")
+    code = MISSING + (
+        "import pathlib, runpy; golden = pathlib.Path(sys.argv[1])\n"
+        "make = runpy.run_path(str(golden / 'make.py'))\n"
+        "for name, case in make['CASES'].items():\n"
+        "    assert make['frame_of'](case) == (golden / f'{name}.lmz').read_bytes(), name\n"
+        "    print(name)"
+    )
+    assert len(run(code, golden).split()) > 20
+
+
+def test_commands_work_without_constriction(tmp_path: Path) -> None:
+    text = b"A line of a file that is compressed.\n" * 50
+    (tmp_path / "a.txt").write_bytes(text)
+    lmz = MISSING + "from lmcodec.cli.lmz import main; main(sys.argv[1:])"
+    run(lmz, "-q", tmp_path / "a.txt")
+    assert (tmp_path / "a.txt.lmz").read_bytes() == lmcodec.compress(text)
+    assert run(lmz, "-dc", tmp_path / "a.txt.lmz") == text
+
+
+def test_decoding_by_constriction_without_it_is_one_clear_error() -> None:
+    with (
+        mock.patch.dict(sys.modules, {"constriction": None}),
+        mock.patch.object(coder, "_constriction", coder._constriction.__wrapped__),
+    ):
+        assert isinstance(coder._words_encoder(), _kernel.RangeEncoder)
+        with pytest.raises(ConfigError, match="not installed; unset LMCODEC_CODER"):
+            coder.Decoder(b"")

@@ -325,6 +325,7 @@ def test_unknown_instruction_set() -> None:
 
 @pytest.mark.parametrize("which", PROFILES)
 def test_decoding_outside_the_kernel(which: int | str) -> None:
+    pytest.importorskip("constriction")
     blocks = [text(700), text(300, 2), bytes(300)]
     for streams, groups in ((1, 1), (3, 2)):
         payloads = check_roundtrip(blocks, which, streams, groups)
@@ -431,6 +432,7 @@ def test_damaged_payloads(which: int | str) -> None:
 
 def test_garbage_outside_the_kernel() -> None:
     """The oracle refuses what the kernel refuses, with the same exception."""
+    pytest.importorskip("constriction")
     rng = random.Random(8)
     for payload in (b"\xff" * 300, b"", *(rng.randbytes(rng.randrange(40)) for _ in range(10))):
         expected = outcome(payload, 200, 1, 1, 1)

@@ -233,7 +233,7 @@ def test_decoding_and_garbage(driver: Driver, name: str) -> None:
             assert case != payload or out.tobytes() == data
 
 
-def test_the_range_decoder_under_every_probability(driver: Driver) -> None:
+def test_the_range_coder_under_every_probability(driver: Driver) -> None:
     """Every p with both bits, in constriction's words; then ones without end, which no encoder writes."""
     p16 = np.repeat(np.arange(1, 65536, dtype=np.uint16), 2)
     order = np.random.default_rng(1).permutation(len(p16))
@@ -242,6 +242,10 @@ def test_the_range_decoder_under_every_probability(driver: Driver) -> None:
     encoder = coder.Encoder()
     encoder.encode(bits, p16)
     probabilities = driver.file(p16.tobytes())
+    own = _kernel.RangeEncoder()
+    own.encode(bits, p16)
+    words = own.get_compressed().astype(">u4").tobytes()
+    assert driver("words", probabilities, driver.file(bits.tobytes())) == words
     out = driver("range", probabilities, driver.file(encoder.finish()))
     assert (np.frombuffer(out, np.uint8) == bits).all()
     out = driver("range", probabilities, driver.file(b"\xff" * 100))

@@ -22,6 +22,7 @@
 #include "module_mixer.h"
 #include "module_recurrent.h"
 #include "module_profile.h"
+#include "module_range.h"
 #include "module_rounding.h"
 #include "module_times.h"
 #include "module_token.h"
@@ -29,7 +30,6 @@
 #include "module_vocabulary.h"
 #include "module_weights.h"
 #include "range_decoder.h"
-#include "range_width.h"
 
 namespace nb = nanobind;
 
@@ -283,20 +283,6 @@ class BlockLoop {
   bool forget_ = true;
 };
 
-using Bits = nb::ndarray<const std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Shares = nb::ndarray<const std::uint16_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-using Widths = nb::ndarray<std::uint64_t, nb::ndim<1>, nb::c_contig, nb::device::cpu>;
-
-std::uint64_t range_widths(Bits bits, Shares p16, std::uint64_t range, Widths before, Widths after) {
-  const std::size_t n = bits.size();
-  if (p16.size() != n || before.size() < n || after.size() < n) throw nb::value_error("lengths do not fit");
-  if (range >> 32 == 0) throw nb::value_error("a range is at least 2^32");
-  for (std::size_t i = 0; i < n; ++i)
-    if (!p16.data()[i]) throw nb::value_error("a probability is 1 to 65535");
-  const lmcodec::GilReleased released;
-  return lmcodec::range_widths(bits.data(), p16.data(), n, range, before.data(), after.data());
-}
-
 }  // namespace
 
 NB_MODULE(_kernel, m) {
@@ -354,11 +340,10 @@ NB_MODULE(_kernel, m) {
       .def_prop_ro("clock_times", &BlockLoop::clock_times)
       .def_prop_ro("learned", &BlockLoop::learned)
       .def_prop_ro("isa", &BlockLoop::isa);
-  m.def("range_widths", &range_widths, nb::arg("bits"), nb::arg("p16"), nb::arg("range"), nb::arg("before"),
-        nb::arg("after"), "Widths of the range coder's interval before and after each decision; returns the last one.");
   lmcodec::bind_mixer(m);
   lmcodec::bind_language_model(m);
   lmcodec::bind_external(m);
+  lmcodec::bind_range(m);
   lmcodec::bind_recurrent(m);
   lmcodec::bind_rounding(m);
   lmcodec::bind_token(m);

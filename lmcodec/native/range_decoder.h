@@ -4,6 +4,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "range_width.h"
+
 namespace lmcodec {
 
 // Invariant: lower <= point < lower + range (mod 2^64), range >= 2^32 between symbols. Only point - lower is kept.
@@ -17,7 +19,7 @@ class RangeDecoder {
   // p16: probability of a 1, in 65536ths, 1 to 65535. Symbol 0 lies first. `corrupt` rises, and stays, when the words are
   // none that an encoder writes.
   int decode(std::uint32_t p16) {
-    const std::uint32_t one = 256 * p16 + (p16 < 32768 ? 1 : 0);  // in 2^24ths
+    const std::uint32_t one = size_of_one(p16);
     const std::uint64_t scale = range_ >> 24;
     const std::uint64_t zero = scale * ((1u << 24) - one);
     int bit;
