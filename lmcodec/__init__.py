@@ -79,7 +79,7 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
             try:
                 return import_module("lmcodec._kernel")
             except ImportError as error:
-                raise KernelMissing(__path__[0], str(error)) from None
+                raise KernelMissing.of(__path__[0], str(error)) from None
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = "errors"

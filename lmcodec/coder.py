@@ -30,23 +30,23 @@ def use_constriction() -> bool:
 
 
 @cache
-def _constriction() -> Any:
-    """The library; None where it cannot be imported."""
+def _stream() -> Any:
+    """constriction's coders; None where it cannot be imported. Once asked for, they need no import."""
     try:
         import constriction  # here: decoding has no need of it
     except ImportError:
         return None
-    return constriction
+    return constriction.stream
 
 
 class _ConstrictionEncoder:
     """constriction's encoder, taking decisions as the kernel's does."""
 
-    def __init__(self, constriction: Any) -> None:
-        self._encoder = constriction.stream.queue.RangeEncoder()
+    def __init__(self, stream: Any) -> None:
+        self._encoder = stream.queue.RangeEncoder()
         self.pos, self.get_compressed = self._encoder.pos, self._encoder.get_compressed
         # Rows of two probabilities: Bernoulli's words, in half the time that its one parameter takes.
-        self._model = constriction.stream.model.Categorical(perfect=False, lazy=True)
+        self._model = stream.model.Categorical(perfect=False, lazy=True)
 
     def encode(self, bits: np.ndarray, p16: np.ndarray) -> None:
         assert p16.min() >= 1  # constriction would panic
@@ -57,8 +57,8 @@ class _ConstrictionEncoder:
 
 
 def _words_encoder() -> _ConstrictionEncoder | _kernel.RangeEncoder:
-    library = None if os.environ.get("LMCODEC_CODER", "") == "kernel" else _constriction()
-    return _kernel.RangeEncoder() if library is None else _ConstrictionEncoder(library)
+    stream = None if os.environ.get("LMCODEC_CODER", "") == "kernel" else _stream()
+    return _kernel.RangeEncoder() if stream is None else _ConstrictionEncoder(stream)
 
 
 class Encoder:
@@ -131,16 +131,16 @@ class Decoder:
     """Reads decisions one at a time, by constriction: the oracle of the kernel's own decoder."""
 
     def __init__(self, payload: bytes | memoryview) -> None:
-        constriction = _constriction()
-        if constriction is None:
+        stream = _stream()
+        if stream is None:
             raise ConfigError(
                 "LMCODEC_CODER=constriction: constriction is not installed; unset LMCODEC_CODER"
             )
         # Words past the end are zero; two of them are enough for the state to be filled at any time.
         padded = bytes(payload) + bytes(-len(payload) % _WORD_NBYTES + 2 * _WORD_NBYTES)
         words = np.frombuffer(padded, ">u4").astype(np.uint32)
-        self._decoder = constriction.stream.queue.RangeDecoder(words)
-        self._model = constriction.stream.model.Bernoulli(perfect=False)
+        self._decoder = stream.queue.RangeDecoder(words)
+        self._model = stream.model.Bernoulli(perfect=False)
 
     def decode(self, p16: int) -> int:
         """The next bit, coded under `p16`.

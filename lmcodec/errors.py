@@ -1,7 +1,8 @@
 """The one exception family of the package.
 
 Every error that bad input can cause derives from `LmcodecError`, so that a caller catches one class and a
-command line prints one line. Messages say what was found, where, and what to do.
+command line prints one line. Messages say what was found, where, and what to do. Each is made of its message
+alone, so that it passes between processes and can be raised again with a place before it.
 """
 
 from __future__ import annotations
@@ -46,31 +47,31 @@ class ConfigError(LmcodecError):
 
 
 class KernelMissing(LmcodecError, ImportError):
-    """The native kernel cannot be imported; an ImportError as well.
+    """The native kernel cannot be imported; an ImportError as well."""
 
-    Args:
-        folder: of the package.
-        reason: what the import said.
-    """
+    @classmethod
+    def of(cls, folder: str, reason: str) -> KernelMissing:
+        """The error for a package whose kernel cannot be imported.
 
-    def __init__(self, folder: str, reason: str) -> None:
+        Args:
+            folder: of the package.
+            reason: what the import said.
+        """
         if "No module named" in reason:
-            why = (
+            return cls(
                 f"{folder} has no native kernel: it is the source folder, not the installed package; run "
                 "Python in another folder, or install in place with: pip install -e ."
             )
-        else:
-            why = (
-                f"{folder}: its native kernel cannot be loaded ({reason}); reinstall lmcodec for this Python"
-            )
-        super().__init__(why)
+        return cls(
+            f"{folder}: its native kernel cannot be loaded ({reason}); reinstall lmcodec for this Python"
+        )
 
 
 def clear_frames(error: BaseException) -> None:
-    """Drop the variables of the calls that an error came through and that have ended.
+    """Drop the variables of this package's calls, and of theirs, that an error came through and have ended.
 
     Its traceback still says where they were; without this, it would keep alive all that they worked with for
-    as long as the error is kept.
+    as long as the error is kept. The caller's own calls keep theirs.
     """
     seen: set[int] = set()
     pending: list[BaseException | None] = [error]
@@ -80,10 +81,12 @@ def clear_frames(error: BaseException) -> None:
             continue
         seen.add(id(found))
         pending += [found.__cause__, found.__context__]
-        traceback = found.__traceback__
+        traceback, ours = found.__traceback__, False
         while traceback is not None:
-            with contextlib.suppress(RuntimeError):  # a call that is still under way
-                traceback.tb_frame.clear()
+            ours = ours or str(traceback.tb_frame.f_globals.get("__name__")).startswith("lmcodec.")
+            if ours:
+                with contextlib.suppress(RuntimeError):  # a call that is still under way
+                    traceback.tb_frame.clear()
             traceback = traceback.tb_next
 
 

@@ -22,6 +22,7 @@ from bisect import bisect_right
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, BinaryIO, ClassVar, Literal, cast, overload
 
 from lmcodec import frame
@@ -34,6 +35,7 @@ from lmcodec.codec import (
     byte_view,
     read_fully,
     scan,
+    stored_frame,
 )
 from lmcodec.errors import LimitExceeded, LmcodecError, TrailingData, Truncated
 from lmcodec.lm.executor import KERNEL
@@ -277,7 +279,7 @@ class _Decoded(io.RawIOBase):
             return len(data)
 
     def readall(self) -> bytes:
-        return b"".join(iter(lambda: self._read(_SKIP_NBYTES), b""))
+        return b"".join(iter(partial(self._read, _SKIP_NBYTES), b""))
 
     def _read(self, size: int) -> bytes:
         if self.trailing is not None:
@@ -376,6 +378,7 @@ class _Output:
     """
 
     _open: ClassVar[dict[int, _Output]] = {}
+    _child_pid: ClassVar[int] = 0  # of the process whose end multiprocessing sees to
     _ending: ClassVar[bool] = False  # the interpreter ends: nothing will end a frame but the next write
 
     def __init__(self, file: LMFile, fp: Any, owns_fp: bool, compressor: Compressor) -> None:
@@ -385,6 +388,19 @@ class _Output:
         self._has_frame = False
         self._pid, self._lock = os.getpid(), threading.RLock()
         self._open[id(self)] = self
+        self._end_with_child()
+
+    @classmethod
+    def _end_with_child(cls) -> None:
+        """Let a process that multiprocessing forked off end all frames: it calls no other exit handlers."""
+        multiprocessing = sys.modules.get("multiprocessing")
+        if multiprocessing is None or multiprocessing.parent_process() is None:
+            return
+        if cls._child_pid != os.getpid():
+            from multiprocessing.util import Finalize
+
+            cls._child_pid = os.getpid()
+            Finalize(None, cls.end_all, exitpriority=-1000)  # after those of others
 
     @property
     def inherited(self) -> bool:
@@ -396,7 +412,15 @@ class _Output:
             if self._ending:
                 return  # what a wrapper held when this process was forked off, and holds in its parent
             self._pid, self._lock = os.getpid(), threading.RLock()
+            self._end_with_child()
         with self._lock:
+            between_frames = self._compressor.usable and (
+                self._compressor.last_mode == Compressor.FLUSH_FRAME
+            )
+            if sys.meta_path is None and between_frames:  # finalizers, while the interpreter is taken apart
+                self._put(stored_frame(data))
+                self._flush_fp()
+                return
             ends = self._ending
             mode = Compressor.FLUSH_FRAME if ends else Compressor.CONTINUE
             self._put(self._compressor.compress(data, mode))

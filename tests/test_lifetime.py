@@ -292,6 +292,69 @@ def test_damaged_decodes_take_constant_memory(level: int, n: int) -> None:
     assert threads <= 1  # one that is ending
 
 
+@pytest.mark.parametrize("direction", ["compress", "decompress"])
+@pytest.mark.parametrize("at", ["before", "after"])
+def test_an_interrupt_while_a_thread_starts_leaves_nothing(
+    engines: weakref.WeakSet[Any], monkeypatch: pytest.MonkeyPatch, direction: str, at: str
+) -> None:
+    """Although the thread may be there and nobody was told; the error is kept."""
+    data = LONG[: 256 * KIB]
+    packed = compress(data, 2, block_size=64 * KIB)
+    start = threading.Thread.start
+    begun: list[threading.Thread] = []
+
+    def interrupted(self: threading.Thread) -> None:
+        if len(begun) == 1:
+            begun.append(self)
+            if at == "after":
+                start(self)
+            raise KeyboardInterrupt
+        begun.append(self)
+        start(self)
+
+    monkeypatch.setattr(threading.Thread, "start", interrupted)
+    began = time.monotonic()
+    work: Callable[[], object] = partial(compress, data, 2, block_size=64 * KIB, threads=2)
+    if direction == "decompress":
+        work = partial(decompress, packed, threads=2)
+    with pytest.raises(KeyboardInterrupt) as raised:
+        work()
+    monkeypatch.undo()
+    assert raised.value.__traceback__ is not None
+    for thread in begun[: 1 + (at == "after")]:
+        thread.join(30)
+    assert not block_threads()
+    assert len(engines) == 0
+    assert time.monotonic() - began < 30
+    known = [codec.pipeline.Job._at_work[thread] for thread in begun if thread in codec.pipeline.Job._at_work]
+    assert all(flag.is_set for flag in known)  # it is waited for at the interpreter's end
+
+
+def test_kept_errors_keep_no_readers() -> None:
+    packed = compress(TEXT * 3, 1, block_size=2 * KIB)
+    kept = []
+    gc.disable()
+    try:
+        alive: weakref.WeakSet[Any] = weakref.WeakSet()
+        init = Decompressor.__init__
+        for at in (0.2, 0.5, 0.9):
+            with pytest.MonkeyPatch.context() as patch:
+
+                def noted(self: Decompressor, **how: Any) -> None:
+                    init(self, **how)
+                    alive.add(self)
+
+                patch.setattr(Decompressor, "__init__", noted)
+                try:
+                    decompress(damaged(packed, at), threads=2)
+                except LmcodecError as error:
+                    kept.append(error)
+        assert len(kept) == 3
+        assert len(alive) == 0
+    finally:
+        gc.enable()
+
+
 # Cancelling
 
 ENGINES: dict[str, Callable[[Model], Engine | LmEngine]] = {

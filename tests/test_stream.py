@@ -812,6 +812,58 @@ f = new(); f.write(b'da')
 p = multiprocessing.get_context('fork').Process(target=print); p.start(); p.join()
 f.write(b'ta')
 """,
+    "fork of multiprocessing": """
+import multiprocessing
+def work():
+    global f
+    f = new(); f.write(b'data')
+p = multiprocessing.get_context('fork').Process(target=work); p.start(); p.join()
+assert p.exitcode == 0
+""",
+    "worker of a pool": """
+import concurrent.futures, multiprocessing
+def work(text):
+    handler = logging.StreamHandler(f := new('at', encoding='utf-8')); handler.terminator = ''
+    logging.getLogger().addHandler(handler); logging.warning(text)
+with concurrent.futures.ProcessPoolExecutor(1, multiprocessing.get_context('fork')) as pool:
+    pool.submit(work, 'data').result()
+""",
+    "fork of multiprocessing that goes on": """
+import multiprocessing
+f = new(); f.write(b'da'); f.flush(f.FLUSH_FRAME)
+p = multiprocessing.get_context('fork').Process(target=f.write, args=(b'ta',)); p.start(); p.join()
+""",
+    "finalizer of a global": """
+class Late:
+    def __del__(self): self.file.write(b't'); self.file.write(b'a')
+late = Late(); late.file = new(); late.file.write(b'da')
+""",
+    "finalizer, and nothing before": """
+class Late:
+    def __del__(self): self.file.write(b'data')
+late = Late(); late.file = new()
+""",
+    "finalizer, large": """
+class Late:
+    def __del__(self): self.file.write(bytes(17 << 20)); self.file.write(b'data')
+late = Late(); late.file = new()
+""",
+    "subclass that holds data": """
+class Held(lmcodec.LMFile):
+    held = b''
+    def write(self, data): self.held += bytes(data); return len(data)
+    def close(self):
+        if not self.closed: super().write(self.held)
+        super().close()
+held = Held(path, 'wb'); held.write(b'data')
+""",
+    "object that compresses": """
+class Late:
+    def __del__(self, open=os.open, write=os.write, path=path, flags=os.O_CREAT | os.O_WRONLY):
+        write(open(path, flags), lmcodec.compress(b'data', 2))
+lmcodec.compress(b'data', 2)
+late = Late()
+""",
 }
 
 
@@ -836,6 +888,7 @@ def test_what_nobody_closes_is_written(name: str, tmp_path: Path) -> None:
         assert name == "daemon process", f"{path.read_bytes()!r} {run.stderr}"
         time.sleep(0.1)
     expected = {"nothing written": b"", "fork of a shift state": "da日ta".encode("iso2022_jp")}
+    expected["finalizer, large"] = bytes(17 << 20) + b"data"
     assert data == expected.get(name, b"data"), run.stderr
     error = {"exception": "ZeroDivisionError", "local of an exception": "ZeroDivisionError"}
     error["after one that fails"] = "could not be completed: ValueError"

@@ -12,7 +12,7 @@ compression.zstd in Python 3.14.
 from __future__ import annotations
 
 from lmcodec.codec.arguments import available_cpus, byte_view, read_fully
-from lmcodec.codec.compressor import Compressor, compress
+from lmcodec.codec.compressor import Compressor, compress, stored_frame
 from lmcodec.codec.decompressor import READ_NBYTES, Decompressor, FrameReader, decompress
 from lmcodec.codec.levels import (
     AUTO,
@@ -48,4 +48,5 @@ __all__ = [
     "read_fully",
     "scan",
     "scan_to_trailing",
+    "stored_frame",
 ]

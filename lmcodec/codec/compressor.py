@@ -430,6 +430,22 @@ class Compressor(Reusable):
         self._out.append(self._walk.tail())
 
 
+def stored_frame(data: memoryview) -> bytes:
+    """A frame that holds `data` as it is.
+
+    It takes no engine, no thread and no import: there may be none while the interpreter is taken apart.
+    """
+    several = len(data) > frame.MAX_BLOCK_NBYTES
+    walk = FrameWalk(FrameHeader(None, None, several))
+    out = [walk.header.pack()]
+    for at in range(0, len(data), frame.MAX_BLOCK_NBYTES):
+        piece = bytes(data[at : at + frame.MAX_BLOCK_NBYTES])
+        block = Block(Method.STORED, len(piece), len(piece), last=at + len(piece) == len(data))
+        walk.admit(block, f"block {walk.n_block + 1}")
+        out.append(block.pack(piece, piece))
+    return b"".join([*out, walk.tail()])
+
+
 def _model_field_nbytes(key: Key) -> int:
     """Bytes of the field of a frame's header that names the model."""
 
@@ -483,4 +499,7 @@ def compress(
             method=method,
             executor=executor,
         )
-        return compressor.compress(view, Compressor.FLUSH_FRAME)
+        try:
+            return compressor.compress(view, Compressor.FLUSH_FRAME)
+        finally:
+            del compressor  # whoever keeps an error keeps what this call holds

@@ -12,7 +12,7 @@ from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, number, optional, positive
 from lmcodec.codec.pipeline import SMALL_NBYTES, Allowance, Pipeline, Reusable, Seat, without_frames
 from lmcodec.codec.spec import EngineSpec
-from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, clear_frames
 from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
 from lmcodec.lm import store
 from lmcodec.lm.executor import KERNEL, checked, require
@@ -514,11 +514,12 @@ class FrameReader:
             LmcodecError: as `Decompressor.decompress`.
         """
         if size < 0:
-            return b"".join(iter(lambda: self.read(sys.maxsize), b""))
+            return b"".join(iter(partial(self.read, sys.maxsize), b""))
         try:
             return self._read_some(size)
-        except Truncated:
+        except Truncated as error:
             self.close()  # whoever keeps the error keeps this object
+            clear_frames(error)
             raise
 
     def close(self) -> None:
@@ -597,6 +598,9 @@ def decompress(
         )
         try:
             return reader.read()
-        except BaseException:
-            reader.close()  # whoever keeps the error keeps the reader
+        except BaseException as error:
+            reader.close()
+            clear_frames(error)
             raise
+        finally:
+            del reader  # whoever keeps the error keeps what this call holds

@@ -7,12 +7,13 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lmcodec import ending
 from lmcodec.codec.arguments import available_cpus
 from lmcodec.codec.spec import EngineSpec, Key, MakeEngine, make_engine
-from lmcodec.errors import LimitExceeded, LmcodecError
+from lmcodec.errors import LimitExceeded, LmcodecError, clear_frames
 from lmcodec.frame import Block
 
 if TYPE_CHECKING:
@@ -201,6 +202,13 @@ def without_frames(error: BaseException) -> BaseException:
     return error.with_traceback(None)
 
 
+@cache
+def _cancel_class() -> type[_kernel.Cancel]:
+    from lmcodec import _kernel
+
+    return _kernel.Cancel
+
+
 class Job:
     """One block at work, in a thread of its own if it has a seat and there can be a thread.
 
@@ -235,9 +243,7 @@ class Job:
         self._thread: threading.Thread | None = None
         self._cancel: _kernel.Cancel | None = cancel
         if seat is not None and cancel is None:
-            from lmcodec import _kernel
-
-            seat.cancel = self._cancel = _kernel.Cancel()
+            seat.cancel = self._cancel = _cancel_class()()
 
     def start(self, threaded: bool = True) -> None:
         """Start the thread; where there is none, the work is done on return.
@@ -245,32 +251,39 @@ class Job:
         Args:
             threaded: whether a thread of its own is worth its while.
 
+        An interrupt may come when the thread is there and this one does not know yet: the thread ends soon
+        then, and holds all that is left of the work.
+
         Raises:
             RuntimeError: if the interpreter ends, and this is a thread of ours. A program's daemon thread
                 does not return then.
         """
         if self.seat is not None and threaded:
             self._stay_if_ending()
-            thread = threading.Thread(target=self._run, name="lmcodec block", daemon=True)
+            thread = threading.Thread(target=self._run, args=(self.seat,), name="lmcodec block", daemon=True)
             with self._lock:
                 if self._closed and threading.current_thread() is not threading.main_thread():
                     raise RuntimeError("lmcodec cannot code a block while the interpreter ends")
-                for ended in [other for other in self._at_work if not other.is_alive()]:
+                for ended in [other for other in self._at_work if other.ident and not other.is_alive()]:
                     del self._at_work[ended]
-                try:
-                    if not self._closed:
+                if not self._closed:
+                    self._at_work[thread] = self._cancel
+                    try:
                         thread.start()
-                        self._at_work[thread] = self._cancel
                         self._thread = thread
                         return
-                except RuntimeError:  # there can be no further thread
-                    pass
-        self._run()
+                    except RuntimeError:  # there can be no further thread
+                        del self._at_work[thread]
+                    except BaseException:
+                        self.cancel()
+                        self.seat = self.meter = None
+                        raise
+        self._run(self.seat)
 
-    def _run(self) -> None:
+    def _run(self, seat: Seat | None) -> None:
         assert self._work is not None
         try:
-            self._value = self._work() if self.seat is None else self._work(self.seat)
+            self._value = self._work() if seat is None else self._work(seat)
         except BaseException as error:
             self._error = without_frames(error)
         self.failed = self._error is not None
@@ -335,7 +348,12 @@ class Job:
         for cancel in at_work.values():
             cancel.set()
         for thread in at_work:
-            thread.join()
+            patience = time.monotonic() + 1
+            # An interrupt came while it was started: it begins at once, or never.
+            while thread.ident is None and time.monotonic() < patience:
+                time.sleep(0.001)
+            if thread.ident is not None:
+                thread.join()
 
     @classmethod
     def after_fork(cls) -> None:
@@ -526,6 +544,7 @@ class Reusable:
         self._failure = f"{type(error).__name__}: {error}".rstrip(": ")
         self._release()
         self._pipeline.abandon()
+        clear_frames(error)
 
     def _release(self) -> None:
         """Drop the data that is held."""

@@ -6,6 +6,7 @@ An engine is loaded when the first one is made: what codes no text loads neither
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmcodec.frame import Block, Method
@@ -85,8 +86,7 @@ class EngineSpec(NamedTuple):
         self, block_nbytes: int, chained: bool, encoding: bool = False, tables_nbytes: int = 0
     ) -> int:
         """What coding a block of `block_nbytes` bytes takes at most."""
-        from lmcodec import engine
-
+        engine, _ = _modules()
         nbytes, streams = block_nbytes, self.streams
         if self.model is None:
             return engine.memory_nbytes(self.profile, nbytes, streams, chained, self.enlarge, tables_nbytes)
@@ -94,6 +94,15 @@ class EngineSpec(NamedTuple):
         return engine.lm_memory_nbytes(
             self.model, profile, nbytes, streams, chained, encoding, self.enlarge, tables_nbytes
         )
+
+
+@cache
+def _modules() -> tuple[Any, Any]:
+    """What makes engines, and what names instruction sets. Once asked for, they need no import."""
+    from lmcodec import engine
+    from lmcodec.lm import isa
+
+    return engine, isa
 
 
 Key = tuple[EngineSpec, ...]  # those that a block has the choice of
@@ -109,9 +118,7 @@ def make_engine(
     Args:
         cm, lm: what makes it, in place of `engine.Engine` and `engine.LmEngine`.
     """
-    from lmcodec import engine
-    from lmcodec.lm import isa
-
+    engine, isa = _modules()
     shape = spec.streams, spec.groups, spec.enlarge
     instead: dict[str, Any] = {} if isa.is_usable() else {"isa": ""}
     if spec.model is None:
