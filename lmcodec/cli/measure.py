@@ -9,6 +9,7 @@ import os
 import threading
 import time
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -68,6 +69,11 @@ _SEVERAL_NBYTES = 1 << 16  # of text that is worth starting a second process for
 @click.option("--download", is_flag=True, help="Fetch a model hf:OWNER/NAME that the local cache lacks.")
 @click.option("--split-documents", is_flag=True, help="Measure what zero bytes separate apart.")
 @click.option(
+    "--field",
+    metavar="NAME",
+    help="Measure apart the texts in this field of records: JSON lines, Parquet, Arrow, datasets on disk.",
+)
+@click.option(
     "-j", "--jobs", type=click.IntRange(0, 1024), metavar="N", help="Processes; 0: one a core.  [default: 0]"
 )
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -88,6 +94,7 @@ def measure(
     dtype: str | None,
     download: bool,
     split_documents: bool,
+    field: str | None,
     jobs: int | None,
     as_json: bool,
     as_csv: bool,
@@ -96,12 +103,17 @@ def measure(
 ) -> None:
     """Measure the bits per byte of PATHS: files, folders, patterns; standard input if there are none.
 
+    With --field they hold records (JSON lines, Parquet, Arrow, what datasets saved on disk), and each row's
+    text is a document.
+
     Nothing is written: each file is compressed for real, and each block coded once more to see why it takes
     what it takes. With --model hf:PATH or hf:OWNER/NAME, any causal model of transformers, nothing is
     compressed: its cross-entropy is measured in windows, beside the definition of lm-evaluation-harness.
     """
     if as_json and as_csv:
         raise click.UsageError("--json and --csv do not go together")
+    if field is not None and split_documents:
+        raise click.UsageError("--field and --split-documents do not go together: each row is a document")
     level = level or from_environment("LMCODEC_LEVEL", 1, 9) or DEFAULT_LEVEL
     check_model(f"--level {level}", level, method or "auto", model)
     if network_only:
@@ -122,7 +134,7 @@ def measure(
         from lmcodec.cli.measure_causal import FORMS, CausalWork
 
         in_floats["device"] = device or "cpu"
-        causal = CausalWork(console, str(asked), in_floats, split_documents, _Progress)
+        causal = CausalWork(console, str(asked), in_floats, split_documents, field, _Progress)
         write = FORMS["json" if as_json else "csv" if as_csv else "table"]
         click.get_current_context().exit(console.supervise(lambda: causal.run(paths or ("-",), write)))
     if given := next((name for name, value in in_floats.items() if value), None):
@@ -135,7 +147,7 @@ def measure(
         "method": method or "auto",
         "network_only": network_only,
     }
-    work = _Work(console, options, jobs or core_count(), split_documents)
+    work = _Work(console, options, jobs or core_count(), split_documents, field)
     form = _as_json if as_json else _as_csv if as_csv else _as_table
     click.get_current_context().exit(console.supervise(lambda: work.run(paths or ("-",), form)))
 
@@ -195,24 +207,26 @@ class _Report(Report["Measurement"]):
 
 
 class _Work(Measuring[_Report]):
-    def __init__(self, console: Console, options: dict[str, Any], jobs: int, split: bool) -> None:
+    def __init__(
+        self, console: Console, options: dict[str, Any], jobs: int, split: bool, field: str | None
+    ) -> None:
         super().__init__(console)
-        self.options, self.jobs, self.split = options, jobs, split
+        self.options, self.jobs, self.split, self.field = options, jobs, split, field
 
     def _measure(self, paths: tuple[str, ...]) -> _Report:
         from lmcodec.measure.bpb import Meter
         from lmcodec.measure.processes import Task, measure_all
 
         meter = Meter(**self.options)  # refuses a model that is not there before the first file is read
-        report = _report(meter, self.options, self.split)
+        report = _report(meter, self.options, self.split, self.field)
         if meter.network_only and not self.options["network_only"]:
             message = "the model holds no profile of the context models beside it: it is measured alone"
             how = "--method lm makes frames with it, lmcodec model export --mixer adds a profile"
             self.console.warning(None, f"{message} ({how})")
         sizes = dict(self._find(paths, report))
-        n_share = self.jobs if self.split and len(sizes) < self.jobs else 1
+        n_share = self.jobs if report.split and len(sizes) < self.jobs else 1
         tasks = [
-            (name, Task(name, self.split, share, n))
+            (name, Task(name, self.split, share, n, self.field))
             for name, nbytes in sizes.items()
             for n in [1 if name == "-" or (nbytes or 0) < _SEVERAL_NBYTES else n_share]
             for share in range(n)
@@ -220,7 +234,8 @@ class _Work(Measuring[_Report]):
         known = sum(nbytes or 0 for nbytes in sizes.values())
         n_process = min(self.jobs, len(tasks)) if known >= _SEVERAL_NBYTES else 1
         options = self.options | {"threads": max(self.jobs // max(n_process, 1), 1)}
-        progress = _Progress(total_nbytes(sizes.values()))
+        # What a file of records takes is not what its texts do.
+        progress = _Progress(total_nbytes(sizes.values()) if self.field is None else None)
         self.console.follow(progress)
         outcomes = measure_all(
             [task for _, task in tasks], options, n_process=n_process, progress=progress.add
@@ -235,11 +250,15 @@ class _Work(Measuring[_Report]):
 
     def _take(self, name: str, outcomes: list[Outcome], report: _Report) -> None:
         error = next((outcome.error for outcome in outcomes if outcome.error is not None), None)
-        texts = [m for _, m in sorted((n, m) for outcome in outcomes for n, m in outcome.texts) if m.nbytes]
-        self._keep(name, texts, error, report)
+        found = sorted(
+            ((n, m) for outcome in outcomes for n, m in outcome.texts if m.nbytes), key=itemgetter(0)
+        )
+        numbers = (n for n, _ in found) if report.by_row else range(len(found))
+        texts = {n + 1: m for n, (_, m) in zip(numbers, found, strict=True)}
+        self._keep(name, texts, error, report, sum(outcome.n_without for outcome in outcomes))
 
 
-def _report(meter: Meter, options: dict[str, Any], split: bool) -> _Report:
+def _report(meter: Meter, options: dict[str, Any], split: bool, field: str | None) -> _Report:
     settings = {
         "level": options["level"],
         "block_nbytes": meter.block_nbytes,
@@ -247,9 +266,11 @@ def _report(meter: Meter, options: dict[str, Any], split: bool) -> _Report:
         "method": options["method"],
         "network_only": meter.network_only,
         "split_documents": split,
+        "field": field,
     }
     nbytes = 0 if meter.model is None else os.path.getsize(meter.model.path)
-    return _Report(settings, split, meter.model, nbytes)
+    by_row = field is not None
+    return _Report(settings, split or by_row, meter.model, nbytes, by_row=by_row)
 
 
 # What is printed
@@ -259,7 +280,7 @@ def _as_table(report: _Report) -> str:
     """A line for every file, one for all, one with the model's bytes."""
     if not report.files:
         return ""
-    rows = [_row(name, len(texts), together(texts)) for name, texts in report.files]
+    rows = [_row(name, len(texts), together(texts.values())) for name, texts in report.files]
     n_document = report.documents()
     if len(rows) > 1:
         rows.append(_row(f"{len(rows)} files", n_document, report.total()))

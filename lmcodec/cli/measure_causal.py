@@ -5,8 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -38,6 +37,7 @@ class CausalWork(Measuring[_Report]):
         model: with the prefix hf:.
         options: of `CausalMeter`.
         split: measure what zero bytes separate apart.
+        field: measure apart the texts in this field of records; None for whole files.
         progress: made with the bytes there are, or None.
     """
 
@@ -47,19 +47,22 @@ class CausalWork(Measuring[_Report]):
         model: str,
         options: dict[str, Any],
         split: bool,
+        field: str | None,
         progress: Callable[[int | None], Any],
     ) -> None:
         super().__init__(console)
         self._model, self._options = model, options
-        self._split, self._progress = split, progress
+        self._split, self._field, self._progress = split, field, progress
 
     def _measure(self, paths: tuple[str, ...]) -> _Report:
         from lmcodec.measure.causal import CausalMeter
 
         meter = CausalMeter(self._model, **self._options)
-        report = _Report(_settings(meter, self._split), self._split, meter.context)
+        by_row = self._field is not None
+        settings = _settings(meter, self._split) | {"field": self._field}
+        report = _Report(settings, self._split or by_row, meter.context, by_row=by_row)
         sizes = self._find(paths, report)
-        progress = self._progress(total_nbytes(nbytes for _, nbytes in sizes))
+        progress = self._progress(None if by_row else total_nbytes(nbytes for _, nbytes in sizes))
         self.console.follow(progress)
         for name, _ in sizes:
             self._take(meter, name, report, progress)
@@ -67,28 +70,35 @@ class CausalWork(Measuring[_Report]):
         return report
 
     def _take(self, meter: CausalMeter, name: str, report: _Report, progress: Any) -> None:
-        texts: list[CausalMeasurement] = []
+        texts: dict[int, CausalMeasurement] = {}
+        n_without = 0
         message = None
         try:
-            documents = _documents(name, self._split)
-            texts = [meter.measure(document, progress.add) for document in documents]
+            for number, document in _documents(name, self._split, self._field):
+                if document:
+                    texts[number] = meter.measure(document, progress.add)
+                else:
+                    n_without += 1
         except OSError as error:
             message = error.strerror or str(error)
         except LmcodecError as error:
             message = one_line(error)
         except MemoryError:
             message = "out of memory"
-        self._keep(name, texts, message, report)
+        self._keep(name, texts, message, report, n_without)
 
 
-def _documents(name: str, split: bool) -> list[bytes]:
-    """The documents of a file that hold something."""
-    if name == "-":
-        data = sys.stdin.buffer.read()
-    else:
-        with open(name, "rb") as file:
-            data = file.read()
-    return [part for part in (data.split(b"\0") if split else [data]) if part]
+def _documents(name: str, split: bool, field: str | None) -> Iterator[tuple[int, bytes | None]]:
+    """The documents of a file with their numbers from 1 on: those that hold something, or every record's."""
+    with open(0 if name == "-" else name, "rb", closefd=name != "-") as file:
+        if field is not None:
+            from lmcodec.measure.records import field_texts
+
+            for row, text in field_texts(file, field):
+                yield row + 1, text
+            return
+        data = file.read()
+    yield from enumerate((part for part in (data.split(b"\0") if split else [data]) if part), 1)
 
 
 def _settings(meter: CausalMeter, split: bool) -> dict[str, Any]:
@@ -126,7 +136,7 @@ def _as_table(report: _Report) -> str:
     if not report.files:
         return ""
     rows: list[tuple[str, ...]] = [("Documents", "Bytes", "Tokens", "bpb", "Harness", "File")]
-    rows += [_row(name, len(texts), together(texts)) for name, texts in report.files]
+    rows += [_row(name, len(texts), together(texts.values())) for name, texts in report.files]
     n_document = report.documents()
     if len(report.files) > 1:
         rows.append(_row(f"{len(report.files)} files", n_document, report.total()))

@@ -29,17 +29,20 @@ class Report(Generic[M]):
     Attributes:
         settings: for programs.
         split: documents were measured apart.
-        files: names and measurements of the texts in each: one, or with `split` one for every document.
+        by_row: they are the texts of records.
+        files: names and measurements of the texts in each: one, or with `split` one for every document. They
+            are numbered from 1 on: records by their rows, what zero bytes separate one after another.
         failed: names and reasons.
     """
 
     settings: dict[str, Any]
     split: bool
-    files: list[tuple[str, list[M]]] = field(default_factory=list, kw_only=True)
+    by_row: bool = field(default=False, kw_only=True)
+    files: list[tuple[str, dict[int, M]]] = field(default_factory=list, kw_only=True)
     failed: list[tuple[str, str]] = field(default_factory=list, kw_only=True)
 
     def total(self) -> M:
-        return together([text for _, texts in self.files for text in texts])
+        return together(text for _, texts in self.files for text in texts.values())
 
     def documents(self) -> int:
         return sum(len(texts) for _, texts in self.files)
@@ -48,9 +51,9 @@ class Report(Generic[M]):
         """For CSV: kind, file and number of the document of every measurement, the total at the end."""
         for name, texts in self.files:
             if self.split:
-                for number, text in enumerate(texts, 1):
+                for number, text in texts.items():
                     yield "document", name, number, text
-            yield "file", name, None, together(texts)
+            yield "file", name, None, together(texts.values())
         if self.files:
             yield "total", "", None, self.total()
 
@@ -58,9 +61,12 @@ class Report(Generic[M]):
         """For JSON: an object for every file. Bytes of a name that are no text are "\\udc80" to "\\udcff"."""
         found = []
         for name, texts in self.files:
-            entry: dict[str, Any] = {"file": name, **figures(together(texts))}
+            entry: dict[str, Any] = {"file": name, **figures(together(texts.values()))}
             if self.split:
-                entry["documents"] = [figures(text) for text in texts]
+                entry["documents"] = [
+                    {"row": number, **figures(text)} if self.by_row else figures(text)
+                    for number, text in texts.items()
+                ]
             found.append(entry)
         return found
 
@@ -68,7 +74,7 @@ class Report(Generic[M]):
         return [{"file": name, "error": error} for name, error in self.failed]
 
 
-def together(texts: list[M]) -> M:
+def together(texts: Iterable[M]) -> M:
     """The measurement of all of them."""
     return reduce(add, texts)
 
@@ -125,10 +131,11 @@ class Measuring(ABC, Generic[R]):
 
     def _find(self, paths: tuple[str, ...], report: R) -> list[tuple[str, int | None]]:
         """The files of the operands with their sizes, None if unknown; the others are in the report."""
+        from lmcodec.measure.records import find_tables
         from lmcodec.measure.texts import Problem, find_files
 
         sizes: list[tuple[str, int | None]] = []
-        for found in find_files(paths):
+        for found in (find_tables if report.by_row else find_files)(paths):
             if isinstance(found, Problem):
                 self._fail(found.name, found.message)
                 report.failed.append((found.name, found.message))
@@ -136,16 +143,25 @@ class Measuring(ABC, Generic[R]):
                 sizes.append((found, _size(found)))
         return sizes
 
-    def _keep(self, name: str, texts: list[Any], error: str | None, report: R) -> None:
-        """What a file gave."""
+    def _keep(
+        self, name: str, texts: dict[int, Any], error: str | None, report: R, n_without: int = 0
+    ) -> None:
+        """What a file gave, and how many records without a text it has."""
         if error is not None:
             self._fail(name, error)
             report.failed.append((_shown(name), error))
-        elif texts:
+            return
+        if texts:
             report.files.append((_shown(name), texts))
-        else:
-            self.console.warning(_shown(name), "is empty, left out")
-            self.status = self.status or WARNING
+        if n_without:
+            n_row = n_without + len(texts)
+            self._warn(name, f"{n_without:,} of {n_row:,} rows hold no text (null or empty), left out")
+        elif not texts:
+            self._warn(name, "is empty, left out")
+
+    def _warn(self, name: str, message: str) -> None:
+        self.console.warning(_shown(name), message)
+        self.status = self.status or WARNING
 
 
 def total_nbytes(sizes: Iterable[int | None]) -> int | None:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Protocol
 
 from lmcodec.errors import LmcodecError, one_line
 from lmcodec.measure.bpb import Measurement, Meter
+from lmcodec.measure.records import field_texts
 from lmcodec.measure.texts import READ_NBYTES, STDIN, Documents
 
 
@@ -30,12 +31,14 @@ class Task(NamedTuple):
     Attributes:
         path: of a file, `-` for standard input.
         documents: measure what zero bytes separate apart.
+        field: measure apart the texts in this field of the file's records (`measure.records`).
     """
 
     path: str
     documents: bool = False
     share: int = 0
     n_share: int = 1
+    field: str | None = None
 
 
 @dataclass(frozen=True)
@@ -45,10 +48,12 @@ class Outcome:
     Attributes:
         texts: the number and measurement of every document; number 0 for a text as a whole.
         error: why there are none, a line; None if all went well.
+        n_without: records without a text: null, or empty.
     """
 
     texts: tuple[tuple[int, Measurement], ...] = ()
     error: str | None = None
+    n_without: int = 0
 
 
 Progress = Callable[[int], object]  # called with the bytes of each block that is done
@@ -111,7 +116,9 @@ def measure_all(
 def measure_task(meter: Meter, task: Task, progress: Progress = lambda nbytes: None) -> Outcome:
     """Measure a text; whatever goes wrong is the outcome's error."""
     try:
-        return Outcome(tuple(_texts(meter, task, progress)))
+        texts = tuple(_texts(meter, task, progress))
+        measured = tuple((number, m) for number, m in texts if m is not None)
+        return Outcome(measured, n_without=len(texts) - len(measured))
     except MemoryError:
         return Outcome(error="out of memory")
     except OSError as error:
@@ -122,12 +129,17 @@ def measure_task(meter: Meter, task: Task, progress: Progress = lambda nbytes: N
         return Outcome(error=f"internal error, please report it: {type(error).__name__}: {error}")
 
 
-def _texts(meter: Meter, task: Task, progress: Progress) -> Iterator[tuple[int, Measurement]]:
+def _texts(meter: Meter, task: Task, progress: Progress) -> Iterator[tuple[int, Measurement | None]]:
+    """Number and measurement of each text; None for a record without one."""
     with open(0 if task.path == STDIN else task.path, "rb", closefd=task.path != STDIN) as file:
 
         def read() -> bytes:
             return file.read(READ_NBYTES)
 
+        if task.field is not None:
+            for number, text in field_texts(file, task.field, task.share, task.n_share):
+                yield number, meter.measure([text], progress=progress) if text else None
+            return
         if not task.documents:
             yield 0, meter.measure(iter(read, b""), progress=progress)
             return
@@ -186,7 +198,8 @@ class _Process:
             if isinstance(answer, int):
                 progress(answer)
                 continue
-            return Outcome(tuple((n, Measurement(**m)) for n, m in answer["texts"]), answer["error"])
+            texts = tuple((n, Measurement(**m)) for n, m in answer["texts"])
+            return Outcome(texts, answer["error"], answer["n_without"])
         status = self._child.wait()
         self.close()
         how = f"signal {-status}" if status < 0 else f"status {status}"
@@ -222,4 +235,4 @@ def serve(options: dict[str, Any]) -> None:
         there_is_one.acquire()
         task = Task(*json.loads(lines.popleft()))
         outcome = measure_task(meter, task, say)
-        say({"texts": [(n, asdict(m)) for n, m in outcome.texts], "error": outcome.error})
+        say({**asdict(outcome), "texts": [(n, asdict(m)) for n, m in outcome.texts]})
