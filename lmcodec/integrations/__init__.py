@@ -1,4 +1,4 @@
-"""Other libraries that can be told of `.lmz`: `register` tells them, one call for each.
+"""Other libraries that can be told of `.lmz` or of models: `register` tells them, one call for each.
 
 Nothing of another library is loaded before it is asked for. The modules are named after the libraries;
 `archives` and `log_files` are for `shutil`, `tarfile` and `logging` of the standard library.
@@ -17,9 +17,11 @@ _MODULES = {
     "numcodecs": "numcodecs",
     "zarr": "zarr",
     "joblib": "joblib",
+    "lm_eval": "lm_eval",
     "shutil": "archives",
 }
-_WITHOUT_OPTIONS = {"numcodecs", "zarr"}
+# What has options gives them itself: each array, each evaluation.
+_WITHOUT_OPTIONS = {"numcodecs", "zarr", "lm_eval"}
 
 
 def register(*names: str, **options: Any) -> None:
@@ -27,10 +29,10 @@ def register(*names: str, **options: Any) -> None:
 
     Args:
         names: `datasets` (and `fsspec` with it), `fsspec`, `smart_open`, `numcodecs`, `zarr`, `joblib`,
-            `shutil`.
+            `lm_eval`, `shutil`.
         options: of files, as for `lmcodec.open`, where the library does not pass any: `level` and `model` of
             what is written, `max_output` and the other limits of what is read. `numcodecs` and `zarr` keep
-            the options of each array with the array and take none.
+            the options of each array with the array, `lm_eval` gives a model its own: they take none.
 
     Raises:
         ImportError: the library is not installed.
@@ -45,7 +47,7 @@ def register(*names: str, **options: Any) -> None:
     if options:
         without = sorted(_WITHOUT_OPTIONS.intersection(names))
         if without:
-            raise TypeError(f"{without[0]} takes no options: each array has its own")
+            raise TypeError(f"{without[0]} takes no options: each array or model has its own")
         _check(options)
     for name in names:
         import_module(f"lmcodec.integrations.{_MODULES[name]}").register(**options)
