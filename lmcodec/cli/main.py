@@ -15,6 +15,7 @@ from lmcodec.cli.explain import explain
 from lmcodec.cli.lmz import enter, refuse_empty, subcommands
 from lmcodec.cli.measure import measure
 from lmcodec.cli.model import model
+from lmcodec.cli.ray import ray
 from lmcodec.cli.selftest import selftest
 from lmcodec.cli.train import train
 
@@ -25,7 +26,7 @@ def group() -> None:
     """Lossless text compression with a language model."""
 
 
-for command in [*subcommands(), bench, corpus, explain, measure, model, selftest, train]:
+for command in [*subcommands(), bench, corpus, explain, measure, model, ray, selftest, train]:
     group.add_command(command)
 refuse_empty(group)
 
