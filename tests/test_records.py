@@ -201,7 +201,7 @@ def test_several_processes_give_the_same(
 def test_standard_input() -> None:
     command = [sys.executable, "-I", "-m", "lmcodec", "measure", "--json", "--level", "1", "--field", "text"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("LMCODEC")}
-    done = subprocess.run(command, input=gzip.compress(LINES), capture_output=True, env=environment)
+    done = subprocess.run(command, input=gzip.compress(LINES, mtime=0), capture_output=True, env=environment)
     assert done.returncode == 2, done.stderr
     assert [d["row"] for d in json.loads(done.stdout)["files"][0]["documents"]] == ROWS
 
@@ -293,8 +293,10 @@ REFUSED = {
     b"[" * 200_000: "line 1: nested too deeply",
     b"{}\n": "line 1: there is no field 'text'; there is none",
     b'{"text": 1' + b"0" * 5000 + b"}\n": "line 1: no JSON: Exceeds the limit",
-    gzip.compress(LINES)[:60]: "cannot be decompressed: EOFError",
-    gzip.compress(LINES)[:40] + b"damaged" + gzip.compress(LINES)[47:]: "cannot be decompressed: ",
+    gzip.compress(LINES, mtime=0)[:60]: "cannot be decompressed: EOFError",
+    gzip.compress(LINES, mtime=0)[:40]
+    + b"damaged"
+    + gzip.compress(LINES, mtime=0)[47:]: "cannot be decompressed: ",
     lzma.compress(LINES)[:40] + b"damaged" + lzma.compress(LINES)[47:]: "cannot be decompressed: ",
     lmcodec.compress(LINES, 1)[:-20]: "",
     b"\x28\xb5\x2f\xfd and more": "is compressed by zstd, which is not read here",
