@@ -504,7 +504,7 @@ def test_commands_work_without_constriction(tmp_path: Path) -> None:
 def test_decoding_by_constriction_without_it_is_one_clear_error() -> None:
     with (
         mock.patch.dict(sys.modules, {"constriction": None}),
-        mock.patch.object(coder, "_constriction", coder._stream.__wrapped__),
+        mock.patch.object(coder, "_stream", coder._stream.__wrapped__),
     ):
         assert isinstance(coder._words_encoder(), _kernel.RangeEncoder)
         with pytest.raises(ConfigError, match="not installed; unset LMCODEC_CODER"):
