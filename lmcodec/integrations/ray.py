@@ -40,7 +40,7 @@ from lmcodec.measure.bpb import Measurement, Meter
 SUFFIX = ".lmz"
 PART_NBYTES = 16 << 20  # of an original
 _PIECE_NBYTES = 4 << 20  # read and written at once
-_BLOCKS = 4096  # of Ray Data, at most: what it gives out at once
+_BLOCKS = 50_000  # of Ray Data, at most: what it gives out, and repeats, at once
 _WORKERS_OF_A_JOINER = 16  # whose parts it puts together
 _STORE_NBYTES = 100 << 20  # of a cluster of our own: what goes through it are counters
 _SCANNED_NBYTES = 1 << 20  # of a compressed file whose frames are worth to be looked for
