@@ -512,9 +512,9 @@ class _Profiles:
             self._parse()
 
     def _parse(self) -> None:
-        from lmcodec.profile import parse_all
-
         try:
+            from lmcodec.profile import parse_all
+
             self._profiles = parse_all(self._opened.mixer, f"{self._opened.where}: mixer")
         except BaseException as error:
             error.__context__ = None
