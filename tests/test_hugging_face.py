@@ -487,7 +487,7 @@ def test_the_command_measures(
     assert run("--window", "4", str(text)) == ""
     records = tmp_path / "t.jsonl"
     texts = ["", TEXT[:300].decode(), None, TEXT[300:500].decode()]
-    records.write_text("".join(json.dumps({"text": each}) + "\n" for each in texts))
+    records.write_text("".join(json.dumps({"text": each}) + "\n" for each in texts), "utf-8")
     by_row = json.loads(run("--json", "--field", "text", *options[:-1], str(records)))
     rows_measured = [(each["row"], each["bits"]) for each in by_row["files"][0]["documents"]]
     assert rows_measured == [(2, documents[0]["bits"]), (4, documents[1]["bits"])]

@@ -304,10 +304,10 @@ def test_the_harness_runs_tasks_of_its_own(files: dict[str, str], tmp_path: Path
         for at in range(0, 240, 30)
     ]
     data = tmp_path / "data.jsonl"
-    data.write_text("".join(json.dumps(document) + "\n" for document in documents))
+    data.write_text("".join(json.dumps(document) + "\n" for document in documents), "utf-8")
     (tmp_path / "tasks").mkdir()
     for name, task in (("choices", CHOICES), ("rolling", ROLLING)):
-        (tmp_path / "tasks" / f"{name}.yaml").write_text(task.format(data=data))
+        (tmp_path / "tasks" / f"{name}.yaml").write_text(task.format(data=data), "utf-8")
     environment = {
         **os.environ,
         "HF_HUB_OFFLINE": "1",
@@ -321,13 +321,13 @@ def test_the_harness_runs_tasks_of_its_own(files: dict[str, str], tmp_path: Path
             *("--include_path", str(tmp_path / "tasks"), "--output_path", str(tmp_path / "out")),
         ],
         capture_output=True,
-        text=True,
+        encoding="utf-8",
         env=environment,
         timeout=600,
     )
     assert run.returncode == 0, run.stderr
     (report,) = (tmp_path / "out").rglob("results*.json")
-    results = json.loads(report.read_text())
+    results = json.loads(report.read_text("utf-8"))
     lm = language_model(files)
     right, bits, nbytes = 0, 0.0, 0
     for document in documents:

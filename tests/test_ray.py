@@ -208,7 +208,7 @@ def test_the_command(cluster: Any, tmp_path: Path) -> None:
         done = subprocess.run(
             [sys.executable, "-m", "lmcodec", "ray", *arguments, "--address", address],
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             env=environment,
             timeout=300,
         )
@@ -226,7 +226,7 @@ def test_the_command(cluster: Any, tmp_path: Path) -> None:
     assert files_in(tmp_path / "back") == files_in(source)
     report = tmp_path / "reports" / "report.json"
     command("measure", str(source), str(report), "--level", "1")
-    total = json.loads(report.read_text())["total"]["measurement"]
+    total = json.loads(report.read_text("utf-8"))["total"]["measurement"]
     assert total["frame_nbytes"] == sum(len(lmcodec.compress(text, 1)) for text in TEXTS[:3])
 
 
@@ -235,6 +235,6 @@ def test_without_ray_a_line_says_what_to_install() -> None:
         "import sys; sys.modules['ray'] = None; from lmcodec.cli.main import main; "
         "main(['ray', 'compress', 'a', 'b', '--level', '1'])"
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     assert done.stderr == "lmcodec: needs Ray, ray is missing: pip install 'lmcodec[ray]'\n"

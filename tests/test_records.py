@@ -211,7 +211,7 @@ def test_arrow_in_a_pipe(name: str, tmp_path: Path) -> None:
     data = tables(tmp_path)[name].read_bytes()
     command = [sys.executable, "-I", "-m", "lmcodec", "measure", "--level", "1", "--field", "text", "-"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("LMCODEC")}
-    done = subprocess.run(command, input=data, capture_output=True, env=environment, text=False)
+    done = subprocess.run(command, input=data, capture_output=True, env=environment)
     assert done.returncode == (2 if name == "plain.stream" else 1)
     (line,) = done.stderr.decode().splitlines()
     assert ("2 of 6 rows" if name == "plain.stream" else "is to be read from a file") in line
