@@ -83,6 +83,12 @@ class Steps:
         )
         return seconds if right else None
 
+    def compare(self, what: str, one: Path, other: Path) -> None:
+        """Say whether two files hold the same bytes."""
+        same = one.read_bytes() == other.read_bytes()
+        self.failed += not same
+        self.write(f"== {what}: {'equal' if same else 'DIFFERENT'}")
+
 
 def build(steps: Steps, work: Path, wheels: Path | None) -> bool:
     """The kernel, in the copy of the tree, and the packages that the machine lacks."""
@@ -130,9 +136,7 @@ def codec(steps: Steps, shape: Path, work: Path) -> None:
                     f"   {text.stat().st_size / seconds / 1e3:.1f} KB/s with the start of the process"
                 )
         if all(path.is_file() for path in frames.values()):
-            same = frames["kernel"].read_bytes() == frames["cuda"].read_bytes()
-            steps.failed += not same
-            steps.write(f"== frames of kernel and CUDA: {'equal' if same else 'DIFFERENT'}")
+            steps.compare("frames of kernel and CUDA", frames["kernel"], frames["cuda"])
         back = work / "back.md"
         command = [*lmz, "-d", "--model", str(model), "--device", "cuda", "-f", "-o", str(back)]
         small = work / "short.lmz"
@@ -140,9 +144,7 @@ def codec(steps: Steps, shape: Path, work: Path) -> None:
         if steps.run("compress the short text, kernel", made, 120) is not None:
             seconds = steps.run("decompress it, CUDA", [*command, str(small)], 200)
             if seconds is not None:
-                same = back.read_bytes() == short.read_bytes()
-                steps.failed += not same
-                steps.write(f"   {'the text' if same else 'ANOTHER TEXT'}, {16.384 / seconds:.2f} KB/s")
+                steps.compare(f"the text, at {16.384 / seconds:.2f} KB/s", back, short)
     floats = ["--model", f"hf:{folder}", "--device", "cuda"]
     bound = work / "floats.lmz"
     command = [*lmz, *floats, "--method", "lm", "-v", "-f", "-o", str(bound), str(short)]
@@ -150,9 +152,7 @@ def codec(steps: Steps, shape: Path, work: Path) -> None:
         back = work / "back-floats.md"
         command = [*lmz, "-d", *floats, "-f", "-o", str(back), str(bound)]
         if steps.run("decompress in floats, CUDA", command, 150) is not None:
-            same = back.read_bytes() == short.read_bytes()
-            steps.failed += not same
-            steps.write(f"   {'the text' if same else 'ANOTHER TEXT'}")
+            steps.compare("the text in floats", back, short)
         command = [*lmz, "-d", "--model", f"hf:{folder}", "-f", "-o", str(back), str(bound)]
         steps.run("decompress in floats on the CPU, which must be refused", command, 90, expected=1)
     command = [python, "-m", "lmcodec", "measure", *floats, "--window", "1024", "--stride", "512", str(text)]

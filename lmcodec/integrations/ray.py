@@ -24,7 +24,9 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field, replace
+from functools import reduce
 from itertools import pairwise
+from operator import add
 from typing import Any, BinaryIO, Literal, cast
 
 import fsspec
@@ -110,19 +112,7 @@ class Result:
 
     def total(self) -> FileResult:
         """The counters of all files that went well, added up."""
-        done = [found for found in self.files if found.error is None]
-        measured = [found.measurement for found in done if found.measurement is not None]
-        return FileResult(
-            "",
-            nbytes=sum(found.nbytes for found in done),
-            read_nbytes=sum(found.read_nbytes for found in done),
-            written_nbytes=sum(found.written_nbytes for found in done),
-            seconds=sum(found.seconds for found in done),
-            cpu_seconds=sum(found.cpu_seconds for found in done),
-            peak_nbytes=max((found.peak_nbytes for found in done), default=0),
-            measurement=_together(measured),
-            workers=tuple(sorted({worker for found in done for worker in found.workers})),
-        )
+        return _added("", "", [found for found in self.files if found.error is None])
 
 
 Progress = Callable[[dict[str, Any]], object]
@@ -149,9 +139,9 @@ def compress(
         LmcodecError: the model is not there.
         OSError: the files cannot be listed.
     """
-    block_nbytes = int(options.get("block_size") or DEFAULT_BLOCK_NBYTES)
-    part_nbytes = max(part_size // block_nbytes, 1) * block_nbytes
-    return run("compress", source, target, part_nbytes=part_nbytes, suffix=suffix, **options)
+    return run(
+        "compress", source, target, part_nbytes=_blocks_of(part_size, options), suffix=suffix, **options
+    )
 
 
 def decompress(
@@ -175,9 +165,13 @@ def measure(source: str, *, part_size: int = PART_NBYTES, **options: Any) -> Res
 
     Returns, Raises: as `compress`.
     """
+    return run("measure", source, None, part_nbytes=_blocks_of(part_size, options), **options)
+
+
+def _blocks_of(part_size: int, options: dict[str, Any]) -> int:
+    """`part_size` in whole blocks, one at least."""
     block_nbytes = int(options.get("block_size") or DEFAULT_BLOCK_NBYTES)
-    part_nbytes = max(part_size // block_nbytes, 1) * block_nbytes
-    return run("measure", source, None, part_nbytes=part_nbytes, **options)
+    return max(part_size // block_nbytes, 1) * block_nbytes
 
 
 def run(
@@ -336,28 +330,37 @@ def _file_result(path: str, output: str, rows: list[dict[str, Any]], error: str 
     error = error or next((row["error"] for row in rows if row["error"] is not None), None)
     if error is None and not rows:
         error = "was not worked on"
-    measured = [Measurement(**row["measurement"]) for row in rows if row["measurement"] is not None]
-    found = FileResult(
+    found = _added(path, output, [_part_result(row) for row in rows])
+    return found if error is None else replace(found, output="", measurement=None, error=error)
+
+
+def _part_result(row: dict[str, Any]) -> FileResult:
+    """What a worker says of a part."""
+    names = ("nbytes", "read_nbytes", "written_nbytes", "seconds", "cpu_seconds", "peak_nbytes")
+    measured = row["measurement"]
+    return FileResult(
+        row["path"],
+        **{name: row[name] for name in names},
+        measurement=None if measured is None else Measurement(**measured),
+        workers=(row["worker"],),
+    )
+
+
+def _added(path: str, output: str, found: list[FileResult]) -> FileResult:
+    """The counters of all these together."""
+    measured = [each.measurement for each in found if each.measurement is not None]
+    return FileResult(
         path,
         output,
-        nbytes=sum(row["nbytes"] for row in rows),
-        read_nbytes=sum(row["read_nbytes"] for row in rows),
-        written_nbytes=sum(row["written_nbytes"] for row in rows),
-        seconds=sum(row["seconds"] for row in rows),
-        cpu_seconds=sum(row["cpu_seconds"] for row in rows),
-        peak_nbytes=max((row["peak_nbytes"] for row in rows), default=0),
-        measurement=_together(measured),
-        error=error,
-        workers=tuple(sorted({row["worker"] for row in rows})),
+        nbytes=sum(each.nbytes for each in found),
+        read_nbytes=sum(each.read_nbytes for each in found),
+        written_nbytes=sum(each.written_nbytes for each in found),
+        seconds=sum(each.seconds for each in found),
+        cpu_seconds=sum(each.cpu_seconds for each in found),
+        peak_nbytes=max((each.peak_nbytes for each in found), default=0),
+        measurement=reduce(add, measured) if measured else None,
+        workers=tuple(sorted({worker for each in found for worker in each.workers})),
     )
-    return found if error is None else replace(found, output="", measurement=None)
-
-
-def _together(measured: list[Measurement]) -> Measurement | None:
-    total = None
-    for measurement in measured:
-        total = measurement if total is None else total + measurement
-    return total
 
 
 def write_report(url: str, text: str) -> None:
