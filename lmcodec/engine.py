@@ -26,6 +26,9 @@ _DECISIONS_PER_CALL = 1 << 13  # 12 bytes each on the way to constriction: the s
 _BUFFER_NBYTES = 3 << 20  # the range encoder, and decisions on their way to it
 _BLOCK_NBYTES = 2  # a byte of the block: the block, its payload
 _TOKEN_NBYTES = 4  # a byte of the block that is encoded with a language model: its token at most
+# A byte of a block that does not get smaller: words in a buffer that doubles as it grows, copies in the
+# machine's order and in the format's, the whole block.
+_ENCODE_NBYTES = 6
 
 
 class Decisions(NamedTuple):
@@ -295,17 +298,20 @@ def memory_nbytes(
     chained: bool = False,
     enlarge: int = 0,
     tables_nbytes: int = 0,
+    encoding: bool = False,
 ) -> int:
     """What coding a block of `block_nbytes` bytes takes at most: tables, history, the block and its payload.
 
     Args:
       chained: the engine keeps what blocks before left (`continues`).
+      encoding: the range encoder holds its words, and there are copies of them while it ends.
       enlarge: as for `Engine`.
       tables_nbytes: as for `Engine.reset`.
     """
     kernel = load(profile).kernel
     mixer = _kernel.mixer_memory_nbytes(kernel, block_nbytes, streams, chained, enlarge, tables_nbytes)
-    return mixer + 4 * kernel.n_learned + _BUFFER_NBYTES + _BLOCK_NBYTES * block_nbytes
+    each = _BLOCK_NBYTES + (_ENCODE_NBYTES if encoding else 0)
+    return mixer + 4 * kernel.n_learned + _BUFFER_NBYTES + each * block_nbytes
 
 
 def lm_memory_nbytes(

@@ -59,6 +59,7 @@ def deflate_memory_nbytes(
     chained: bool = False,
     enlarge: int = 0,
     tables_nbytes: int = 0,
+    encoding: bool = False,
 ) -> int:
     return (1 << 20) + 3 * block_nbytes
 

@@ -632,3 +632,67 @@ def test_memory_of_a_small_block(number: int, streams: int) -> None:
 def test_memory(number: int, streams: int, nbytes: int, n_block: int) -> None:
     """One block and, in the last case, a chain for which the history takes its 32 MiB."""
     check_memory(number, streams, nbytes, n_block)
+
+
+MEASURE_FRAME = """
+import random, sys
+from lmcodec.codec import Compressor, compress
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+level, nbytes = map(int, sys.argv[1:])
+data = random.Random(1).randbytes(nbytes)
+compress(data[:1000], level)  # what is loaded once
+compressor = Compressor(level, block_size=1 << 24, threads=1)
+before = status("VmRSS")
+compressor.compress(data, Compressor.FLUSH_FRAME)
+need = sum(spec.memory_nbytes(nbytes, False, True) for spec in compressor._key(nbytes))
+print(status("VmHWM") - before, need)
+"""
+
+
+@linux
+@pytest.mark.parametrize("level", [1, 2])
+def test_memory_of_encoding_what_does_not_get_smaller(level: int) -> None:
+    """The coder's words, and their copies, are as large as the block."""
+    arguments = [sys.executable, "-I", "-c", MEASURE_FRAME, str(level), str(5 << 20)]
+    run = subprocess.run(arguments, capture_output=True, encoding="utf-8")
+    assert run.returncode == 0, run.stderr
+    taken, promised = map(int, run.stdout.split())
+    assert taken <= promised
+
+
+MEASURE_LIMIT = """
+import random, sys
+from lmcodec.codec import Decompressor, compress, decompress
+from lmcodec.errors import LimitExceeded
+
+def status(name):
+    with open("/proc/self/status") as file:
+        return next(int(line.split()[1]) << 10 for line in file if line.startswith(name))
+
+nbytes = int(sys.argv[1])
+packed = compress(bytes(random.Random(1).choices(range(250), k=nbytes)), 1, block_size=1 << 24, threads=1)
+decompress(compress(bytes(1000), 1))
+try:
+    decompress(packed, memory_limit=1)
+except LimitExceeded as error:
+    need = int(str(error).split(" takes ")[1].split()[0])
+with open("/proc/self/clear_refs", "w") as file:
+    file.write("5")  # the peak begins anew
+before = status("VmRSS")
+Decompressor(memory_limit=need, threads=1).decompress(packed)
+print(status("VmHWM") - before, need)
+"""
+
+
+@linux
+def test_memory_of_decoding_what_hardly_gets_smaller() -> None:
+    """A payload that is as large as the block is there twice."""
+    arguments = [sys.executable, "-I", "-c", MEASURE_LIMIT, str(10 << 20)]
+    run = subprocess.run(arguments, capture_output=True, encoding="utf-8")
+    assert run.returncode == 0, run.stderr
+    taken, promised = map(int, run.stdout.split())
+    assert taken <= promised

@@ -872,7 +872,8 @@ def test_the_kernel_says_what_a_loop_takes(model: Model) -> None:
 @pytest.mark.usefixtures("_no_cm")
 def test_memory_limit(model_file: Path, model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     packed = compress(TEXT, model=model_file, streams=8)
-    need = lm_memory_nbytes(model, 2, len(TEXT), 8)
+    (block,) = frame_info(packed).blocks or ()
+    need = lm_memory_nbytes(model, 2, len(TEXT), 8) + 2 * block.payload_nbytes
     assert decompress(packed, model=model_file, memory_limit=need) == TEXT
     monkeypatch.setattr(engine, "LmEngine", None)  # nothing is allocated
     with pytest.raises(LimitExceeded, match=f"takes {need} bytes of memory"):

@@ -348,7 +348,8 @@ class Decompressor(Reusable):
         spec = self._spec(block)
         if spec is None:
             return block.original_nbytes
-        return spec.memory_nbytes(block.original_nbytes, block.continues, tables_nbytes=block.tables_nbytes)
+        need = spec.memory_nbytes(block.original_nbytes, block.continues, tables_nbytes=block.tables_nbytes)
+        return need + 2 * block.payload_nbytes  # as it was read, and what the engine reads
 
     def _start(self) -> bool:
         """Set the block that is all there to work, if there is room."""

@@ -89,7 +89,9 @@ class EngineSpec(NamedTuple):
         engine, _ = _modules()
         nbytes, streams = block_nbytes, self.streams
         if self.model is None:
-            return engine.memory_nbytes(self.profile, nbytes, streams, chained, self.enlarge, tables_nbytes)
+            return engine.memory_nbytes(
+                self.profile, nbytes, streams, chained, self.enlarge, tables_nbytes, encoding
+            )
         profile = self.profile or None
         return engine.lm_memory_nbytes(
             self.model, profile, nbytes, streams, chained, encoding, self.enlarge, tables_nbytes
