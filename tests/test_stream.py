@@ -127,6 +127,25 @@ def test_what_continues_what(pieces: list[bytes], options: dict[str, Any], conti
             assert file.read(50) == data[offset : offset + 50]
 
 
+_rng = random.Random(3)
+NUMBERS = b"".join(b"%x;%d," % (_rng.getrandbits(60), _rng.randrange(9)) for _ in range(40))[:300]
+
+
+@pytest.mark.parametrize("nbytes", [40, 200, 900])
+@pytest.mark.parametrize("first", [b"\n", NUMBERS], ids=["a byte", "numbers"])
+def test_a_chain_does_not_keep_the_method_of_an_odd_first_event(first: bytes, nbytes: int) -> None:
+    """With the model of the level, which a first event of no text would have kept out."""
+    text = (Path(lmcodec.__file__).parent / "docs" / "FORMAT.md").read_bytes()[2000:6000]
+    pieces = [text[at : at + nbytes] for at in range(0, len(text), nbytes)]
+    good, odd = flushed(pieces, level=6), flushed([first, *pieces], level=6)
+    blocks = blocks_of(odd)
+    assert blocks[0].method in (Method.STORED, Method.CM)
+    assert blocks[-1].method == Method.LM_CM
+    assert len(odd) - blocks[0].nbytes <= 1.25 * len(good)
+    assert sum(not block.continues for block in blocks) <= 3
+    assert decompress(odd) == first + text
+
+
 def test_what_was_flushed_goes_on_without_a_flush() -> None:
     compressor = Compressor(1, block_size=2048)
     packed = compressor.compress(b"an event\n" * 20, Compressor.FLUSH_BLOCK)

@@ -40,6 +40,11 @@ if TYPE_CHECKING:
 # that, or more than a block may: what lies in it is decoded from its start.
 CHAIN_NBYTES = 1 << 20
 
+# A chain keeps the method of its first block, which may be a single byte. Each time that it has doubled,
+# another method codes what came last, from nothing; where that is clearly smaller, a new chain begins.
+CHAIN_SAMPLE_NBYTES = 1 << 9
+CHAIN_CLEAR = 0.9
+
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
 ENCODE_BUDGET_NBYTES = 1 << 30
 
@@ -147,6 +152,10 @@ class Compressor(Reusable):
         self._chain: Chain | None = None  # that the last block is in, if a flush began it
         self._chain_nbytes = 0  # of the block that the last one's chain began with; of all of `_chain`
         self._chain_key: Key = ()  # what it had the choice of
+        self._chain_asks_at = 0  # bytes of it at which other methods are tried next
+        self._chain_last = b"", 1  # what its last block begins with, and all bytes of that
+        self._chain_sample, self._chain_sample_cost = b"", 0.0  # of several, and what that became
+        self._last_payload_nbytes = 0  # of the block that was finished last
         self._out: list[bytes] = []
         # Of what no model file holds: it may be a model in floats.
         source = self._source
@@ -356,6 +365,10 @@ class Compressor(Reusable):
         while not self._pipeline.room(nbytes, may_be_helped=any(spec.may_be_helped for spec in key)):
             self._take()
         previous = self._continued(len(data), key)
+        if previous is not None and self._chain is not None and not self._solid:
+            better = self._better_than_chain(key, previous)
+            if better is not None:
+                previous, key = None, (better,)
         if previous is not None:
             key = (previous,)
             self._chain_nbytes += len(data) if self._chain and not self._solid else 0
@@ -363,6 +376,9 @@ class Compressor(Reusable):
             self._chain = Chain(tables_nbytes.bit_length() - 1) if tables_nbytes else None
             self._chain_nbytes = tables_nbytes if self._solid and tables_nbytes else len(data)
             self._chain_key = key
+            self._chain_asks_at = 2 * len(data)
+            self._chain_sample, self._chain_sample_cost = b"", 0.0
+        self._chain_last = data[:CHAIN_SAMPLE_NBYTES], len(data)
         continues, chain = previous is not None, self._chain
         model_nbytes = 0 if self._walk is not None or self._source is None else _model_field_nbytes(key)
         small = chain is not None and len(data) <= SMALL_NBYTES
@@ -401,6 +417,29 @@ class Compressor(Reusable):
         fits = [other.streams for c in key for other in (c, c.thinned()) if c.method == previous.method]
         return previous if previous.streams in fits else None
 
+    def _better_than_chain(self, key: Key, previous: EngineSpec) -> EngineSpec | None:
+        """What the block is to begin a new chain with, if the chain is coded by the wrong method."""
+        piece, nbytes = self._chain_last
+        if len(self._chain_sample) + len(piece) > CHAIN_SAMPLE_NBYTES:
+            self._chain_sample, self._chain_sample_cost = b"", 0.0
+        self._chain_sample += piece
+        self._chain_sample_cost += self._last_payload_nbytes * len(piece) / nbytes
+        others = [spec for spec in key if spec.method != previous.method]
+        if not others or self._chain_nbytes < self._chain_asks_at:
+            return None
+        self._chain_asks_at = 2 * self._chain_nbytes
+        other = others[0]._replace(streams=1, groups=1, enlarge=0)
+        seat = Seat((other,), self._pipeline.make_engine)
+        job = Job(partial(_coded_nbytes, self._chain_sample, other), 0, seat)
+        job.start()
+        try:
+            coded_nbytes: int = job.result()
+        except BaseException:
+            job.cancel()
+            job.wait()
+            raise
+        return others[0] if coded_nbytes < CHAIN_CLEAR * self._chain_sample_cost else None
+
     def _previous_spec(self) -> EngineSpec | None:
         """What the block before was coded by, if another one may continue it."""
         previous = None if self._walk is None else self._walk.previous
@@ -414,6 +453,7 @@ class Compressor(Reusable):
         walk = self._header(several=False, needs_model=block.method >= Method.LM_CM)
         walk.admit(block, f"block {walk.n_block + 1}")
         self._out.append(packed)
+        self._last_payload_nbytes = block.payload_nbytes
 
     def _drain(self) -> None:
         while self._pipeline.n_at_work:
@@ -444,6 +484,10 @@ def stored_frame(data: memoryview) -> bytes:
         walk.admit(block, f"block {walk.n_block + 1}")
         out.append(block.pack(piece, piece))
     return b"".join([*out, walk.tail()])
+
+
+def _coded_nbytes(data: bytes, spec: EngineSpec, seat: Seat) -> int:
+    return len(seat.engine(spec, False).encode(data))
 
 
 def _model_field_nbytes(key: Key) -> int:
