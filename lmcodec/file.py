@@ -19,7 +19,8 @@ import threading
 import weakref
 from array import array
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections import deque
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -372,6 +373,9 @@ class _Output:
     A process that is forked off inherits the object, and what its parent has not written yet. It ends no
     frame of its parent's: to a file that it does not write to itself it adds nothing.
 
+    A finalizer or a signal handler may call it while the same thread is within a call: what it asks for is
+    done after that.
+
     Args:
         file: whose data it is, for as long as it lives.
         owns_fp: close `fp`, too.
@@ -387,6 +391,8 @@ class _Output:
         self._compressor = compressor
         self._has_frame = False
         self._pid, self._lock = os.getpid(), threading.RLock()
+        self._is_closed = False
+        self._at_work, self._waiting = False, deque[Callable[[], None]]()
         self._open[id(self)] = self
         self._end_with_child()
 
@@ -412,45 +418,87 @@ class _Output:
             if self._ending:
                 return  # what a wrapper held when this process was forked off, and holds in its parent
             self._pid, self._lock = os.getpid(), threading.RLock()
+            self._at_work = False
+            self._waiting.clear()
             self._end_with_child()
         with self._lock:
-            between_frames = self._compressor.usable and (
-                self._compressor.last_mode == Compressor.FLUSH_FRAME
-            )
-            if sys.meta_path is None and between_frames:  # finalizers, while the interpreter is taken apart
-                self._put(stored_frame(data))
-                self._flush_fp()
-                return
-            ends = self._ending
-            mode = Compressor.FLUSH_FRAME if ends else Compressor.CONTINUE
-            self._put(self._compressor.compress(data, mode))
-            if ends:
-                self._flush_fp()
+            self._do(partial(self._write, memoryview(bytes(data)) if self._at_work else data))
 
-    def flush(self, mode: int) -> None:
-        if self.inherited:
+    def _write(self, data: memoryview) -> None:
+        between_frames = self._compressor.usable and self._compressor.last_mode == Compressor.FLUSH_FRAME
+        if sys.meta_path is None and between_frames:  # finalizers, while the interpreter is taken apart
+            self._put(stored_frame(data))
+            self._flush_fp()
             return
-        with self._lock:
-            if self._compressor.last_mode not in (mode, Compressor.FLUSH_FRAME):
-                self._put(self._compressor.flush(mode))
+        ends = self._ending
+        mode = Compressor.FLUSH_FRAME if ends else Compressor.CONTINUE
+        self._put(self._compressor.compress(data, mode))
+        if ends:
             self._flush_fp()
 
+    def flush(self, mode: int) -> None:
+        if not self.inherited:
+            self._do(partial(self._flush, mode))
+
+    def _flush(self, mode: int) -> None:
+        if self._compressor.last_mode not in (mode, Compressor.FLUSH_FRAME):
+            self._put(self._compressor.flush(mode))
+        self._flush_fp()
+
     def close(self) -> None:
-        """End the frame."""
+        """End the frame, and close the file that is written to, if that is to be closed."""
+        if self.inherited:
+            self._close_fp()
+        else:
+            self._do(self._close)
+
+    def finalize(self) -> None:
+        """End the frame: nobody has the LMFile any more but a finalizer that may write to it, or close it."""
+        if not self.inherited:
+            self._do(self._end_and_flush)
+        self._open.pop(id(self), None)
+
+    def __del__(self) -> None:
+        if not getattr(self, "_is_closed", True):
+            self.close()
+
+    def _close(self) -> None:
         try:
-            if not self.inherited:
-                with self._lock:
-                    self._end()
+            self._end()
         finally:
-            self._open.pop(id(self), None)
-            if self._owns_fp:
-                self.fp.close()
+            self._close_fp()
+
+    def _close_fp(self) -> None:
+        self._is_closed = True
+        self._open.pop(id(self), None)
+        if self._owns_fp and hasattr(self.fp, "close"):
+            self.fp.close()
+
+    def _do(self, work: Callable[[], None]) -> None:
+        """Now, or when this thread has done what it is doing here."""
+        with self._lock:
+            if self._at_work:
+                self._waiting.append(work)
+                return
+            self._at_work = True
+            try:
+                try:
+                    work()
+                finally:
+                    while self._waiting:
+                        self._waiting.popleft()()
+            finally:
+                self._at_work = False
 
     def _end(self) -> None:
         # A file that nothing was written to holds an empty frame.
         is_open = not self._has_frame or self._compressor.last_mode != Compressor.FLUSH_FRAME
         if is_open and self._compressor.usable:
             self._put(self._compressor.flush())
+
+    def _end_and_flush(self) -> None:
+        self._end()
+        self._flush_fp()
 
     def _flush_fp(self) -> None:
         if hasattr(self.fp, "flush"):
@@ -497,8 +545,7 @@ class _Output:
         if not self._lock.acquire(timeout=10):
             raise TimeoutError("another thread is writing to the file")
         try:
-            self._end()
-            self._flush_fp()
+            self._do(self._end_and_flush)
         finally:
             self._lock.release()
 
@@ -542,6 +589,7 @@ class LMFile(io.BufferedIOBase):
     # What an object has that was never opened.
     _fp: BinaryIO | None = None
     _owns_fp = False
+    _takes_fp = False  # a file object that is given is closed with this one
     _output: _Output | None = None
     _decoded: _Decoded | None = None
     _reader: io.BufferedReader | None = None
@@ -594,7 +642,7 @@ class LMFile(io.BufferedIOBase):
             self._fp = cast(BinaryIO, builtins.open(file, mode[0] + "b", buffering))  # noqa: SIM115
             self._owns_fp = True
         elif hasattr(file, "read" if mode[0] == "r" else "write"):
-            self._fp = file
+            self._fp, self._owns_fp = file, self._takes_fp
         else:
             raise TypeError(f"file must be a path or a binary file object, not {type(file).__name__}")
         if compressor is not None:
@@ -622,8 +670,9 @@ class LMFile(io.BufferedIOBase):
         """Whether there is a text before what is appended: more than frames that hold nothing."""
         try:
             fp = cast(BinaryIO, self._fp)
-            nbytes = fp.seek(0, io.SEEK_END) if self._owns_fp else fp.tell()
-            if not self._owns_fp or not 0 < nbytes <= _EMPTY_NBYTES:
+            is_path = isinstance(file, (str, bytes, os.PathLike))
+            nbytes = fp.seek(0, io.SEEK_END) if is_path else fp.tell()
+            if not is_path or not 0 < nbytes <= _EMPTY_NBYTES:
                 return nbytes > 0
             with builtins.open(cast(FilePath, file), "rb") as written:
                 return any(info.original_nbytes for info in scan(written))
@@ -660,12 +709,17 @@ class LMFile(io.BufferedIOBase):
             if reader is not None:
                 reader.close()
         finally:
-            if self._owns_fp:
+            if self._owns_fp and hasattr(fp, "close"):
                 fp.close()
 
     def __del__(self) -> None:
-        # That of io.IOBase would say nothing of data that could not be written.
-        self.close()
+        # That of io.IOBase would say nothing of data that could not be written. Where the collector takes
+        # this and a wrapper of it, the wrapper may be finalized after it, and pass on then what it holds.
+        output = self._output
+        if output is None or type(self).close is not LMFile.close:
+            self.close()
+        else:
+            output.finalize()
 
     def fileno(self) -> int:
         return self._file().fileno()

@@ -199,6 +199,27 @@ def test_smart_open(encoding: str, caplog: pytest.LogCaptureFixture) -> None:
         assert file.readline() == "line 0: é\n".encode(encoding) or encoding == "utf-16"
 
 
+@pytest.mark.parametrize("library", ["fsspec", "smart_open"])
+@pytest.mark.parametrize("mode", ["w", "wb"])
+@pytest.mark.parametrize("ends", ["", "1 / 0", "f.me = f; del f"], ids=["end", "exception", "cycle"])
+def test_what_nobody_closes_is_written(library: str, mode: str, ends: str) -> None:
+    pytest.importorskip(library)
+    text = mode == "w"
+    how = {"encoding": "utf-8"} if text else {}
+    infer = ".open()" if library == "fsspec" else ""
+    options = how | ({"compression": "infer"} if library == "fsspec" else {})
+    code = f"""
+import {library}, lmcodec.integrations
+lmcodec.integrations.register({library!r}, level=1)
+f = {library}.open("a.lmz", {mode!r}, **{options!r}){infer}
+f.write({("text" if text else b"text")!r} * 1000)
+{ends}
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, encoding="utf-8")
+    assert (run.returncode != 0) == (ends == "1 / 0"), run.stderr
+    assert lmcodec.decompress(Path("a.lmz").read_bytes()) == b"text" * 1000
+
+
 # numcodecs, zarr
 
 

@@ -56,9 +56,10 @@ class WrappedFile(LMFile):
     text begins with a byte order mark where the encoding has one.
     """
 
+    _takes_fp = True
+
     def __init__(self, file: Any, mode: str = "rb", **options: Any) -> None:
         chosen = reading_options(options) if mode[:1] == "r" else writing_options(options)
-        self._wrapped: Any = file
         if mode[:1] == "a":
             with suppress(AttributeError, OSError, ValueError):
                 file.seek(0, os.SEEK_END)  # fsspec's files say that they stand at the start
@@ -69,14 +70,6 @@ class WrappedFile(LMFile):
     def write(self, data: Any) -> int:
         self._told = None
         return super().write(data)
-
-    def close(self) -> None:
-        wrapped, self._wrapped = getattr(self, "_wrapped", None), None
-        try:
-            super().close()
-        finally:
-            if wrapped is not None and hasattr(wrapped, "close"):
-                wrapped.close()
 
 
 def opener(options: dict[str, Any]) -> Callable[..., WrappedFile]:

@@ -72,13 +72,21 @@ bool ContextMixer::use_isa(const char* isa) {
   return false;
 }
 
-void ContextMixer::reset(std::uint32_t nbytes, int n_stream) {
+// A huge page costs the zeros of five hundred ordinary ones, and often more: the system may have to move other memory to get
+// it. The slots of a first block of a kilobyte are in ordinary pages sooner, even if they touch all of these.
+Pages pages_for(std::uint32_t nbytes, int n_context, std::size_t slot_nbytes) {
+  const std::uint64_t touched = std::uint64_t{nbytes} * 2 * static_cast<unsigned>(n_context) << 12;
+  return touched / 16 < slot_nbytes ? Pages::kOrdinary : Pages::kHuge;
+}
+
+void ContextMixer::reset(std::uint32_t tables_nbytes, std::uint32_t nbytes, int n_stream) {
   learned_.assign(prior_.begin(), prior_.end());
   for (int d = 0; d < profile_.n_direct; ++d)
     direct_[d].assign(std::size_t{1} << kDirectLog2[d], kHalf22 << 10);
-  const TableSizes sizes = profile_.table_sizes(nbytes, n_stream);
-  slots_.reset(sizes.slot_nbytes);
-  matches_.reset(sizes.match);
+  const TableSizes sizes = profile_.table_sizes(tables_nbytes, n_stream);
+  const Pages pages = pages_for(nbytes, profile_.n_context, sizes.slot_nbytes);
+  slots_.reset(sizes.slot_nbytes, pages);
+  matches_.reset(sizes.match, pages);
   history_.clear();
   streams_.clear();
   learning_.resize(static_cast<std::size_t>(n_stream));

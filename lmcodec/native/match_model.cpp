@@ -41,9 +41,9 @@ MatchTables::MatchTables(const Profile& profile) : tables_(static_cast<std::size
   std::copy(std::begin(profile.match_min), std::end(profile.match_min), min_);
 }
 
-void MatchTables::reset(std::size_t n_entry) {
+void MatchTables::reset(std::size_t n_entry, Pages pages) {
   mask_ = static_cast<std::uint32_t>(n_entry - 1);
-  for (auto& table : tables_) clear_table(table, n_entry);
+  for (auto& table : tables_) clear_table(table, n_entry, pages);
 }
 
 // Of the last bytes, as many as a match needs at least (eight at most are hashed).

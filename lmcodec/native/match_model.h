@@ -42,7 +42,7 @@ class MatchTables {
   explicit MatchTables(const Profile& profile);
 
   // Forgets everything: n_entry entries each, a power of two.
-  void reset(std::size_t n_entry);
+  void reset(std::size_t n_entry, Pages pages);
   // Asks for the entries of a text that ends with the bytes of tail. own: empty where there is none.
   void prefetch(int m, std::uint64_t tail, const Table<std::uint32_t>& own) const;
   // What model m makes of the byte at `position`, before which the bytes of tail stand: the match goes on, or another is

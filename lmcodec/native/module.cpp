@@ -136,7 +136,7 @@ class BlockLoop {
       throw nb::value_error("a block has one byte a stream to 16 MiB");
     const lmcodec::GilReleased released;
     nbytes_ = 0;  // an allocation that fails leaves no block under way
-    if (forget_) mixer_.reset(tables_nbytes_ ? tables_nbytes_ : nbytes, n_stream_);
+    if (forget_) mixer_.reset(tables_nbytes_ ? tables_nbytes_ : nbytes, nbytes, n_stream_);
     forget_ = false;
     lockstep_.begin(nbytes);
     nbytes_ = nbytes;

@@ -16,8 +16,8 @@ namespace lmcodec {
 class SlotTable {
  public:
   // Forgets everything: nbytes, a power of two, at least 64.
-  void reset(std::size_t nbytes) {
-    clear_table(table_, nbytes);
+  void reset(std::size_t nbytes, Pages pages) {
+    clear_table(table_, nbytes, pages);
     line_mask_ = static_cast<std::uint32_t>(nbytes / kLine - 1);
   }
 

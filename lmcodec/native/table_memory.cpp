@@ -36,7 +36,7 @@ void* new_huge(std::size_t nbytes) {
   const std::size_t before = rounded_up(reinterpret_cast<std::uintptr_t>(begin), kHuge) - reinterpret_cast<std::uintptr_t>(begin);
   if (before) munmap(begin, before);
   if (before < kHuge) munmap(begin + before + size, kHuge - before);
-  madvise(begin + before, huge_nbytes(nbytes), MADV_HUGEPAGE);  // a wish: ordinary pages do as well
+  use_pages(begin + before, nbytes, Pages::kHuge);
   return begin + before;
 }
 #else
@@ -50,6 +50,15 @@ void* new_huge(std::size_t) { return nullptr; }
 void* new_table(std::size_t nbytes) {
   if (huge_nbytes(nbytes)) return new_huge(nbytes);
   return std::memset(::operator new(nbytes, kLine), 0, nbytes);
+}
+
+// A wish: the others do as well.
+void use_pages(void* table, std::size_t nbytes, Pages pages) noexcept {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+  if (huge_nbytes(nbytes)) madvise(table, huge_nbytes(nbytes), pages == Pages::kHuge ? MADV_HUGEPAGE : MADV_NOHUGEPAGE);
+#else
+  (void)table, (void)nbytes, (void)pages;
+#endif
 }
 
 void delete_table(void* table, std::size_t nbytes) noexcept {

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstddef>
+#include <cstdint>
 #include <new>
 #include <type_traits>
 #include <utility>
@@ -10,8 +11,14 @@
 
 namespace lmcodec {
 
+// A huge page is zeroed as a whole when its first line is touched: two megabytes. Where a table is much larger than what
+// will be written to it for now, ordinary pages are ready a hundred times sooner.
+enum class Pages : std::uint8_t { kHuge, kOrdinary };
+
 // nbytes of zeros at the start of a cache line. Throws std::bad_alloc.
 void* new_table(std::size_t nbytes);
+// Before anything of that table is touched: in which pages it comes.
+void use_pages(void* table, std::size_t nbytes, Pages pages) noexcept;
 void delete_table(void* table, std::size_t nbytes) noexcept;
 // What one of nbytes takes of the machine's memory: where it lies in huge pages, whole ones.
 std::size_t new_table_nbytes(std::size_t nbytes);
@@ -58,9 +65,10 @@ std::size_t table_nbytes(std::size_t n) {
 
 // n zeros. The table that was there goes first: both at once might be too much.
 template <typename T>
-void clear_table(Table<T>& table, std::size_t n) {
+void clear_table(Table<T>& table, std::size_t n, Pages pages = Pages::kHuge) {
   Table<T>().swap(table);
   Table<T>(n).swap(table);
+  if (pages != Pages::kHuge) use_pages(table.data(), n * sizeof(T), pages);
 }
 
 }  // namespace lmcodec

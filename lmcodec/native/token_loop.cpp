@@ -279,7 +279,7 @@ void TokenBlockLoop::begin_block(std::uint32_t nbytes) {
   const bool continues = !forget_;
   reset();  // until the block is under way: an allocation may fail
   continues_ = continues;
-  if (!continues && mixer_) mixer_->reset(tables_nbytes_ ? tables_nbytes_ : nbytes, n_stream_);
+  if (!continues && mixer_) mixer_->reset(tables_nbytes_ ? tables_nbytes_ : nbytes, nbytes, n_stream_);
 }
 
 void TokenBlockLoop::begin_lockstep(std::unique_ptr<Predictor> model, std::uint8_t* bytes, std::uint32_t nbytes,
