@@ -9,6 +9,9 @@
 //   helper_driver lent SEED N
 //       N loops as above by a Worker, while this thread lends its time, waits otherwise or is away. Writes the number of
 //       indices that it took.
+//   helper_driver jobs SEED N
+//       N jobs of a Worker, some under way, waited for, taken back or left, in any order: each is done once, when
+//       wait() or take_back() says so. Writes the number of those that were taken back.
 //   helper_driver meets SECONDS
 //       loops until the helper has taken a part of one, for at most so long; writes whether it has
 #include <chrono>
@@ -96,10 +99,46 @@ long lent(unsigned seed, int n) {
       }
     });
     if (kind % 10 == 1) busy(microseconds(below(200)));
+    if (kind >= 90 && worker.take_back(ticket)) continue;
     if (kind % 10) helper.lend([&] { return worker.done(ticket); });
     worker.wait(ticket);
   }
   return taken;
+}
+
+long jobs(unsigned seed, int n) {
+  std::mt19937 random(seed);
+  const auto below = [&](unsigned bound) { return static_cast<int>(random() % bound); };
+  struct Submitted {
+    std::uint64_t ticket;
+    std::unique_ptr<int> times;
+  };
+  std::vector<Submitted> under_way;
+  std::uint64_t last = 0;
+  long taken_back = 0;
+  lmcodec::Worker worker;  // the last: its jobs use the others
+  for (int i = 0; i < n || !under_way.empty(); ++i) {
+    if (i < n && below(3) && (under_way.empty() || last - under_way[0].ticket < lmcodec::Worker::kJobs - 1)) {
+      auto times = std::make_unique<int>(0);
+      const microseconds each(below(50) ? below(60) : 1000);
+      const std::uint64_t ticket = worker.submit([at = times.get(), each] {
+        busy(each);
+        ++*at;
+      });
+      last = ticket;
+      under_way.push_back({ticket, std::move(times)});
+      continue;
+    }
+    if (under_way.empty()) continue;
+    const auto at = under_way.begin() + below(static_cast<unsigned>(under_way.size()));
+    const bool back = below(2) && worker.take_back(at->ticket);
+    taken_back += back;
+    if (!back) worker.wait(at->ticket);
+    if (*at->times != 1 || !worker.done(at->ticket)) fail("a job was not done once");
+    under_way.erase(at);
+    worker.resting();
+  }
+  return taken_back;
 }
 
 void ends(int n) {
@@ -125,8 +164,10 @@ int main(int argc, char** argv) {
     std::printf("%ld\n", loops(static_cast<unsigned>(std::atoi(argv[2])), std::atoi(argv[3])));
   else if (argc == 4 && !std::strcmp(argv[1], "lent"))
     std::printf("%ld\n", lent(static_cast<unsigned>(std::atoi(argv[2])), std::atoi(argv[3])));
+  else if (argc == 4 && !std::strcmp(argv[1], "jobs"))
+    std::printf("%ld\n", jobs(static_cast<unsigned>(std::atoi(argv[2])), std::atoi(argv[3])));
   else if (argc == 3 && !std::strcmp(argv[1], "ends")) ends(std::atoi(argv[2]));
   else if (argc == 3 && !std::strcmp(argv[1], "meets")) std::printf("%d\n", meets(std::atoi(argv[2])));
-  else fail("loops SEED N, lent SEED N, ends N, or meets SECONDS");
+  else fail("loops SEED N, lent SEED N, jobs SEED N, ends N, or meets SECONDS");
   return 0;
 }

@@ -56,6 +56,10 @@ def test_a_thread_that_waits_lends_its_time(run: Run) -> None:
     assert any(int(run("lent", seed, 1000)) > 0 for seed in range(1, 31))
 
 
+def test_jobs_are_done_once_here_or_there(run: Run) -> None:
+    assert sum(int(run("jobs", seed, 2000)) for seed in (1, 2, 3)) > 0
+
+
 def test_the_helper_takes_part(run: Run) -> None:
     assert run("meets", 20) == "1\n"
 

@@ -10,6 +10,7 @@
 #include <mutex>
 #include <thread>
 
+#include "respite.h"
 #include "threading.h"
 
 namespace lmcodec {
@@ -41,7 +42,7 @@ class Helper {
   void share(int n, const Work& work) {
     // A third of what is left at a time: large pieces first, small ones where both must meet.
     int first = 0, last = third(static_cast<std::uint32_t>(n));
-    if (last == n || (by_lender_ && !lent_.load(std::memory_order_relaxed)) || resting()) {
+    if (last == n || (by_lender_ && !lent_.load(std::memory_order_relaxed)) || respite_.is_on()) {
       work(0, n, false);
       return;
     }
@@ -53,7 +54,8 @@ class Helper {
       missed_ = 0;
       wait(n - last);
     } else if (++missed_ == kMissed) {
-      rest(Clock::now(), kStall);
+      missed_ = 0;
+      respite_.lost(kStall);
     }
   }
 
@@ -73,7 +75,7 @@ class Helper {
   std::uint64_t taken() const { return taken_; }
 
  private:
-  using Clock = std::chrono::steady_clock;
+  using Clock = Respite::Clock;
   using Call = void (*)(const void* work, int first, int last);
 
   // How often the helper looks for work, with pauses of some tens of nanoseconds: for longer than a token's decisions
@@ -82,10 +84,10 @@ class Helper {
   static constexpr int kLooks = 2000, kYields = 100, kLentYields = 1000;
   // How often the other one asks for the end of what the helper took, until it lets others go first.
   static constexpr int kAsks = 1000;
-  // Who waits so long does so because the helper has no processor. Nothing is shared then for kRest times as long, so
-  // that a busy machine costs a sixteenth of the time. The same where the helper took nothing of so many offers.
+  // Who waits so long does so because the helper has no processor, and shares nothing for a while. The same where the
+  // helper took nothing of so many offers.
   static constexpr std::chrono::microseconds kStall{200};
-  static constexpr int kRest = 16, kMissed = 50;
+  static constexpr int kMissed = 50;
 
   static std::uint64_t packed(std::uint32_t low, std::uint32_t high) { return low | std::uint64_t{high} << 32; }
   static int third(std::uint32_t n) { return static_cast<int>((n + 2) / 3); }
@@ -134,18 +136,7 @@ class Helper {
     const Clock::time_point begin = Clock::now();
     while (done_.load(std::memory_order_acquire) != n) std::this_thread::yield();
     const Clock::time_point end = Clock::now();
-    if (end - begin > kStall) rest(end, end - begin);
-  }
-
-  void rest(Clock::time_point now, Clock::duration lost) {
-    rest_until_ = now + kRest * lost;
-    rests_ = true;
-    missed_ = 0;
-  }
-
-  bool resting() {
-    if (rests_ && Clock::now() >= rest_until_) rests_ = false;
-    return rests_;
+    if (end - begin > kStall) respite_.lost(end - begin, end);
   }
 
   static void look(int i) {
@@ -185,8 +176,7 @@ class Helper {
   std::atomic<int> done_{0};             // of the offer, by the helper, when it finds nothing left
   std::uint64_t taken_ = 0;
   int missed_ = 0;
-  bool rests_ = false;
-  Clock::time_point rest_until_;
+  Respite respite_;
   const bool by_lender_ = false;
   std::atomic<bool> lent_{false};  // a thread lends its time
   std::mutex mutex_;

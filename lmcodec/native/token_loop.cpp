@@ -32,10 +32,12 @@ void for_each_decision(const TokenTrie& trie, const std::uint8_t* bytes, std::ui
   }
 }
 
-// Returns when that job of the session's is done, and takes a part of its products meanwhile. Where there is none to take
-// for a while, it rests and asks again: a large model's positions take a tenth of a second.
+// Returns when that job of the session's is done. Does it here where the worker has not begun it; else takes a part of its
+// products meanwhile. Where there is none to take for a while, it rests and asks again: a large model's positions take a
+// tenth of a second.
 void wait_lending(Worker& worker, std::uint64_t ticket, LmSession& session) {
   constexpr std::chrono::microseconds kRest{100};
+  if (worker.take_back(ticket)) return;
   while (!worker.done(ticket)) {
     session.lend([&worker, ticket] { return worker.done(ticket); });
     if (!worker.done(ticket)) worker.wait_for(ticket, kRest);
@@ -73,12 +75,13 @@ class TokenBlockLoop::Live : public Predictor {
     std::fill(all.begin(), all.end(), 0u);  // of streams that are over
     for (int k = 0; k < n; ++k) all[static_cast<std::size_t>(streams[k] - group * in_first_)] = tokens[k];
     const auto job = [this, group] { sessions_[static_cast<std::size_t>(group)]->step(tokens_[group].data()); };
-    if (worker_) ticket_[group] = worker_->submit(job);
+    submitted_[group] = worker_ && !worker_->resting();
+    if (submitted_[group]) ticket_[group] = worker_->submit(job);
     else job();
   }
 
   void wait(int group) override {
-    if (worker_) wait_lending(*worker_, ticket_[group], *sessions_[static_cast<std::size_t>(group)]);
+    if (submitted_[group]) wait_lending(*worker_, ticket_[group], *sessions_[static_cast<std::size_t>(group)]);
   }
 
   std::int32_t stretch(int s, const Sides& sides) override {
@@ -106,6 +109,7 @@ class TokenBlockLoop::Live : public Predictor {
   const int in_first_;
   std::vector<std::unique_ptr<LmSession>> sessions_;  // of each group
   std::vector<std::uint32_t> tokens_[2];
+  bool submitted_[2] = {};
   std::uint64_t ticket_[2] = {};
   std::unique_ptr<Worker> worker_;  // the last: it uses the others
 };
@@ -149,12 +153,13 @@ class TokenBlockLoop::Recorded : public Predictor {
 
  private:
   void begin_record() {
-    if (worker_) ticket_ = worker_->submit([this] { record(); });
+    submitted_ = worker_ && !worker_->resting();
+    if (submitted_) ticket_ = worker_->submit([this] { record(); });
   }
 
   // Takes over what was recorded, and has more recorded.
   void take_record() {
-    if (worker_) wait_lending(*worker_, ticket_, *session_);
+    if (submitted_) wait_lending(*worker_, ticket_, *session_);
     else record();
     for (std::size_t s = 0; s < n_stream_; ++s) {
       std::vector<std::int16_t>& known = stretches_[s];
@@ -240,6 +245,7 @@ class TokenBlockLoop::Recorded : public Predictor {
   std::vector<std::size_t> deciding_;
   // Steps: of the stream with most tokens, begun by any stream, recorded, in stretches_.
   std::size_t longest_ = 0, wanted_ = 0, recorded_ = 0, available_ = 0;
+  bool submitted_ = false;
   std::uint64_t ticket_ = 0;
   std::unique_ptr<Worker> worker_;  // the last: it uses the others
 };
