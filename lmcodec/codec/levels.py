@@ -40,7 +40,8 @@ class Level(NamedTuple):
 
 LEVELS = (
     {1: Level(3, second_stream_nbytes=512 << 10), 2: Level(2)}
-    | {level: Level(2, ("small",)) for level in range(3, 6)}
+    | {3: Level(2, ("small",), stream_nbytes=16 << 10, streams=32), 4: Level(2, ("small",))}
+    | {5: Level(2, ("small",), 2)}
     | {
         6: Level(2, ("base", "small"), 2),
         7: Level(2, ("base", "small"), 2, enlarge=1, stream_nbytes=256 << 10, streams=4),
