@@ -9,6 +9,7 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers take it for True; importing `typing` would take as long as all else
 if TYPE_CHECKING:
     from lmcodec.codec import Compressor, Decompressor, FrameInfo, compress, decompress, frame_info
+    from lmcodec.codec.prior import Prior
     from lmcodec.errors import (
         BadMagic,
         Corrupt,
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
         LimitExceeded,
         LmcodecError,
         ModelNotFound,
+        PriorNotFound,
         TrailingData,
         Truncated,
         Unsupported,
@@ -45,6 +47,8 @@ __all__ = [
     "LmcodecError",
     "Measurement",
     "ModelNotFound",
+    "Prior",
+    "PriorNotFound",
     "Session",
     "TrailingData",
     "Truncated",
@@ -87,6 +91,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
             module = "file"
         elif name in ("Compressor", "Decompressor", "FrameInfo", "compress", "decompress", "frame_info"):
             module = "codec"
+        elif name == "Prior":
+            module = "codec.prior"
         elif name in ("Measurement", "bits_per_byte"):
             module = "measure.bpb"
         elif name == "surprisal":

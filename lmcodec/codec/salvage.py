@@ -89,7 +89,8 @@ class _Salvage:
         decompressor = Decompressor(**options)
         # Of the header only the model and what it is bound to matter: what the frame as a whole should hold
         # may not be there.
-        decompressor.decompress(FrameHeader(model_id=header.model_id, extensions=header.extensions).pack())
+        plain = FrameHeader(model_id=header.model_id, extensions=header.extensions, compact=header.compact)
+        decompressor.decompress(plain.pack())
         return decompressor
 
     def _decode(self, header: FrameHeader, block: Block, at: int) -> bytes | str:
@@ -127,7 +128,9 @@ class _Salvage:
         """
         head = self._read_at(at, frame.MAX_BLOCK_HEADER_NBYTES)
         has_model = header.model_id is not None
-        block = frame.parse_block(head, "block", has_model=has_model, previous=previous)
+        block = frame.parse_block(
+            head, "block", has_model=has_model, previous=previous, compact=header.compact
+        )
         return None if block is None or at + block.nbytes > end else block
 
     # Frames
