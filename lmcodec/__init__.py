@@ -10,6 +10,7 @@ TYPE_CHECKING = False  # type checkers take it for True; importing `typing` woul
 if TYPE_CHECKING:
     from lmcodec.codec import Compressor, Decompressor, FrameInfo, compress, decompress, frame_info
     from lmcodec.codec.prior import Prior
+    from lmcodec.codec.records import RecordStore
     from lmcodec.errors import (
         BadMagic,
         Corrupt,
@@ -49,6 +50,7 @@ __all__ = [
     "ModelNotFound",
     "Prior",
     "PriorNotFound",
+    "RecordStore",
     "Session",
     "TrailingData",
     "Truncated",
@@ -93,6 +95,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
             module = "codec"
         elif name == "Prior":
             module = "codec.prior"
+        elif name == "RecordStore":
+            module = "codec.records"
         elif name in ("Measurement", "bits_per_byte"):
             module = "measure.bpb"
         elif name == "surprisal":

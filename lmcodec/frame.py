@@ -185,8 +185,8 @@ PRIOR_ID_NBYTES = 8
 
 
 def short_prior_id(prior_id: bytes) -> int:
-    """The part of a prior's id that compact frames name it by: 13 bits."""
-    return (prior_id[0] << 8 | prior_id[1]) >> 3
+    """The part of a prior's id that compact frames name it by: 12 bits, three hexadecimal digits."""
+    return (prior_id[0] << 8 | prior_id[1]) >> 4
 
 
 @dataclass(frozen=True)
@@ -194,7 +194,7 @@ class Compact:
     """What the header of a compact frame says.
 
     Attributes:
-        short_id: of its prior, 13 bits (`short_prior_id`).
+        short_id: of its prior, 12 bits (`short_prior_id`).
         coding: an index of CODINGS.
         short_check: the block's check has 16 bits.
     """
@@ -208,7 +208,7 @@ class Compact:
         return 2 if self.short_check else 4
 
     def pack(self) -> bytes:
-        first = self.short_check | self.coding << 1 | self.short_id >> 8 << 3
+        first = self.short_check | self.coding << 1 | self.short_id >> 8 << 4
         return bytes([COMPACT_MAGIC, first, self.short_id & 0xFF])
 
 
@@ -216,14 +216,16 @@ def _parse_compact(data: bytes | bytearray, where: str) -> Compact | None:
     if len(data) < COMPACT_HEADER_NBYTES:
         return None
     coding = data[1] >> 1 & 3
-    if coding >= len(CODINGS):
-        raise Unsupported(f"{where}: a compact frame of coding {coding} is unknown to this lmcodec; {_NEWER}")
-    return Compact(data[1] >> 3 << 8 | data[2], coding, bool(data[1] & 1))
+    if coding >= len(CODINGS) or data[1] & 8:
+        raise Unsupported(
+            f"{where}: flags {data[1] & 15:X} of a compact frame are unknown to this lmcodec; {_NEWER}"
+        )
+    return Compact(data[1] >> 4 << 8 | data[2], coding, bool(data[1] & 1))
 
 
 def pack_sizes(original_nbytes: int, payload_nbytes: int) -> bytes:
     """Both sizes of a compact frame as one number; the payload's is at most the original's."""
-    assert 0 < original_nbytes
+    assert original_nbytes > 0
     assert 0 <= payload_nbytes <= original_nbytes
     return pack_varint(original_nbytes * (original_nbytes + 1) // 2 + payload_nbytes)
 

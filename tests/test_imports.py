@@ -30,6 +30,7 @@ ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | {
     "prior": 4,
     "decompressor": 5,
     "survey": 5,
+    "records": 5,
     "proof": 6,
     "salvage": 6,
     "compressor": 7,

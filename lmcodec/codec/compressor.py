@@ -23,8 +23,8 @@ from lmcodec.codec.levels import (
     lm_streams,
     method_named,
 )
-from lmcodec.codec.prior import MAX_MESSAGE_NBYTES, Prior
 from lmcodec.codec.pipeline import SMALL_NBYTES, Job, Pipeline, Reusable, Seat
+from lmcodec.codec.prior import MAX_MESSAGE_NBYTES, Prior
 from lmcodec.codec.proof import Proof
 from lmcodec.codec.spec import Chain, EngineSpec, Key, lm_groups
 from lmcodec.errors import ModelNotFound, Unsupported
@@ -74,8 +74,8 @@ class Compressor(Reusable):
         method: `auto` for the one that makes a block smallest of those that the level has; or the only one to
             use: `cm` (context models), `lm+cm` (a language model beside them), `lm` (a language model alone)
             or `stored`. What it does not make smaller is stored.
-        prior: what a frame of one block of at most 256 KiB begins with (`lmcodec.Prior`); larger ones are coded
-            without it.
+        prior: what a frame of one block of at most 256 KiB begins with (`lmcodec.Prior`); larger ones are
+            coded without it.
         short_check: with a prior, a check of 16 bits in place of 32: of 65,536 damaged messages one is
             expected to pass.
         executor: what computes the language model: `kernel`, `numpy` (the definition, very slow), `torch` on
@@ -241,7 +241,10 @@ class Compressor(Reusable):
 
     def _begins_with_prior(self, data: bytes, last: bool) -> bool:
         return (
-            self._prior is not None and last and self._walk is None and len(data) <= MAX_MESSAGE_NBYTES
+            self._prior is not None
+            and last
+            and self._walk is None
+            and len(data) <= MAX_MESSAGE_NBYTES
             and not self._pipeline.n_at_work
         )
 
@@ -534,7 +537,12 @@ def _model_field_nbytes(key: Key) -> int:
 
 
 def _prior_coding(
-    prior: Prior, level: int, method: Method | None, model: FilePath | None, executor: str, streams: int | None
+    prior: Prior,
+    level: int,
+    method: Method | None,
+    model: FilePath | None,
+    executor: str,
+    streams: int | None,
 ) -> int:
     """How a prior's messages are coded at a level.
 

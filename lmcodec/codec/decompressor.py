@@ -13,7 +13,7 @@ from lmcodec.codec.arguments import byte_view, number, optional, positive
 from lmcodec.codec.pipeline import SMALL_NBYTES, Allowance, Pipeline, Reusable, Seat, without_frames
 from lmcodec.codec.prior import Prior, Priors, collected, decode_compact, find
 from lmcodec.codec.spec import EngineSpec
-from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, clear_frames
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, Unsupported, clear_frames
 from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
 from lmcodec.lm import store
 from lmcodec.lm.executor import KERNEL, checked, require
@@ -400,8 +400,7 @@ class Decompressor(Reusable):
             work = partial(
                 decode_compact, block, payload, where, self._prior(block), self._pipeline.allowance
             )
-            sizes = {"original_nbytes": block.original_nbytes, "coded_nbytes": block.nbytes}
-            self._pipeline.start(work, need, **sizes)
+            self._pipeline.start(work, need, original_nbytes=block.original_nbytes, coded_nbytes=block.nbytes)
         else:
             small = block.chained and block.original_nbytes <= SMALL_NBYTES
             helped = self._pipeline.helped and not small

@@ -1,7 +1,7 @@
 """Priors: text that coding begins with, for data that is too small to be learned from, and their files.
 
-A prior's state (tables, match history, mixer, network) is that after its text. It is made once for each coding
-and taken back to after each message, so that a message costs its own bytes only. FORMAT.md sections 2.6 and
+A prior stands for a state (tables, match history, mixer, network), that after its text. It is made once
+for each coding and taken back to after each message, so that a message costs its own bytes only. FORMAT.md sections 2.6 and
 10 say what the bytes of compact frames and of prior files are.
 """
 
@@ -22,7 +22,15 @@ from lmcodec.codec.arguments import available_cpus, byte_view, number
 from lmcodec.codec.levels import DEFAULT_LEVEL, LEVELS
 from lmcodec.codec.pipeline import Allowance
 from lmcodec.codec.spec import EngineSpec, make_engine
-from lmcodec.errors import BadMagic, Corrupt, LimitExceeded, LmcodecError, PriorNotFound, Truncated, Unsupported
+from lmcodec.errors import (
+    BadMagic,
+    Corrupt,
+    LimitExceeded,
+    LmcodecError,
+    PriorNotFound,
+    Truncated,
+    Unsupported,
+)
 from lmcodec.frame import CODINGS, Block, Compact, Method, short_prior_id
 from lmcodec.lm import store
 from lmcodec.lm.store import Model
@@ -51,7 +59,7 @@ _CODINGS_OF_METHOD = {method: [i for i, (m, _) in enumerate(CODINGS) if m == met
 
 
 class PriorModel(NamedTuple):
-    """What a prior's coding with a language model takes: the model's id, 16 hexadecimal digits; its profile."""
+    """What coding with a language model takes: the model's id, 16 hexadecimal digits; its profile."""
 
     model_id: str
     profile: int
@@ -90,7 +98,9 @@ class Prior:
         if plan.models:
             source = store.default(None, plan.models)
             if source is None:
-                raise Unsupported(f"level {level} has no language model here: make the prior for level 1 or 2")
+                raise Unsupported(
+                    f"level {level} has no language model here: make the prior for level 1 or 2"
+                )
             model = store.load(source)
             _require_carried(model)
         profiles = tuple(LEVELS[each].profile for each in (1, 2))
@@ -159,7 +169,7 @@ class Prior:
         """
         plan = LEVELS[level]
         if method not in (None, Method.CM, Method.LM_CM):
-            raise ValueError(f"method {method.label} takes no prior")  # type: ignore[union-attr]
+            raise ValueError(f"method {method.label} takes no prior")
         if method == Method.CM or not plan.models:
             return self.profiles.index(plan.profile) if plan.profile in self.profiles else 1
         served = method == Method.LM_CM and self.model is not None
@@ -216,7 +226,9 @@ class Prior:
         with self.engine(coding) as engine:
             return engine.encode(data)
 
-    def decode(self, payload: bytes, nbytes: int, coding: int, allowance: Allowance | None = None) -> bytearray:
+    def decode(
+        self, payload: bytes, nbytes: int, coding: int, allowance: Allowance | None = None
+    ) -> bytearray:
         """The message of `nbytes` bytes that `encode` made `payload` of.
 
         Raises:
@@ -353,7 +365,11 @@ class Prior:
             sound = sound and isinstance(model, dict) and model.keys() == {"model_id", "profile"}
             if sound:
                 of_model = PriorModel(model["model_id"], model["profile"])
-                sound = type(of_model.profile) is int and 1 <= of_model.profile <= 31 and _is_id(of_model.model_id)
+                sound = (
+                    type(of_model.profile) is int
+                    and 1 <= of_model.profile <= 31
+                    and _is_id(of_model.model_id)
+                )
         if not sound:
             raise Corrupt(f"the prior's header holds a value out of range; {_DAMAGED}")
         unknown = [each for each in profiles if each not in frame.PROFILES]
@@ -446,9 +462,11 @@ def find(priors: Iterable[Prior], compact: Compact) -> Prior:
         if short_prior_id(each.id) == compact.short_id:
             return each
     those = ", ".join(each.id.hex() for each in given)
-    offered = f"the one given is {those}" if len(given) == 1 else f"given are {those}" if given else "none is given"
+    offered = (
+        f"the one given is {those}" if len(given) == 1 else f"given are {those}" if given else "none is given"
+    )
     raise PriorNotFound(
-        f"needs the prior whose id begins with the 13 bits {compact.short_id << 3:04x}, and {offered} "
+        f"needs the prior whose id begins with {compact.short_id:03x}, and {offered} "
         "(lmz --prior FILE, or prior=)"
     )
 
@@ -476,5 +494,3 @@ def decode_compact(
             f"{check:0{digits}X}; the data is damaged, or was coded with another prior"
         )
     return original
-
-

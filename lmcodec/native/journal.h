@@ -7,6 +7,8 @@
 #include <utility>
 #include <vector>
 
+#include "hashing.h"
+
 namespace lmcodec {
 
 class Journal {
@@ -33,7 +35,14 @@ class Journal {
   }
   // All is as it was when it was watched or kept.
   void take_back() {
-    for (const Saved& saved : saved_) {
+    constexpr std::size_t kAhead = 16;
+    const std::size_t n = saved_.size();
+    for (std::size_t i = 0; i < n; ++i) {
+      if (i + kAhead < n) {
+        const Saved& later = saved_[i + kAhead];
+        prefetch(tables_[later.table].begin + std::size_t{later.line} * kLine);
+      }
+      const Saved& saved = saved_[i];
       const Watched& watched = tables_[saved.table];
       const std::size_t at = std::size_t{saved.line} * kLine;
       std::memcpy(watched.begin + at, saved.bytes, watched.nbytes - at < kLine ? watched.nbytes - at : kLine);
