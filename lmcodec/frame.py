@@ -18,7 +18,7 @@ from lmcodec import models
 from lmcodec.errors import BadMagic, Corrupt, TrailingData, Unsupported
 
 MAGIC = b"\xb5LMZ"
-COMPACT_MAGIC = 0xB6  # the first byte of a compact frame
+COMPACT_MAGIC = 0xC1  # the first byte of a compact frame: no text in UTF-8 has it
 FOOTER_MAGIC = b"ZML\xb5"
 VERSION = 1
 PROFILES = {number: name for number, (name, _) in models.PROFILES.items()}  # FORMAT.md section 5

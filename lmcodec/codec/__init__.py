@@ -2,7 +2,7 @@
 
 `levels`: what a level means, and the choice of a block's method. `spec`: how a block is coded. `pipeline`:
 blocks at work in threads, and the engines kept for reuse. `compressor`, `decompressor`: the two directions.
-`prior`, `cover`: text that messages begin with; the choice of it.
+`prior`, `cover`: text that messages begin with; the choice of it. `records`: files of records.
 `survey`: what frames hold, without decoding them. `proof`: frames of models in floats are decoded before they
 are given out. `salvage`: what of damaged frames is sound. `arguments`: checks of what callers give.
 

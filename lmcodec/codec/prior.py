@@ -1,8 +1,8 @@
 """Priors: text that coding begins with, for data that is too small to be learned from, and their files.
 
-A prior stands for a state (tables, match history, mixer, network), that after its text. It is made once
-for each coding and taken back to after each message, so that a message costs its own bytes only. FORMAT.md sections 2.6 and
-10 say what the bytes of compact frames and of prior files are.
+A prior stands for a state (tables, match history, mixer, network), that after its text. It is made once for
+each coding, and taken back to after each message, so that a message costs its own bytes only. FORMAT.md
+sections 2.6 and 10 say what the bytes of compact frames and of prior files are.
 """
 
 from __future__ import annotations
