@@ -238,7 +238,7 @@ def test_arguments(prior: Prior) -> None:
     without = Prior(b"text for levels without a model", level=2)
     assert without.levels == [1, 2]
     assert prior.levels == [1, 2, 6, 7, 8, 9]
-    with pytest.raises(ValueError, match="not for level 6: train one with --level 6"):
+    with pytest.raises(ValueError, match=r"not for level 6: .* a prior with --level 6"):
         lmcodec.compress(b"x", prior=without)
     with pytest.raises(ValueError, match="not for level 4"):
         lmcodec.compress(b"x", 4, prior=prior)
@@ -248,7 +248,7 @@ def test_arguments(prior: Prior) -> None:
         lmcodec.decompress(b"x", prior=[b"text"])  # type: ignore[list-item]
     for given in ({"model": "small"}, {"executor": "numpy"}, {"streams": 4}):
         with pytest.raises(ValueError, match="a prior has its own model"):
-            lmcodec.compress(b"x", prior=prior, **given)  # type: ignore[arg-type]
+            lmcodec.compress(b"x", prior=prior, **given)
     with pytest.raises(ValueError, match="16 bits"):
         lmcodec.compress(b"x", short_check=True)
     for text in (b"", b"x" * ((1 << 20) + 1)):
@@ -270,7 +270,7 @@ def test_limits_hold(prior: Prior) -> None:
         {"max_cpu_seconds": 1e-9},
     ):
         with pytest.raises(LimitExceeded):
-            lmcodec.decompress(packed, prior=prior, **limit)  # type: ignore[arg-type]
+            lmcodec.decompress(packed, prior=prior, **limit)
     assert lmcodec.decompress(packed, prior=prior) == message
 
 

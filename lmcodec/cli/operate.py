@@ -288,7 +288,15 @@ class _Work:
             return ()
         from lmcodec.codec.prior import Prior
 
-        return tuple(map(Prior.load, self.settings.prior))
+        priors = tuple(map(Prior.load, self.settings.prior))
+        if self.settings.mode == "compress":
+            from lmcodec.codec.levels import method_named
+
+            try:
+                priors[0].coding_of(self.settings.level, method_named(self.settings.method))
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        return priors
 
     @property
     def _opens_model(self) -> bool:

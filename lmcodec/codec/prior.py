@@ -176,7 +176,7 @@ class Prior:
         if not served and level not in self.levels:
             raise ValueError(
                 f"prior {self.id.hex()} is for {self.describe_levels()}, not for level {level}: "
-                f"train one with --level {level}"
+                f"choose one of them, or train a prior with --level {level}"
             )
         return _CODINGS_OF_METHOD[Method.LM_CM][0]
 
