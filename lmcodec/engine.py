@@ -77,11 +77,15 @@ class _Engine:
         """Begin a block; what fills bits and their p16 and returns how many, 0 at the block's end."""
         raise NotImplementedError
 
-    def encode(self, data: bytes | memoryview) -> bytes:
-        """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
+    def encode(self, data: bytes | memoryview, few: bool = False) -> bytes:
+        """The payload of a block that holds `data`, 1 byte a stream to 16 MiB.
+
+        Args:
+          few: as for `coder.Encoder`; it changes no byte.
+        """
         decisions = self._begin_encode(data)
         bits, p16 = _room(np.uint8), _room(np.uint16)
-        encoder = coder.Encoder()
+        encoder = coder.Encoder(few)
         while n := decisions(bits, p16):
             encoder.encode(bits[:n], p16[:n])
             self._advance()

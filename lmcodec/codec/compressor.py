@@ -556,6 +556,10 @@ def _prior_coding(
     return prior.coding_of(as_int(level), method)
 
 
+# What `compress` does without being told: block_size to executor.
+_PLAIN = (None, None, None, None, None, False, AUTO, KERNEL)
+
+
 def _bound(bound_to: Fingerprint) -> Extension:
     """The field that says what a frame is bound to."""
     return Extension(ExtensionType.ENVIRONMENT, bound_to.pack(), critical=True)
@@ -586,6 +590,12 @@ def compress(
         LmcodecError: if the model is not there, damaged or not one to compress with.
     """
     with byte_view(data) as view:
+        plain = (block_size, threads, streams, groups, model, solid, method, executor) == _PLAIN
+        if prior is not None and plain and 0 < len(view) <= MAX_MESSAGE_NBYTES:
+            # The way of small messages, without a Compressor.
+            level = number("level", level, min(LEVELS), max(LEVELS))
+            coding = _prior_coding(prior, level, None, None, executor, None)
+            return prior.frame(view.tobytes(), coding, bool(short_check))
         compressor = Compressor(
             level,
             block_size=block_size,

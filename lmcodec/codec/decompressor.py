@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, number, optional, positive
 from lmcodec.codec.pipeline import SMALL_NBYTES, Allowance, Pipeline, Reusable, Seat, without_frames
-from lmcodec.codec.prior import Prior, Priors, collected, decode_compact, find
+from lmcodec.codec.prior import Prior, Priors, collected, decode_compact, decompress_compact, find
 from lmcodec.codec.spec import EngineSpec
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, Unsupported, clear_frames
 from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
@@ -614,6 +614,12 @@ def decompress(
         Truncated, Corrupt, Unsupported, LimitExceeded, ModelNotFound: as `Decompressor.decompress`.
     """
     with byte_view(data) as view:
+        if len(view) and view[0] == frame.COMPACT_MAGIC and executor == KERNEL:
+            limits = max_output, threads, memory_limit, max_ratio, max_cpu_seconds
+            if all(limit is None for limit in limits):
+                message = decompress_compact(view, prior)
+                if message is not None:
+                    return message
         at = 0
 
         def read(nbytes: int) -> memoryview:

@@ -48,6 +48,7 @@ MIN_TABLES_LOG2, MAX_TABLES_LOG2 = 12, 24
 
 # Larger data is coded without a prior: it brings its own.
 MAX_MESSAGE_NBYTES = 256 << 10
+_FEW_NBYTES = 4 << 10
 # Room for a message beside the text in the tables.
 _SPARE_NBYTES = 16 << 10
 
@@ -224,7 +225,7 @@ class Prior:
     def encode(self, data: bytes, coding: int) -> bytes:
         """The payload of a message."""
         with self.engine(coding) as engine:
-            return engine.encode(data)
+            return engine.encode(data, few=len(data) <= _FEW_NBYTES)
 
     def decode(
         self, payload: bytes, nbytes: int, coding: int, allowance: Allowance | None = None
@@ -469,6 +470,31 @@ def find(priors: Iterable[Prior], compact: Compact) -> Prior:
         f"needs the prior whose id begins with {compact.short_id:03x}, and {offered} "
         "(lmz --prior FILE, or prior=)"
     )
+
+
+def decompress_compact(data: memoryview, priors: Priors) -> bytes | None:
+    """What a single compact frame holds that is all of the data; None if it is something else.
+
+    The way of small messages: no objects but the block and what it says.
+
+    Raises:
+        LmcodecError: it cannot be decoded.
+    """
+    header = frame.parse_header(data[: frame.COMPACT_HEADER_NBYTES].tobytes())
+    if header is None or header.compact is None:
+        return None
+    at = frame.COMPACT_HEADER_NBYTES
+    where = f"block 1 at offset {at}"
+    block = frame.parse_block(
+        data[at : at + frame.MAX_BLOCK_HEADER_NBYTES].tobytes(), where, compact=header.compact
+    )
+    if block is None or at + block.nbytes != len(data) or block.original_nbytes > MAX_MESSAGE_NBYTES:
+        return None
+    try:
+        prior = find(collected(priors), header.compact)
+    except PriorNotFound as error:
+        raise PriorNotFound(f"{where}: {error}") from None
+    return bytes(decode_compact(block, data[at + block.header_nbytes :].tobytes(), where, prior))
 
 
 def decode_compact(
