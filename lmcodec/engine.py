@@ -53,9 +53,11 @@ class _Engine:
     Attributes:
       between_calls: called between the calls of the kernel, some milliseconds of work each, while a block is
         decoded; what it raises ends the work. None: nothing is.
+      few: whether the blocks have few decisions, as for `coder.Encoder`; it changes no byte.
     """
 
     between_calls: Callable[[], object] | None = None
+    few = False
     _loop: _kernel.BlockLoop | _kernel.TokenLoop
     position: int
     _cancel: _kernel.Cancel | None = None
@@ -77,15 +79,11 @@ class _Engine:
         """Begin a block; what fills bits and their p16 and returns how many, 0 at the block's end."""
         raise NotImplementedError
 
-    def encode(self, data: bytes | memoryview, few: bool = False) -> bytes:
-        """The payload of a block that holds `data`, 1 byte a stream to 16 MiB.
-
-        Args:
-          few: as for `coder.Encoder`; it changes no byte.
-        """
+    def encode(self, data: bytes | memoryview) -> bytes:
+        """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
         decisions = self._begin_encode(data)
         bits, p16 = _room(np.uint8), _room(np.uint16)
-        encoder = coder.Encoder(few)
+        encoder = coder.Encoder(self.few)
         while n := decisions(bits, p16):
             encoder.encode(bits[:n], p16[:n])
             self._advance()

@@ -225,7 +225,8 @@ class Prior:
     def encode(self, data: bytes, coding: int) -> bytes:
         """The payload of a message."""
         with self.engine(coding) as engine:
-            return engine.encode(data, few=len(data) <= _FEW_NBYTES)
+            engine.few = len(data) <= _FEW_NBYTES
+            return engine.encode(data)
 
     def decode(
         self, payload: bytes, nbytes: int, coding: int, allowance: Allowance | None = None
