@@ -14,6 +14,7 @@ import threading
 import zlib
 from pathlib import Path
 
+import format_reference
 import pytest
 from corruption import check_corrupt
 
@@ -449,12 +450,66 @@ def test_a_prior_for_a_model_that_is_not_there() -> None:
     other = Prior.parse(made.pack())
     assert header["model"]["model_id"] != "0" * 16
     assert lmcodec.decompress(lmcodec.compress(b"abcabc", 1, prior=other), prior=other) == b"abcabc"
-    with pytest.raises(ValueError, match="not for level 6"):
+    with pytest.raises(lmcodec.ModelNotFound, match="0000000000000000"):
         lmcodec.compress(b"abcabc", 6, prior=other)
     packed = lmcodec.compress(b"text " * 9, 6, prior=Prior(b"a text of a prior\n"))
     renamed = frame.Compact(frame.short_prior_id(other.id), packed[1] >> 1 & 3).pack() + packed[3:]
     with pytest.raises(lmcodec.ModelNotFound, match="0000000000000000"):
         lmcodec.decompress(renamed, prior=other)
+
+
+def test_a_model_of_ones_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    golden = Path(__file__).with_name("golden")
+    prior = Prior(b"\n".join(events(4)) + b"\n", model=golden / "lm.lmm")
+    assert prior.levels == list(range(1, 10))
+    with pytest.raises(ValueError, match="uses no language model"):
+        Prior(b"text", level=1, model="small")
+    monkeypatch.setenv("LMCODEC_MODEL", str(golden / "lm.lmm"))
+    packed = lmcodec.compress(MESSAGES[0], 5, prior=prior)
+    assert lmcodec.decompress(packed, prior=Prior.parse(prior.pack())) == MESSAGES[0]
+    monkeypatch.delenv("LMCODEC_MODEL")
+    assert Prior(b"text").model != prior.model
+    with pytest.raises(lmcodec.ModelNotFound):
+        lmcodec.decompress(packed, prior=Prior.parse(prior.pack()))
+
+
+def test_the_definition(monkeypatch: pytest.MonkeyPatch) -> None:
+    """FORMAT.md section 2.6 as another program decodes what the kernel wrote, the network's state and all."""
+    golden = Path(__file__).with_name("golden")
+    monkeypatch.setenv("LMCODEC_MODEL", str(golden / "lm.lmm"))
+    text, message = b"\n".join(events(2)) + b"\n", events(1, seed=6)[0][:60]
+    prior = Prior(text, model=golden / "lm.lmm")
+    for level, coding in ((1, 0), (2, 1), (6, 2)):
+        with prior.engine(coding) as engine:
+            engine.reset(1 << prior.tables_log2)
+            before = engine.encode(text)
+        packed = lmcodec.compress(message, level, prior=prior)
+        assert packed[1] >> 1 & 3 == coding
+        files = [(golden / "lm.lmm").read_bytes()]
+        assert format_reference.decode_compact(packed, prior.pack(), before, files) == message
+
+
+def test_salvage(prior: Prior) -> None:
+    from lmcodec.codec.salvage import Gap, salvage
+
+    frames = [lmcodec.compress(message, 1, prior=prior) for message in MESSAGES[:4]]
+    frames[2:2] = [lmcodec.compress(b"another frame", 1)]
+
+    def salvaged(data: bytes) -> list[bytes | Gap]:
+        return list(salvage(lambda at, n: data[at : at + n], len(data), prior=prior))
+
+    expected = [*MESSAGES[:2], b"another frame", *MESSAGES[2:4]]
+    assert salvaged(b"".join(frames)) == expected
+    damaged = bytearray(frames[1])
+    damaged[-1] ^= 1
+    frames[1] = bytes(damaged)
+    found = salvaged(b"".join(frames))
+    assert found[:1] + found[2:] == expected[:1] + expected[2:]
+    gap = found[1]
+    assert isinstance(gap, Gap)
+    assert (gap.offset, gap.nbytes, gap.original_nbytes) == (len(frames[0]), len(frames[1]), len(MESSAGES[1]))
+    with pytest.raises(PriorNotFound):
+        list(salvage(lambda at, n: frames[0][at : at + n], len(frames[0])))
 
 
 # Training

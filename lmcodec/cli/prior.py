@@ -38,8 +38,13 @@ def prior() -> None:
     metavar="N",
     help="Level whose language model it is for; levels 1 and 2 always go with it.",
 )
+@click.option(
+    "--model", metavar="NAME|FILE", help="Another recurrent model than the level's, which decoders must have."
+)
 @split_options
-def train(samples: tuple[str, ...], output: str, size: int, level: int, split: str | None) -> None:
+def train(
+    samples: tuple[str, ...], output: str, size: int, level: int, model: str | None, split: str | None
+) -> None:
     """Make a prior of SAMPLES, messages like those that it is for: files, or what is in them.
 
     A tenth of the samples is kept aside; what helps these most is chosen.
@@ -47,7 +52,7 @@ def train(samples: tuple[str, ...], output: str, size: int, level: int, split: s
     from lmcodec.codec.prior import Prior
 
     try:
-        made = Prior.train(read_samples(samples, split), size=size, level=level)
+        made = Prior.train(read_samples(samples, split), size=size, level=level, model=model)
     except ValueError as error:
         raise ConfigError(str(error)) from None
     made.save(output)

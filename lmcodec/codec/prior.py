@@ -33,7 +33,7 @@ from lmcodec.errors import (
 )
 from lmcodec.frame import CODINGS, Block, Compact, Method, short_prior_id
 from lmcodec.lm import store
-from lmcodec.lm.store import Model
+from lmcodec.lm.store import FilePath, Model
 
 if TYPE_CHECKING:
     from lmcodec.engine import Engine, LmEngine
@@ -74,6 +74,8 @@ class Prior:
     Args:
         text: any buffer of 1 byte to 1 MiB, what is like the messages last.
         level: the highest level that the prior is to serve; one with a language model (3 to 9) fixes which.
+        model: another recurrent model than the level's, by its name, id or file; whoever decompresses must
+            have it. It serves levels 3 to 9.
         card: what people may read of it: strings, numbers, lists.
 
     Attributes:
@@ -89,25 +91,35 @@ class Prior:
         LmcodecError: the level's model is not there.
     """
 
-    def __init__(self, text: Any, *, level: int = DEFAULT_LEVEL, card: dict[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        text: Any,
+        *,
+        level: int = DEFAULT_LEVEL,
+        model: FilePath | None = None,
+        card: dict[str, Any] | None = None,
+    ) -> None:
         plan = LEVELS[number("level", level, min(LEVELS), max(LEVELS))]
         with byte_view(text) as view:
             if not 1 <= len(view) <= MAX_TEXT_NBYTES:
                 raise ValueError(f"a prior's text has 1 byte to {MAX_TEXT_NBYTES}, not {len(view)}")
             data = bytes(view)
-        model = None
+        if model is not None and not plan.models:
+            raise ValueError(f"level {level} uses no language model: model makes no sense with it")
+        loaded = None
         if plan.models:
-            source = store.default(None, plan.models)
+            source = store.own(plan.models) if model is None else store.find(model)
             if source is None:
                 raise Unsupported(
                     f"level {level} has no language model here: make the prior for level 1 or 2"
                 )
-            model = store.load(source)
-            _require_carried(model)
+            loaded = store.load(source)
+            _require_carried(loaded)
+            loaded.profile(1)  # refuses a model without one
         profiles = tuple(LEVELS[each].profile for each in (1, 2))
         of_model = None
-        if model is not None:
-            of_model = PriorModel(model.model_id, min(plan.model_profile, len(model.profiles)))
+        if loaded is not None:
+            of_model = PriorModel(loaded.model_id, min(plan.model_profile, len(loaded.profiles)))
         tables_log2 = max((len(data) + _SPARE_NBYTES - 1).bit_length(), MIN_TABLES_LOG2)
         self._set(data, profiles, of_model, tables_log2, dict(card or {}))
 
@@ -150,9 +162,10 @@ class Prior:
     @property
     def levels(self) -> list[int]:
         """The levels that it serves."""
+        shipped = {each.model_id for each in store.SHIPPED.values()}
         served = []
         for level, plan in LEVELS.items():
-            if not plan.models:
+            if not plan.models or (self.model is not None and self.model.model_id not in shipped):
                 served.append(level)
             elif self.model is not None:
                 source = store.own(plan.models)
@@ -393,6 +406,7 @@ class Prior:
         *,
         size: int = DEFAULT_SIZE_NBYTES,
         level: int = DEFAULT_LEVEL,
+        model: FilePath | None = None,
         card: dict[str, Any] | None = None,
     ) -> Prior:
         """A prior whose text is made of those of the samples that help others most.
@@ -400,7 +414,7 @@ class Prior:
         Args:
             samples: messages, any buffers; a tenth of them is kept aside to measure with.
             size: bytes of the text at most, 1 KiB to 1 MiB.
-            level: as for `Prior`.
+            level, model: as for `Prior`.
             card: beside what training says there.
 
         Raises:
@@ -410,7 +424,7 @@ class Prior:
 
         size = number("size", size, 1 << 10, MAX_TEXT_NBYTES)
         chosen = choose([bytes(byte_view(sample)) for sample in samples], size)
-        return cls(chosen.text, level=level, card=chosen.card() | (card or {}))
+        return cls(chosen.text, level=level, model=model, card=chosen.card() | (card or {}))
 
 
 def _require_carried(model: Model) -> None:
