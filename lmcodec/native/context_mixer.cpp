@@ -146,13 +146,6 @@ std::size_t ContextMixer::memory_nbytes(const Profile& profile, std::uint32_t nb
   return sizeof(ContextMixer) + sum + History::memory_nbytes(nbytes, chained);
 }
 
-struct ContextMixer::Mark {
-  Journal journal;
-  TextState text;
-  Match match[kMatchMax];
-  History::Places places;
-};
-
 void ContextMixer::mark() {
   if (streams_.size() != 1) throw std::logic_error("only a single stream's state can be marked");
   const Stream& stream = *streams_[0];
