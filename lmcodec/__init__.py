@@ -9,6 +9,8 @@ from __future__ import annotations
 TYPE_CHECKING = False  # type checkers take it for True; importing `typing` would take as long as all else
 if TYPE_CHECKING:
     from lmcodec.codec import Compressor, Decompressor, FrameInfo, compress, decompress, frame_info
+    from lmcodec.codec.prior import Prior
+    from lmcodec.codec.records import RecordStore
     from lmcodec.errors import (
         BadMagic,
         Corrupt,
@@ -16,6 +18,7 @@ if TYPE_CHECKING:
         LimitExceeded,
         LmcodecError,
         ModelNotFound,
+        PriorNotFound,
         TrailingData,
         Truncated,
         Unsupported,
@@ -45,6 +48,9 @@ __all__ = [
     "LmcodecError",
     "Measurement",
     "ModelNotFound",
+    "Prior",
+    "PriorNotFound",
+    "RecordStore",
     "Session",
     "TrailingData",
     "Truncated",
@@ -87,6 +93,10 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
             module = "file"
         elif name in ("Compressor", "Decompressor", "FrameInfo", "compress", "decompress", "frame_info"):
             module = "codec"
+        elif name == "Prior":
+            module = "codec.prior"
+        elif name == "RecordStore":
+            module = "codec.records"
         elif name in ("Measurement", "bits_per_byte"):
             module = "measure.bpb"
         elif name == "surprisal":

@@ -56,20 +56,24 @@ class _ConstrictionEncoder:
         self._encoder.encode(bits.astype(np.int32), self._model, probabilities)
 
 
-def _words_encoder() -> _ConstrictionEncoder | _kernel.RangeEncoder:
-    stream = None if os.environ.get("LMCODEC_CODER", "") == "kernel" else _stream()
+def _words_encoder(few: bool = False) -> _ConstrictionEncoder | _kernel.RangeEncoder:
+    asked = os.environ.get("LMCODEC_CODER", "")
+    stream = None if asked == "kernel" or (few and not asked) else _stream()
     return _kernel.RangeEncoder() if stream is None else _ConstrictionEncoder(stream)
 
 
 class Encoder:
     """Writes decisions; `finish` returns the payload.
 
-    By constriction where it is installed. By the kernel elsewhere, and where `LMCODEC_CODER=kernel` asks for
-    that; the bytes are the same.
+    By constriction where it is installed. By the kernel elsewhere, where `LMCODEC_CODER=kernel` asks for that
+    and where there are few decisions, for which constriction takes longer to begin; the bytes are the same.
+
+    Args:
+        few: there will be a few thousand decisions.
     """
 
-    def __init__(self) -> None:
-        self._encoder = _words_encoder()
+    def __init__(self, few: bool = False) -> None:
+        self._encoder = _words_encoder(few)
 
     def encode(self, bits: np.ndarray, p16: np.ndarray) -> None:
         """Code bits (n,) uint8 of 0 and 1 under p16 (n,) uint16, probabilities of a 1 in 65536ths, from 1."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from lmcodec import _kernel, coder
-from lmcodec.errors import ConfigError, Corrupt
+from lmcodec.errors import ConfigError, Corrupt, Unsupported
 from lmcodec.profile import Profile, load
 
 if TYPE_CHECKING:
@@ -53,9 +53,11 @@ class _Engine:
     Attributes:
       between_calls: called between the calls of the kernel, some milliseconds of work each, while a block is
         decoded; what it raises ends the work. None: nothing is.
+      few: whether the blocks have few decisions, as for `coder.Encoder`; it changes no byte.
     """
 
     between_calls: Callable[[], object] | None = None
+    few = False
     _loop: _kernel.BlockLoop | _kernel.TokenLoop
     position: int
     _cancel: _kernel.Cancel | None = None
@@ -70,6 +72,9 @@ class _Engine:
         self._cancel = flag
         self._loop.use_cancel(flag)
 
+    def reset(self, tables_nbytes: int = 0) -> None:
+        raise NotImplementedError
+
     def _begin_encode(self, data: bytes | memoryview) -> Callable[[np.ndarray, np.ndarray], int]:
         """Begin a block; what fills bits and their p16 and returns how many, 0 at the block's end."""
         raise NotImplementedError
@@ -78,11 +83,33 @@ class _Engine:
         """The payload of a block that holds `data`, 1 byte a stream to 16 MiB."""
         decisions = self._begin_encode(data)
         bits, p16 = _room(np.uint8), _room(np.uint16)
-        encoder = coder.Encoder()
+        encoder = coder.Encoder(self.few)
         while n := decisions(bits, p16):
             encoder.encode(bits[:n], p16[:n])
             self._advance()
         return encoder.finish()
+
+    def prime(self, text: bytes, tables_nbytes: int) -> None:
+        """Code a text as the first block of a chain, and go on from there: now, and after each `rewind`.
+
+        Args:
+            text: at most `tables_nbytes` bytes; the engine has a single stream.
+            tables_nbytes: as for `reset`.
+
+        Raises:
+          Unsupported: the language model's state cannot be kept.
+        """
+        self.reset(tables_nbytes)
+        decisions = self._begin_encode(text)
+        bits, p16 = _room(np.uint8), _room(np.uint16)
+        while decisions(bits, p16):
+            pass
+        if not self._loop.mark():
+            raise Unsupported("this language model's state cannot be kept: it takes no prior")
+
+    def rewind(self) -> bool:
+        """Take back all that was coded since `prime`, errors included; False if that is not possible."""
+        return self._loop.rewind()
 
     def _advance(self) -> None:
         self.position = self._loop.position

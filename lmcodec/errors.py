@@ -38,6 +38,10 @@ class ModelNotFound(LmcodecError):
     """A model, vocabulary or corpus that is needed is not there, or is another one."""
 
 
+class PriorNotFound(LmcodecError):
+    """A prior that the data needs is not given."""
+
+
 class LimitExceeded(LmcodecError):
     """A size is larger than the limit the caller set."""
 

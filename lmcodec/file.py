@@ -38,6 +38,7 @@ from lmcodec.codec import (
     scan,
     stored_frame,
 )
+from lmcodec.codec.prior import Priors
 from lmcodec.errors import LimitExceeded, LmcodecError, TrailingData, Truncated
 from lmcodec.lm.executor import KERNEL
 from lmcodec.lm.store import FilePath as ModelPath
@@ -572,10 +573,10 @@ class LMFile(io.BufferedIOBase):
     Args:
         file: a path, or a binary file object, which is left open when this one is closed.
         mode: r, w, x (must not exist) or a (append a frame), with or without b.
-        level, block_size, threads, solid, content_size, streams, groups, model, method, executor: of writing,
-            see `Compressor`.
-        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment: of
-            reading, see `Decompressor`.
+        level, block_size, threads, solid, content_size, streams, groups, model, method, executor,
+            prior: of writing, see `Compressor`.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment,
+            prior: of reading, see `Decompressor`.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -618,6 +619,7 @@ class LMFile(io.BufferedIOBase):
         method: str = AUTO,
         executor: str = KERNEL,
         any_environment: bool = False,
+        prior: Priors = None,
     ) -> None:
         if mode not in ("r", "rb", "w", "wb", "x", "xb", "a", "ab"):
             raise ValueError(f"mode must be r, w, x or a, with or without b, not {mode!r}")
@@ -635,6 +637,7 @@ class LMFile(io.BufferedIOBase):
                 model=model,
                 method=method,
                 executor=executor,
+                prior=prior,  # type: ignore[arg-type]
             )
         if isinstance(file, (str, bytes, os.PathLike)):
             # Without a buffer where it is written: what is in one would be written again by a forked process.
@@ -658,6 +661,7 @@ class LMFile(io.BufferedIOBase):
                 "model": model,
                 "executor": executor,
                 "any_environment": any_environment,
+                "prior": prior,
             }
             try:
                 self._decoded = _Decoded(self._fp, limits)

@@ -8,6 +8,7 @@ from 1.
 
 from __future__ import annotations
 
+import math
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from lmcodec import models
 from lmcodec.errors import BadMagic, Corrupt, TrailingData, Unsupported
 
 MAGIC = b"\xb5LMZ"
+COMPACT_MAGIC = 0xC1  # the first byte of a compact frame: no text in UTF-8 has it
 FOOTER_MAGIC = b"ZML\xb5"
 VERSION = 1
 PROFILES = {number: name for number, (name, _) in models.PROFILES.items()}  # FORMAT.md section 5
@@ -26,6 +28,7 @@ MAX_ENLARGE = 3
 MIN_TABLES_LOG2, MAX_TABLES_LOG2 = 10, 24  # of the block that a chain's tables are sized for
 CHAIN_SPARE_NBYTES = 16  # a block of such a chain may have a payload larger than itself by so much
 MAX_EXTENSIONS_NBYTES = 1 << 16  # of the fields of a frame header
+COMPACT_HEADER_NBYTES = 3
 PLAIN_FRAME_HEADER_NBYTES = 4 + 1 + 9 + 9 + 1  # at most, of one without extension fields
 MAX_FRAME_HEADER_NBYTES = PLAIN_FRAME_HEADER_NBYTES + 3 + MAX_EXTENSIONS_NBYTES + 4
 MAX_BLOCK_HEADER_NBYTES = 1 + 1 + 1 + 1 + 4 + 4 + 4
@@ -174,6 +177,77 @@ def pack_extensions(extensions: Iterable[Extension]) -> bytes:
     return pack_varint(len(packed)) + packed
 
 
+# FORMAT.md section 2.6: compact frames
+
+# What the coding number of a compact frame stands for: the method, and which of the prior's profiles for it.
+CODINGS = ((Method.CM, 0), (Method.CM, 1), (Method.LM_CM, 0))
+PRIOR_ID_NBYTES = 8
+
+
+def short_prior_id(prior_id: bytes) -> int:
+    """The part of a prior's id that compact frames name it by: 12 bits, three hexadecimal digits."""
+    return (prior_id[0] << 8 | prior_id[1]) >> 4
+
+
+@dataclass(frozen=True)
+class Compact:
+    """What the header of a compact frame says.
+
+    Attributes:
+        short_id: of its prior, 12 bits (`short_prior_id`).
+        coding: an index of CODINGS.
+        short_check: the block's check has 16 bits.
+    """
+
+    short_id: int
+    coding: int
+    short_check: bool = False
+
+    @property
+    def check_nbytes(self) -> int:
+        return 2 if self.short_check else 4
+
+    def pack(self) -> bytes:
+        first = self.short_check | self.coding << 1 | self.short_id >> 8 << 4
+        return bytes([COMPACT_MAGIC, first, self.short_id & 0xFF])
+
+
+def _parse_compact(data: bytes | bytearray, where: str) -> Compact | None:
+    if len(data) < COMPACT_HEADER_NBYTES:
+        return None
+    coding = data[1] >> 1 & 3
+    if coding >= len(CODINGS) or data[1] & 8:
+        raise Unsupported(
+            f"{where}: flags {data[1] & 15:X} of a compact frame are unknown to this lmcodec; {_NEWER}"
+        )
+    return Compact(data[1] >> 4 << 8 | data[2], coding, bool(data[1] & 1))
+
+
+def pack_sizes(original_nbytes: int, payload_nbytes: int) -> bytes:
+    """Both sizes of a compact frame as one number; the payload's is at most the original's."""
+    assert original_nbytes > 0
+    assert 0 <= payload_nbytes <= original_nbytes
+    return pack_varint(original_nbytes * (original_nbytes + 1) // 2 + payload_nbytes)
+
+
+def parse_sizes(data: bytes | bytearray, at: int, where: str) -> tuple[int, int, int] | None:
+    """Original size, payload size and where they end, or None if they are cut.
+
+    Raises:
+        Corrupt
+    """
+    parsed = parse_varint(data, at, where, 7)
+    if parsed is None:
+        return None
+    number, at = parsed
+    original_nbytes = (math.isqrt(8 * number + 1) - 1) // 2
+    if not 1 <= original_nbytes <= MAX_BLOCK_NBYTES:
+        raise Corrupt(
+            f"{where}: original size {original_nbytes}, expected 1 to {MAX_BLOCK_NBYTES} bytes; {_DAMAGED}"
+        )
+    return original_nbytes, number - original_nbytes * (original_nbytes + 1) // 2, at
+
+
 @dataclass(frozen=True)
 class FrameHeader:
     """What a frame header says.
@@ -183,12 +257,14 @@ class FrameHeader:
         model_id: None, the number of a shipped model (1 to 127), or the 8 bytes that identify another one.
         has_index: an index and a footer follow the last block.
         extensions: fields of later versions and other programs, in the order of their types.
+        compact: of a compact frame, which has none of these; else None.
     """
 
     content_size: int | None = None
     model_id: int | bytes | None = None
     has_index: bool = False
     extensions: tuple[Extension, ...] = ()
+    compact: Compact | None = None
 
     @property
     def environment(self) -> bytes | None:
@@ -213,6 +289,8 @@ class FrameHeader:
         return len(self.pack())
 
     def pack(self) -> bytes:
+        if self.compact is not None:
+            return self.compact.pack()
         out = MAGIC + bytes([VERSION | self.flags])
         if self.model_id is not None:
             out += bytes([self.model_id]) if isinstance(self.model_id, int) else b"\xff" + self.model_id
@@ -300,6 +378,9 @@ def parse_header(data: bytes | bytearray, offset: int = 0) -> FrameHeader | None
         BadMagic, Unsupported, Corrupt: looked for in FORMAT.md's order. The first is a TrailingData if
             `offset` is not 0.
     """
+    if data[:1] == bytes([COMPACT_MAGIC]):
+        compact = _parse_compact(data, f"frame header at offset {offset}")
+        return None if compact is None else FrameHeader(compact=compact)
     magic = bytes(data[:4])
     if magic != MAGIC[: len(magic)]:
         found, expected = magic.hex(" ").upper(), MAGIC.hex(" ").upper()
@@ -367,6 +448,9 @@ class Block:
             others, which continue it, leave out what they have in common with the block before.
         tables_log2: the tables are as large as a block of 2^tables_log2 bytes would ask for; 0 if they are
             sized for this block, or made already.
+        compact: of the block of a compact frame, its header; else None. Profile, streams and groups are 0
+            then: the prior has them.
+        prior_id: the whole id of that prior, which its check covers; the header alone does not say it.
     """
 
     method: Method
@@ -381,6 +465,8 @@ class Block:
     enlarge: int = 0
     chained: bool = False
     tables_log2: int = 0
+    compact: Compact | None = None
+    prior_id: bytes = b""
 
     @property
     def tables_nbytes(self) -> int:
@@ -394,7 +480,7 @@ class Block:
 
     @property
     def header_nbytes(self) -> int:
-        return len(self.head()) + 4
+        return len(self.head()) + (4 if self.compact is None else self.compact.check_nbytes)
 
     @property
     def nbytes(self) -> int:
@@ -403,6 +489,8 @@ class Block:
 
     def head(self) -> bytes:
         """The header before the check."""
+        if self.compact is not None:
+            return pack_sizes(self.original_nbytes, self.payload_nbytes)
         out = bytes([self.method | self.last << 3 | self.continues << 4 | self.chained << 5])
         if self.method >= Method.CM and not (self.chained and self.continues):
             out += bytes([self.profile | self.enlarge << 5, self.streams - 1 | self.groups - 1 << 7])
@@ -415,11 +503,18 @@ class Block:
         return out
 
     def compute_check(self, original: bytes | bytearray, payload: bytes) -> int:
-        return zlib.crc32(payload, zlib.crc32(self.head(), zlib.crc32(original)))
+        head = self.head()
+        if self.compact is None:
+            return zlib.crc32(payload, zlib.crc32(head, zlib.crc32(original)))
+        head = self.compact.pack() + self.prior_id + head
+        check = zlib.crc32(payload, zlib.crc32(head, zlib.crc32(original)))
+        return check & 0xFFFF if self.compact.short_check else check
 
     def pack(self, original: bytes = b"", payload: bytes = b"") -> bytes:
         """The whole block, its check computed."""
-        return b"".join((self.head(), _u32(self.compute_check(original, payload)), payload))
+        nbytes = 4 if self.compact is None else self.compact.check_nbytes
+        check = self.compute_check(original, payload).to_bytes(nbytes, "little")
+        return b"".join((self.head(), check, payload))
 
 
 _METHODS = frozenset(Method)
@@ -432,8 +527,23 @@ def continues(data: bytes) -> bool:
     return bool(data and data[0] & 0x10)
 
 
+def _parse_compact_block(data: bytes, where: str, compact: Compact) -> Block | None:
+    sizes = parse_sizes(data, 0, where)
+    if sizes is None or len(data) < sizes[2] + compact.check_nbytes:
+        return None
+    original_nbytes, payload_nbytes, at = sizes
+    method = Method.STORED if payload_nbytes == original_nbytes else CODINGS[compact.coding][0]
+    check = int.from_bytes(data[at : at + compact.check_nbytes], "little")
+    return Block(method, original_nbytes, payload_nbytes, last=True, check=check, compact=compact)
+
+
 def parse_block(
-    data: bytes, where: str, *, has_model: bool = False, previous: Block | None = None
+    data: bytes,
+    where: str,
+    *,
+    has_model: bool = False,
+    previous: Block | None = None,
+    compact: Compact | None = None,
 ) -> Block | None:
     """The block header that `data` starts with, or None if it is cut.
 
@@ -442,10 +552,13 @@ def parse_block(
         where: names the block in messages.
         has_model: whether the frame header names a model.
         previous: the block before.
+        compact: of a compact frame, its header.
 
     Raises:
         Unsupported, Corrupt: if a field, alone or with the others of this header, is not one to read.
     """
+    if compact is not None:
+        return _parse_compact_block(data, where, compact)
     if not data:
         return None
     first = data[0]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 from lmcodec.codec import Decompressor, decompress
@@ -112,7 +112,9 @@ DECODERS: list[Callable[[bytes], bytes]] = [
 ]
 
 
-def check_corrupt(*frames: tuple[bytes, bytes]) -> None:
+def check_corrupt(
+    *frames: tuple[bytes, bytes], decoders: Sequence[Callable[[bytes], bytes]] = DECODERS
+) -> None:
     """The law: frames, one after another, each with its original, decode to nothing else when damaged.
 
     Every flipped bit gives an error or the original. Every cut gives an error, or, where a frame ends, what
@@ -124,7 +126,7 @@ def check_corrupt(*frames: tuple[bytes, bytes]) -> None:
     for i in range(len(frames)):
         whole = frames[: i + 1]
         ends[sum(len(packed) for packed, _ in whole)] = b"".join(content for _, content in whole)
-    for decode in DECODERS:
+    for decode in decoders:
         assert decode(data) == original
         for bit in range(8 * len(data)):
             damaged = bytearray(data)

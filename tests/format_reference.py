@@ -11,6 +11,7 @@ the history.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import struct
@@ -1160,9 +1161,12 @@ class TokenMixer(ContextMixer):
 
     # 8.1 Streams and token steps
 
-    def decode(self, coder: Coder, nbytes: int, n_group: int) -> bytes:
+    def decode(self, coder: Coder, nbytes: int, n_group: int, after_prior: bool = False) -> bytes:
+        """after_prior: section 2.6: the network goes on where the text's last token but one left it."""
         self.begin_block(nbytes)
-        for s, stream in enumerate(self.token_streams):
+        for stream in self.token_streams if after_prior else []:
+            stream.before2 = stream.before
+        for s, stream in enumerate([] if after_prior else self.token_streams):
             cut = s > 0 or not self.is_first
             stream.state = network.start(self.model, np.array([cut]))
             stream.before = stream.before2 = len(self.strings) + cut
@@ -1622,6 +1626,62 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
         require(reader.u32() == len(index), "corrupt: size of the index")
         require(reader.take(4) == b"ZML\xb5", "corrupt: footer")
     return out
+
+
+def decode_compact(data: bytes, prior: bytes, before: bytes, model_files: list[bytes]) -> bytes:
+    """The content of a compact frame (section 2.6).
+
+    Args:
+        prior: the file of its prior (section 10).
+        before: the payload of the prior's text as the first block of a chain, coded as the frame is.
+    """
+    magic, version, header_nbytes, file_nbytes = struct.unpack_from("<8sIIQ", prior)
+    require(magic == b"\xb5LMPRIOR" and version == 1 and file_nbytes == len(prior), "not a prior")
+    require(hashlib.sha256(prior[:-32]).digest() == prior[-32:], "corrupt: SHA-256 of the prior")
+    header = json.loads(prior[24 : 24 + header_nbytes])
+    text = ContextMixer(profile(3), header["text_nbytes"], 1).decode(
+        RangeDecoder(prior[24 + header_nbytes : -32]), header["text_nbytes"], 1
+    )
+    codings = json.dumps(
+        {name: header[name] for name in ("model", "profiles", "tables_log2")},
+        sort_keys=True,
+        separators=(",", ":"),
+    ).encode()
+    parts = (len(part).to_bytes(8, "little") + part for part in (codings, text))
+    prior_id = hashlib.sha256(b"lmcodec prior 1\0" + b"".join(parts)).digest()[:8]
+    require(prior_id.hex() == header["id"], "corrupt: id of the prior")
+    reader = Reader(data)
+    require(reader.byte() == 0xC1, "not a compact frame")
+    flags, low = reader.byte(), reader.byte()
+    coding = flags >> 1 & 3
+    require(not flags & 8 and coding < 3, "unsupported compact frame")
+    require(f"{flags >> 4:x}{low:02x}" == header["id"][:3], "another prior")
+    start = reader.at
+    number, n = reader.varint(), 0
+    while (n + 1) * (n + 2) // 2 <= number:
+        n += 1
+    m = number - n * (n + 1) // 2
+    sizes = data[start : reader.at]
+    check = reader.u32() if not flags & 1 else int.from_bytes(reader.take(2), "little")
+    original = payload = reader.take(m)
+    if m < n:
+        k = 2 ** header["tables_log2"]
+        if coding < 2:
+            mixer = ContextMixer(profile(header["profiles"][coding]), k, 1)
+            require(mixer.decode(RangeDecoder(before), len(text), 1) == text, "another text")
+            original = mixer.decode(RangeDecoder(payload), n, 1)
+        else:
+            model = next(
+                found
+                for found in (recurrent_file.parse(file).model for file in model_files)
+                if found.model_id == header["model"]["model_id"]
+            )
+            of_tokens = TokenMixer(model, read_profiles(model.mixer)[header["model"]["profile"] - 1], k, 1)
+            require(of_tokens.decode(RangeDecoder(before), len(text), 1) == text, "another text")
+            original = of_tokens.decode(RangeDecoder(payload), n, 1, after_prior=True)
+    found = zlib.crc32(original + data[:3] + prior_id + sizes + payload)
+    require(check == (found & 0xFFFF if flags & 1 else found), "corrupt: check")
+    return original
 
 
 def decode(data: bytes, model_files: list[bytes] | None = None) -> bytes:

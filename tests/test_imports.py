@@ -26,11 +26,14 @@ RANK = {
 }
 # The same within the codec.
 ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | {
-    "decompressor": 3,
-    "survey": 3,
-    "proof": 4,
-    "salvage": 4,
-    "compressor": 5,
+    "cover": 3,
+    "prior": 4,
+    "decompressor": 5,
+    "survey": 5,
+    "records": 5,
+    "proof": 6,
+    "salvage": 6,
+    "compressor": 7,
 }
 
 

@@ -94,9 +94,12 @@ def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
 
 
 def _marks(files: Sequence[Listed]) -> list[str]:
-    """What stands beside the methods of frames that only one environment restores."""
-    bound = any(frame.environment is not None for file in files for frame in file.frames)
-    return ["environment-bound"] if bound else []
+    """What stands beside the methods: of frames that only one environment restores, and the ids of priors."""
+    frames = [frame for file in files for frame in file.frames]
+    bound = any(frame.environment is not None for frame in frames)
+    priors = {frame.compact.short_id for frame in frames if frame.compact is not None}
+    marks = [f"prior-{short_id:03x}" for short_id in sorted(priors)]
+    return (["environment-bound"] if bound else []) + marks
 
 
 def environments(files: Sequence[Listed]) -> str:
@@ -163,6 +166,7 @@ def _frame_object(frame: FrameInfo) -> dict[str, Any]:
         "compressed_nbytes": frame.nbytes,
         "original_nbytes": frame.original_nbytes,
         "content_size": frame.content_size,
+        **({} if frame.compact is None else {"prior": f"{frame.compact.short_id:03x}"}),
         **_environment(frame),
         "blocks": [
             {

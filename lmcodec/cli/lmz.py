@@ -150,6 +150,16 @@ _MODEL = [
     ),
     _flag("--download", help="Fetch a model hf:OWNER/NAME that the local cache of the hub lacks."),
 ]
+_PRIOR = [
+    click.Option(
+        ["--prior"],
+        multiple=True,
+        type=click.Path(readable=False),
+        metavar="FILE",
+        help="Begin with the prior in FILE (lmcodec prior train), as whoever decompresses must. May be"
+        " repeated to decompress.",
+    )
+]
 _ENCODING = [
     _flag("--model-only", help="Use the model that --model names, whether it pays for a file or not."),
     click.Option(["--method"], **METHOD),
@@ -301,7 +311,7 @@ def _command(
 
 def front(program: str, mode: str, help: str, **defaults: Any) -> click.Command:
     """A command with all options, as `program`, that does `mode` unless told otherwise."""
-    coding = (_LEVELS, _MODEL, _ENCODING, _RESTORING, _DECODING, _THREADS)
+    coding = (_LEVELS, _MODEL, _PRIOR, _ENCODING, _RESTORING, _DECODING, _THREADS)
     groups = (_MODES, _STDOUT, _OUTPUT, _FILES, *coding, _LISTING, _MESSAGES, _PROGRESS)
     params = [*_OPERANDS, *(option for group in groups for option in group)]
     version = click.version_option(__version__, "-V", "--version", message=f"{program} %(version)s")
@@ -317,19 +327,19 @@ def subcommands() -> list[click.Command]:
             "compress",
             "compress",
             "Compress FILES, each to FILE.lmz; standard input if there are none.",
-            [*written, *_LEVELS, *_MODEL, *_ENCODING, *_THREADS, *end],
+            [*written, *_LEVELS, *_MODEL, *_PRIOR, *_ENCODING, *_THREADS, *end],
         ),
         _command(
             "decompress",
             "decompress",
             "Decompress FILES; standard input if there are none.",
-            [*written, *_MODEL, *_RESTORING, *_DECODING, *_THREADS, *end],
+            [*written, *_MODEL, *_PRIOR, *_RESTORING, *_DECODING, *_THREADS, *end],
         ),
         _command(
             "test",
             "test",
             "Decompress FILES to nowhere and report errors.",
-            [*_OPERANDS, *_FILES, *_MODEL, *_RESTORING[:1], *_DECODING, *_THREADS, *end],
+            [*_OPERANDS, *_FILES, *_MODEL, *_PRIOR, *_RESTORING[:1], *_DECODING, *_THREADS, *end],
         ),
         _command(
             "list",

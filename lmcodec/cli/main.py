@@ -15,7 +15,9 @@ from lmcodec.cli.explain import explain
 from lmcodec.cli.lmz import enter, refuse_empty, subcommands
 from lmcodec.cli.measure import measure
 from lmcodec.cli.model import model
+from lmcodec.cli.prior import prior
 from lmcodec.cli.ray import ray
+from lmcodec.cli.records import records
 from lmcodec.cli.selftest import selftest
 from lmcodec.cli.train import train
 
@@ -26,7 +28,7 @@ def group() -> None:
     """Lossless text compression with a language model."""
 
 
-for command in [*subcommands(), bench, corpus, explain, measure, model, ray, selftest, train]:
+for command in [*subcommands(), bench, corpus, explain, measure, model, prior, ray, records, selftest, train]:
     group.add_command(command)
 refuse_empty(group)
 

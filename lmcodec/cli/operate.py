@@ -31,6 +31,7 @@ from lmcodec.errors import (
     LimitExceeded,
     LmcodecError,
     ModelNotFound,
+    PriorNotFound,
     TrailingData,
     Unsupported,
     one_line,
@@ -38,6 +39,7 @@ from lmcodec.errors import (
 
 if TYPE_CHECKING:
     from lmcodec.cli.listing import Listed
+    from lmcodec.codec.prior import Prior
     from lmcodec.codec.salvage import Gap
     from lmcodec.lm.store import FilePath
 
@@ -80,6 +82,7 @@ class Settings:
     computed_by: str | None = None  # an executor, in place of a device
     dtype: str | None = None  # of a model of the prefix hf
     download: bool = False  # fetch such a model
+    prior: tuple[str, ...] = ()  # files; one of them to compress with
     threads: int | None = None
     block_nbytes: int | None = None
     solid: bool = False
@@ -124,6 +127,7 @@ def operate(settings: Settings, operands: tuple[str, ...]) -> int:
     if settings.mode != "list":
         if settings.computed_by is not None and settings.device is not None:
             raise ConfigError("--executor and --device exclude each other")
+        _check_prior(settings)
         _require_device(settings.device, settings.computed_by)
     reserve_standard_descriptors()
     # Who writes into a pipe may share the terminal with another program (tar -v, less): no progress unasked.
@@ -227,6 +231,24 @@ def check_model(shown: str, level: int, method: str, model: str | None, option: 
         raise ConfigError(f"{option} does not go together with {without}, which uses no language model")
 
 
+def _check_prior(settings: Settings) -> None:
+    """Refuse what does not go with a prior.
+
+    Raises:
+      ConfigError
+    """
+    if not settings.prior or settings.mode != "compress":
+        return
+    if len(settings.prior) > 1:
+        raise ConfigError("--prior: files are compressed with one prior, several are given")
+    for given, option in (
+        (settings.model, "--model"),
+        (settings.executor != "kernel", "--executor and --device"),
+    ):
+        if given:
+            raise ConfigError(f"{option} and --prior exclude each other: the prior has its own model")
+
+
 class _Work:
     def __init__(self, settings: Settings, console: Console) -> None:
         self.settings, self.console = settings, console
@@ -258,6 +280,23 @@ class _Work:
             download=settings.download,
             memory_limit=settings.memory_limit,
         )
+
+    @cached_property
+    def priors(self) -> tuple[Prior, ...]:
+        """What the files of `--prior` hold."""
+        if not self.settings.prior:
+            return ()
+        from lmcodec.codec.prior import Prior
+
+        priors = tuple(map(Prior.load, self.settings.prior))
+        if self.settings.mode == "compress":
+            from lmcodec.codec.levels import method_named
+
+            try:
+                priors[0].coding_of(self.settings.level, method_named(self.settings.method))
+            except ValueError as error:
+                raise ConfigError(str(error)) from None
+        return priors
 
     @property
     def _opens_model(self) -> bool:
@@ -297,6 +336,8 @@ class _Work:
                 message = message.replace(f"raise {limit}", f"raise {option}")
         except ModelNotFound as error:
             message = str(error).replace("model=", "--model")
+        except PriorNotFound as error:
+            message = str(error).replace(", or prior=", "")
         except Unsupported as error:
             message = one_line(error).replace(" (any_environment=True)", "")
         except LmcodecError as error:
@@ -455,7 +496,7 @@ class _Work:
         if settings.verify:
             from lmcodec.cli.verify import Verifier
 
-            verifier = Verifier(settings.threads, self.model, self._executor)
+            verifier = Verifier(settings.threads, self.model, self._executor, self.priors)
         # What was written to a file is read back; what went into a pipe is decoded as it goes.
         reads_back = isinstance(target, Target) and target.can_rewind
         compressor = Compressor(
@@ -467,6 +508,7 @@ class _Work:
             model_only=settings.model_only,
             method=settings.method,
             executor=self._executor,
+            prior=self.priors[0] if self.priors else None,
         )
 
         progress.follow(lambda: (compressor.position, 0))
@@ -548,6 +590,7 @@ class _Work:
             model=self.model,
             executor=self._executor,
             any_environment=settings.force,
+            prior=self.priors,
         ):
             if isinstance(item, Gap):
                 found.append(item)
@@ -602,6 +645,7 @@ class _Work:
             model=self.model,
             executor=self._executor,
             any_environment=settings.force,
+            prior=self.priors,
         )
         progress.follow(lambda: reader.position)
         yield from iter(lambda: reader.read(_OUTPUT_NBYTES), b"")

@@ -147,7 +147,13 @@ class BlockEnds:
         else:
             head = bytes(self._pending[: frame.MAX_BLOCK_HEADER_NBYTES])
             has_model = self._walk.header.model_id is not None
-            block = frame.parse_block(head, "block", has_model=has_model, previous=self._walk.previous)
+            block = frame.parse_block(
+                head,
+                "block",
+                has_model=has_model,
+                previous=self._walk.previous,
+                compact=self._walk.header.compact,
+            )
             if block is None:
                 return False
             self._walk.admit(block, "block")

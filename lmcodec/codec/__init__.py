@@ -2,6 +2,7 @@
 
 `levels`: what a level means, and the choice of a block's method. `spec`: how a block is coded. `pipeline`:
 blocks at work in threads, and the engines kept for reuse. `compressor`, `decompressor`: the two directions.
+`prior`, `cover`: text that messages begin with; the choice of it. `records`: files of records.
 `survey`: what frames hold, without decoding them. `proof`: frames of models in floats are decoded before they
 are given out. `salvage`: what of damaged frames is sound. `arguments`: checks of what callers give.
 
@@ -24,6 +25,7 @@ from lmcodec.codec.levels import (
     Level,
     lm_streams,
 )
+from lmcodec.codec.prior import Prior
 from lmcodec.codec.survey import FrameInfo, frame_info, scan, scan_to_trailing
 
 __all__ = [
@@ -39,6 +41,7 @@ __all__ = [
     "FrameInfo",
     "FrameReader",
     "Level",
+    "Prior",
     "available_cpus",
     "byte_view",
     "compress",

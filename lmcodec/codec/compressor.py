@@ -24,6 +24,7 @@ from lmcodec.codec.levels import (
     method_named,
 )
 from lmcodec.codec.pipeline import SMALL_NBYTES, Job, Pipeline, Reusable, Seat
+from lmcodec.codec.prior import MAX_MESSAGE_NBYTES, Prior
 from lmcodec.codec.proof import Proof
 from lmcodec.codec.spec import Chain, EngineSpec, Key, lm_groups
 from lmcodec.errors import ModelNotFound, Unsupported
@@ -73,6 +74,10 @@ class Compressor(Reusable):
         method: `auto` for the one that makes a block smallest of those that the level has; or the only one to
             use: `cm` (context models), `lm+cm` (a language model beside them), `lm` (a language model alone)
             or `stored`. What it does not make smaller is stored.
+        prior: what a frame of one block of at most 256 KiB begins with (`lmcodec.Prior`); larger ones are
+            coded without it.
+        short_check: with a prior, a check of 16 bits in place of 32: of 65,536 damaged messages one is
+            expected to pass.
         executor: what computes the language model: `kernel`, `numpy` (the definition, very slow), `torch` on
             the CPU or `torch-cuda`. The frame does not depend on it.
 
@@ -101,6 +106,8 @@ class Compressor(Reusable):
         model_only: bool = False,
         method: str = AUTO,
         executor: str = KERNEL,
+        prior: Prior | None = None,
+        short_check: bool = False,
     ) -> None:
         if os.environ.get("LMCODEC_ISA"):
             from lmcodec.lm import isa
@@ -134,6 +141,12 @@ class Compressor(Reusable):
             or DEFAULT_BLOCK_NBYTES
         )
         self._solid = bool(solid)
+        self._prior, self._short_check = prior, bool(short_check)
+        if prior is None:
+            if short_check:
+                raise ValueError("a check of 16 bits is for messages with a prior: prior is None")
+        else:
+            self._coding = _prior_coding(prior, level, self._method, model, executor, streams)
         threads = optional("threads", threads, 1)
         if self._solid:
             threads = 1  # what a block continues is known when the one before it is coded
@@ -196,6 +209,9 @@ class Compressor(Reusable):
                 if self._proof is not None:
                     self._proof.read(view)
                 for original, last, flushed in self._cut(view, mode):
+                    if self._begins_with_prior(original, last):
+                        self._add_compact(original)
+                        continue
                     self._pipeline.start(**self._prepared(original, last, flushed))
                 if mode == self.FLUSH_FRAME:
                     self._end()
@@ -222,6 +238,24 @@ class Compressor(Reusable):
         walk = self._walk
         if self._proof is not None and walk is not None and walk.header.environment is not None and out:
             self._proof.written(out, mode == self.FLUSH_FRAME)
+
+    def _begins_with_prior(self, data: bytes, last: bool) -> bool:
+        return (
+            self._prior is not None
+            and last
+            and self._walk is None
+            and len(data) <= MAX_MESSAGE_NBYTES
+            and not self._pipeline.n_at_work
+        )
+
+    def _add_compact(self, data: bytes) -> None:
+        """A whole frame of one block that begins with the prior."""
+        assert self._prior is not None
+        block, payload = self._prior.block(data, self._coding, self._short_check)
+        self._walk = FrameWalk(FrameHeader(compact=block.compact))
+        self._walk.admit(block, "block 1")
+        self._pipeline.count(len(data))
+        self._out += [self._walk.header.pack(), block.pack(data, payload)]
 
     def flush(self, mode: int = FLUSH_FRAME) -> bytes:
         """End the frame, or (FLUSH_BLOCK) the block so that all data so far decodes; return what is left.
@@ -502,6 +536,30 @@ def _model_field_nbytes(key: Key) -> int:
     return max((nbytes(spec.model) for spec in key), default=0)
 
 
+def _prior_coding(
+    prior: Prior,
+    level: int,
+    method: Method | None,
+    model: FilePath | None,
+    executor: str,
+    streams: int | None,
+) -> int:
+    """How a prior's messages are coded at a level.
+
+    Raises:
+        TypeError, ValueError: the other arguments do not go with a prior.
+    """
+    if not isinstance(prior, Prior):
+        raise TypeError(f"prior must be a Prior, not {type(prior).__name__}")
+    if model is not None or executor != KERNEL or (streams or 1) > 1:
+        raise ValueError("a prior has its own model, a single stream and executor kernel: give no other")
+    return prior.coding_of(as_int(level), method)
+
+
+# What `compress` does without being told: block_size to executor.
+_PLAIN = (None, None, None, None, None, False, AUTO, KERNEL)
+
+
 def _bound(bound_to: Fingerprint) -> Extension:
     """The field that says what a frame is bound to."""
     return Extension(ExtensionType.ENVIRONMENT, bound_to.pack(), critical=True)
@@ -520,6 +578,8 @@ def compress(
     model_only: bool = False,
     method: str = AUTO,
     executor: str = KERNEL,
+    prior: Prior | None = None,
+    short_check: bool = False,
 ) -> bytes:
     """Compress `data` (any buffer) to one frame.
 
@@ -530,6 +590,12 @@ def compress(
         LmcodecError: if the model is not there, damaged or not one to compress with.
     """
     with byte_view(data) as view:
+        plain = (block_size, threads, streams, groups, model, solid, method, executor) == _PLAIN
+        if prior is not None and plain and 0 < len(view) <= MAX_MESSAGE_NBYTES:
+            # The way of small messages, without a Compressor.
+            level = number("level", level, min(LEVELS), max(LEVELS))
+            coding = _prior_coding(prior, level, None, None, executor, None)
+            return prior.frame(view.tobytes(), coding, bool(short_check))
         compressor = Compressor(
             level,
             block_size=block_size,
@@ -542,6 +608,8 @@ def compress(
             model_only=model_only,
             method=method,
             executor=executor,
+            prior=prior,
+            short_check=short_check,
         )
         try:
             return compressor.compress(view, Compressor.FLUSH_FRAME)

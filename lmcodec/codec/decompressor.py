@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, number, optional, positive
 from lmcodec.codec.pipeline import SMALL_NBYTES, Allowance, Pipeline, Reusable, Seat, without_frames
+from lmcodec.codec.prior import Prior, Priors, collected, decode_compact, decompress_compact, find
 from lmcodec.codec.spec import EngineSpec
-from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, clear_frames
+from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, Unsupported, clear_frames
 from lmcodec.frame import Block, FrameHeader, FrameWalk, Method
 from lmcodec.lm import store
 from lmcodec.lm.executor import KERNEL, checked, require
@@ -76,6 +77,7 @@ class Decompressor(Reusable):
         executor: what computes language models, as for `Compressor`; any gives back any frame.
         any_environment: try a frame that is bound to another environment (a model in floats). What comes out
             is checked as always; if it is not right, the error says so.
+        prior: a `Prior`, or some of them, for frames that begin with one.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -93,7 +95,9 @@ class Decompressor(Reusable):
         model: FilePath | None = None,
         executor: str = KERNEL,
         any_environment: bool = False,
+        prior: Priors = None,
     ) -> None:
+        self._priors = collected(prior)
         self._given_model = model
         self._any_environment = bool(any_environment)
         self._bound_to: Fingerprint | None = None  # what the frame is bound to, once a block asked
@@ -246,7 +250,13 @@ class Decompressor(Reusable):
             head = bytes(self._input[: frame.MAX_BLOCK_HEADER_NBYTES])
             has_model = self._walk.header.model_id is not None
             previous = self._walk.previous
-            block = frame.parse_block(head, self._where(), has_model=has_model, previous=previous)
+            block = frame.parse_block(
+                head,
+                self._where(),
+                has_model=has_model,
+                previous=previous,
+                compact=self._walk.header.compact,
+            )
             if block is not None:
                 self._admit(block)
                 return True
@@ -301,7 +311,7 @@ class Decompressor(Reusable):
             ModelNotFound: it needs a model that is neither shipped nor given.
             Unsupported: it is of an unknown method or profile.
         """
-        if block.method < Method.CM:
+        if block.method < Method.CM or block.compact is not None:
             return None
         if block.method >= Method.LM_CM and self._model is None:
             assert self._walk is not None
@@ -344,7 +354,24 @@ class Decompressor(Reusable):
             f"bound to ({bound_to.describe()})"
         )
 
+    def _prior(self, block: Block) -> Prior:
+        """The prior that a compact frame's block begins with.
+
+        Raises:
+            PriorNotFound: it is not given.
+            Unsupported: the executor has no state to carry.
+        """
+        assert block.compact is not None
+        if self._executor != KERNEL:
+            raise Unsupported(f"a frame with a prior is decoded by executor {KERNEL}, not {self._executor}")
+        return find(self._priors, block.compact)
+
     def _need(self, block: Block) -> int:
+        if block.compact is not None:
+            prior = self._prior(block)
+            if block.method == Method.STORED:
+                return block.original_nbytes
+            return prior.memory_nbytes(block.compact.coding, block.original_nbytes) + 2 * block.payload_nbytes
         spec = self._spec(block)
         if spec is None:
             return block.original_nbytes
@@ -369,6 +396,11 @@ class Decompressor(Reusable):
         if block.method == Method.END:
             decode_block(block, payload, where)
             self._pipeline.pass_over(block.nbytes)
+        elif block.compact is not None:
+            work = partial(
+                decode_compact, block, payload, where, self._prior(block), self._pipeline.allowance
+            )
+            self._pipeline.start(work, need, original_nbytes=block.original_nbytes, coded_nbytes=block.nbytes)
         else:
             small = block.chained and block.original_nbytes <= SMALL_NBYTES
             helped = self._pipeline.helped and not small
@@ -409,8 +441,8 @@ class FrameReader:
         read: called with a number of bytes, returns that many or fewer (any buffer), b"" at the end.
         ready: whether `read` returns without waiting for somebody to write. Where it does not, every block
             that is all there is given out before; where it does, blocks are read ahead. None: it always does.
-        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment: as
-            for `Decompressor`, but for all frames together.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment,
+            prior: as for `Decompressor`, but for all frames together.
     """
 
     def __init__(
@@ -426,6 +458,7 @@ class FrameReader:
         model: FilePath | None = None,
         executor: str = KERNEL,
         any_environment: bool = False,
+        prior: Priors = None,
     ) -> None:
         self._read, self._ready = read, ready
         self._limits: dict[str, Any] = {
@@ -437,6 +470,7 @@ class FrameReader:
             "model": model,
             "executor": executor,
             "any_environment": any_environment,
+            "prior": collected(prior),
         }
         self._frame = self._open(0, 0)
         self._fresh = True  # not a byte of the frame has been read
@@ -568,6 +602,7 @@ def decompress(
     model: FilePath | None = None,
     executor: str = KERNEL,
     any_environment: bool = False,
+    prior: Priors = None,
 ) -> bytes:
     """Decompress `data` (any buffer): one frame, or several one after another.
 
@@ -579,6 +614,12 @@ def decompress(
         Truncated, Corrupt, Unsupported, LimitExceeded, ModelNotFound: as `Decompressor.decompress`.
     """
     with byte_view(data) as view:
+        if len(view) and view[0] == frame.COMPACT_MAGIC and executor == KERNEL:
+            limits = max_output, threads, memory_limit, max_ratio, max_cpu_seconds
+            if all(limit is None for limit in limits):
+                message = decompress_compact(view, prior)
+                if message is not None:
+                    return message
         at = 0
 
         def read(nbytes: int) -> memoryview:
@@ -596,6 +637,7 @@ def decompress(
             model=model,
             executor=executor,
             any_environment=any_environment,
+            prior=prior,
         )
         try:
             return reader.read()

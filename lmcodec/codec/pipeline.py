@@ -463,6 +463,11 @@ class Pipeline:
             self._begun_original += original_nbytes
             self._begun_coded += coded_nbytes
 
+    def count(self, original_nbytes: int) -> None:
+        """Count bytes of an original that were coded elsewhere."""
+        with self._position_lock:
+            self._begun_original += original_nbytes
+
     def pass_over(self, coded_nbytes: int) -> None:
         """Count bytes of the coded side that are no block to decode."""
         with self._position_lock:

@@ -15,7 +15,15 @@ from typing import Any
 
 from lmcodec import frame
 from lmcodec.codec.decompressor import Decompressor
-from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
+from lmcodec.errors import (
+    ConfigError,
+    Corrupt,
+    LimitExceeded,
+    LmcodecError,
+    ModelNotFound,
+    PriorNotFound,
+    Unsupported,
+)
 from lmcodec.frame import MAGIC, Block, FrameHeader, Method
 from lmcodec.lm.bound import OtherEnvironment
 from lmcodec.lm.executor import KERNEL
@@ -89,7 +97,8 @@ class _Salvage:
         decompressor = Decompressor(**options)
         # Of the header only the model and what it is bound to matter: what the frame as a whole should hold
         # may not be there.
-        decompressor.decompress(FrameHeader(model_id=header.model_id, extensions=header.extensions).pack())
+        plain = FrameHeader(model_id=header.model_id, extensions=header.extensions, compact=header.compact)
+        decompressor.decompress(plain.pack())
         return decompressor
 
     def _decode(self, header: FrameHeader, block: Block, at: int) -> bytes | str:
@@ -109,7 +118,7 @@ class _Salvage:
             decompressor = self._open(header)
         try:
             original = decompressor.decompress(self._read_at(at, block.nbytes))
-        except (ModelNotFound, LimitExceeded, ConfigError, OtherEnvironment):
+        except (ModelNotFound, PriorNotFound, LimitExceeded, ConfigError, OtherEnvironment):
             raise
         except LmcodecError as error:
             return _reason(error)
@@ -127,7 +136,9 @@ class _Salvage:
         """
         head = self._read_at(at, frame.MAX_BLOCK_HEADER_NBYTES)
         has_model = header.model_id is not None
-        block = frame.parse_block(head, "block", has_model=has_model, previous=previous)
+        block = frame.parse_block(
+            head, "block", has_model=has_model, previous=previous, compact=header.compact
+        )
         return None if block is None or at + block.nbytes > end else block
 
     # Frames
@@ -235,6 +246,10 @@ class _Salvage:
 
     def _by_headers(self, start: int, end: int) -> Generator[bytes | Gap, None, int]:
         """What stands before `end` and has no index that holds, up to the next frame; returns its end."""
+        if self._read_at(start, 1) == bytes([frame.COMPACT_MAGIC]):
+            found = yield from self._compact(start, end)
+            if found is not None:
+                return found
         following = next(self._find(MAGIC, start, end), end)
         if following > start and not any(chunk.strip(b"\0") for _, chunk in self._chunks(start, following)):
             return following  # padding
@@ -290,6 +305,25 @@ class _Salvage:
             yield Gap(at, 0, self._given, known_size, f"the frame at offset {start} has no end")
         return at
 
+    def _compact(self, start: int, end: int) -> Generator[bytes | Gap, None, int | None]:
+        """The compact frame at `start`; returns its end, None if there is none."""
+        try:
+            header = frame.read_header(self._read_at, start)
+            at = start + frame.COMPACT_HEADER_NBYTES
+            block = None if header is None else self._block(at, end, header, None)
+        except (Corrupt, Unsupported):
+            return None
+        if header is None or block is None:
+            return None
+        result = self._decode(header, block, at)
+        if isinstance(result, str):
+            nbytes = at + block.nbytes - start
+            yield Gap(start, nbytes, self._given, block.original_nbytes, f"compact frame: {result}")
+        elif result:
+            self._given += len(result)
+            yield result
+        return at + block.nbytes
+
     def _after_last(self, header: FrameHeader, at: int, end: int) -> Generator[bytes | Gap, None, int]:
         """What follows the last block of a frame without an index that holds; returns its end."""
         if not header.has_index:
@@ -341,10 +375,12 @@ def salvage(
         read_at: returns what stands at an offset, up to a number of bytes.
         end: bytes of the file.
         max_output, max_cpu_seconds: of all together, as for `Decompressor`.
-        options: `memory_limit`, `threads`, `model`, `executor`, `any_environment`, as for `Decompressor`.
+        options: `memory_limit`, `threads`, `model`, `executor`, `any_environment`, `prior`, as for
+            `Decompressor`.
 
     Raises:
-        ModelNotFound, LimitExceeded: as `Decompressor`; what is not damaged is not passed over.
+        ModelNotFound, PriorNotFound, LimitExceeded: as `Decompressor`; what is not damaged is not passed
+            over.
     """
     return _Salvage(read_at, end, max_output, max_cpu_seconds, options).run()
 

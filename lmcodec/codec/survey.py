@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, read_fully
 from lmcodec.errors import Corrupt, TrailingData, Truncated
-from lmcodec.frame import Block, Extension, Flag, FrameWalk
+from lmcodec.frame import Block, Compact, Extension, Flag, FrameWalk
 
 if TYPE_CHECKING:
     from lmcodec.lm.bound import Fingerprint
@@ -32,6 +32,7 @@ class FrameInfo:
         blocks: every block's header, an end block included; None if the frame is cut.
         nbytes: of the whole frame; None if it is cut.
         extensions: extension fields of the header.
+        compact: of a compact frame what its header says, which names its prior; else None.
     """
 
     offset: int
@@ -43,6 +44,7 @@ class FrameInfo:
     blocks: tuple[Block, ...] | None = field(default=None, repr=False)
     nbytes: int | None = None
     extensions: tuple[Extension, ...] = ()
+    compact: Compact | None = None
 
     @property
     def environment(self) -> Fingerprint | None:
@@ -84,11 +86,14 @@ def survey(read_at: Callable[[int, int], bytes], start: int, end: int) -> FrameI
         header.content_size,
         header.nbytes,
         extensions=header.extensions,
+        compact=header.compact,
     )
     while not walk.ended:
         where = f"block {walk.n_block + 1} at offset {at}"
         head, has_model = read_at(at, frame.MAX_BLOCK_HEADER_NBYTES), header.model_id is not None
-        block = frame.parse_block(head, where, has_model=has_model, previous=walk.previous)
+        block = frame.parse_block(
+            head, where, has_model=has_model, previous=walk.previous, compact=header.compact
+        )
         if block is None:
             return info
         walk.admit(block, where)

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "adaptive_map.h"
 #include "bit_history.h"
@@ -91,6 +92,8 @@ void ContextMixer::reset(std::uint32_t tables_nbytes, std::uint32_t nbytes, int 
   streams_.clear();
   learning_.resize(static_cast<std::size_t>(n_stream));
   n_learning_ = 0;
+  journal_ = nullptr;
+  mark_.reset();
   apm_.assign(static_cast<std::size_t>(profile_.n_apm), {});
   std::size_t n_cell = profile_.cells_at();
   for (int a = 0; a < profile_.n_apm; ++a) {
@@ -141,6 +144,36 @@ std::size_t ContextMixer::memory_nbytes(const Profile& profile, std::uint32_t nb
   if (n_stream > 1) stream += n_match * table_nbytes<std::uint32_t>(own.own_match);
   sum += static_cast<std::size_t>(n_stream) * (stream + sizeof(Stream*) * 2);
   return sizeof(ContextMixer) + sum + History::memory_nbytes(nbytes, chained);
+}
+
+void ContextMixer::mark() {
+  if (streams_.size() != 1) throw std::logic_error("only a single stream's state can be marked");
+  const Stream& stream = *streams_[0];
+  mark_ = std::make_unique<Mark>(Mark{{}, stream.text, {}, history_.places()});
+  std::copy(std::begin(stream.match), std::end(stream.match), mark_->match);
+  Journal& journal = mark_->journal;
+  const auto watch = [&journal](int number, auto& table) {
+    journal.watch(number, table.data(), table.size() * sizeof(table[0]));
+  };
+  watch(kJournalSlots, slots_.table());
+  for (int d = 0; d < profile_.n_direct; ++d) watch(kJournalDirect + d, direct_[d]);
+  matches_.watch(journal);
+  for (int a = 0; a < profile_.n_apm; ++a) watch(kJournalMap + a, apm_[static_cast<std::size_t>(a)]);
+  for (int a = 0; a < profile_.n_lm_map; ++a) watch(kJournalLmMap + a, lm_map_[static_cast<std::size_t>(a)]);
+  const std::size_t weights = profile_.weights_at();
+  journal.watch(kJournalWeights, &learned_[weights], (profile_.apm_at() - weights) * sizeof(std::uint32_t));
+  journal.keep(learned_.data(), weights * sizeof(std::uint32_t));
+  if (end_) end_->watch(&journal);
+  journal_ = &journal;
+}
+
+bool ContextMixer::rewind() {
+  if (!mark_ || !history_.go_back(mark_->places)) return false;
+  mark_->journal.take_back();
+  Stream& stream = *streams_[0];
+  stream.text = mark_->text;
+  std::copy(std::begin(mark_->match), std::end(mark_->match), stream.match);
+  return true;
 }
 
 void ContextMixer::set_origins() {

@@ -7,6 +7,7 @@
 #include <memory>
 #include <vector>
 
+#include "journal.h"
 #include "match_model.h"
 #include "mixing.h"
 #include "profile.h"
@@ -84,6 +85,10 @@ class ContextMixer {
   // that a stream has for itself. These are counted by tables_nbytes; the first block was counted when it came.
   static std::size_t memory_nbytes(const Profile& profile, std::uint32_t nbytes, std::uint32_t tables_nbytes, int n_stream,
                                    bool chained);
+  // With a single stream, between blocks: all is to be as it is now after rewind(), as often as that is called. false if
+  // it cannot be: too much has been coded since.
+  void mark();
+  bool rewind();
   // Begins a block of nbytes: stream s covers [s * n / B, (s + 1) * n / B).
   void begin_block(std::uint32_t nbytes);
 
@@ -127,6 +132,7 @@ class ContextMixer {
   static_assert(kSelectorMax + kApmMax + 1 + kLmMapMax <= kRowMax && kSelectorMax <= kMixerSets, "rows have their places");
   struct Stream;
   struct Nibble;
+  struct Mark;
 
   // The byte at hand: its matches, the rows of weights that they and the text choose, the hashes of its contexts.
   void find_matches(Stream& stream);
@@ -180,6 +186,8 @@ class ContextMixer {
   std::vector<std::unique_ptr<Stream>> streams_;
   std::vector<Stream*> learning_;  // those whose bit has come since learn()
   int n_learning_ = 0;
+  std::unique_ptr<Mark> mark_;
+  Journal* journal_ = nullptr;  // of what changed since mark(); null where nothing is marked
   std::uint32_t base_ = 0, nbytes_ = 0;
   bool fresh_ = true;
   int token_bits_ = 16;  // TokenEnd::Situation::token_bits

@@ -53,6 +53,11 @@ void ContextMixer::choose(Stream& stream) {
   }
   stream.mixture.final_weights = reinterpret_cast<std::int32_t*>(origin_[r] + offset[r]);
   ++r;
+  if (journal_) {
+    const std::size_t lines = static_cast<std::size_t>(n_input_) * sizeof(std::int32_t) / Journal::kLine;
+    for (int k = 0; k < n_selector; ++k) journal_->save(kJournalWeights, stream.mixture.weights[k], lines);
+    journal_->save(kJournalWeights, stream.mixture.final_weights);
+  }
   const std::uint32_t lm_cell = MapPlace(stream.lm_stretch).cell;
   for (int a = 0; a < n_lm_map; ++a, ++r) {
     std::uint16_t* cell = reinterpret_cast<std::uint16_t*>(origin_[r] + offset[r]) + lm_cell;
@@ -97,6 +102,7 @@ void ContextMixer::gather_lm(Stream& stream) {
   for (int a = 0; a < profile_.n_lm_map; ++a, ++x) {
     x[0] = logit.stretch(place.read(stream.lm_map[a]) << 6);
     stream.lm_map[a] += place.nearer();
+    if (journal_) journal_->save(kJournalLmMap + a, stream.lm_map[a]);
   }
 }
 
@@ -108,6 +114,7 @@ std::uint32_t ContextMixer::refine(Stream& stream) {
     for (int a = 0; a < profile_.n_apm; ++a) {
       refined += place.read(stream.apm[a] + place.cell);
       stream.apm[a] += place.cell + place.nearer();
+      if (journal_) journal_->save(kJournalMap + a, stream.apm[a]);
     }
     refined /= static_cast<std::uint32_t>(profile_.n_apm);
     const std::uint32_t share = static_cast<std::uint32_t>(profile_.apm_weight);

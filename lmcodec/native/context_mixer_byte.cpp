@@ -14,7 +14,7 @@ Progress ContextMixer::progress(int s) const { return streams_[static_cast<std::
 void ContextMixer::find_matches(Stream& stream) {
   for (int m = 0; m < profile_.n_match; ++m) {
     Match& match = stream.match[m];
-    matches_.find(m, stream.text.tail(), stream.position, history_, stream.own_match[m], match);
+    matches_.find(m, stream.text.tail(), stream.position, history_, stream.own_match[m], match, journal_);
     match.map = &learned_[profile_.match_at() + static_cast<std::size_t>(m) * kMatchMapCells + match.row() * 8];
   }
 }
@@ -148,6 +148,10 @@ void ContextMixer::lookup(int s) {
     fetch_lines(stream, 16u | stream.match[0].predicted >> 4, likely);
   }
   const int n_context = profile_.n_context;
+  if (journal_) {
+    for (int i = 0; i < n_context; ++i) journal_->save(kJournalSlots, slots_.line_of(stream.now->line[i]));
+    for (int d = 0; d < profile_.n_direct; ++d) journal_->save(kJournalDirect + d, stream.now->direct[d]);
+  }
   bool seen[kContextMax];  // asked at once: a later context of this lookup may take the slot
   for (int i = 0; i < n_context; ++i) {
     stream.slot[i] = slots_.find(stream.now->line[i]);

@@ -4,6 +4,7 @@
 #include <cstdint>
 
 #include "context_mixer.h"
+#include "journal.h"
 #include "logistic.h"
 
 namespace lmcodec {
@@ -57,6 +58,14 @@ struct ContextMixer::Stream {
   alignas(64) std::uint32_t value[kCellMax];
   alignas(64) std::int32_t opposite[kCellMax] = {};
   alignas(64) std::uint8_t state[kCellMax] = {};  // of each context's slot; not 0 for other counters that learn
+};
+
+// What mark() keeps.
+struct ContextMixer::Mark {
+  Journal journal;
+  TextState text;
+  Match match[kMatchMax];
+  History::Places places;
 };
 
 }  // namespace lmcodec

@@ -7,6 +7,7 @@
 #include <functional>
 #include <memory>
 #include <stdexcept>
+#include <vector>
 
 #include "cancel.h"
 
@@ -56,6 +57,15 @@ class LmSession {
   // A stream begins: before the first token of a document, or (cut) of a text from the middle of one. It is stepped next
   // by LanguageModel::start_token(cut).
   virtual void begin(int stream, bool cut) = 0;
+  // Where it can be carried on by another session of the same model: a stream's state, as numbers; false where it cannot.
+  virtual bool save(int stream, std::vector<std::int32_t>& to) {
+    static_cast<void>(stream), static_cast<void>(to);
+    return false;
+  }
+  // After begin(): goes on where such a state was saved.
+  virtual void restore(int stream, const std::vector<std::int32_t>& from) {
+    static_cast<void>(stream), static_cast<void>(from);
+  }
   // One token each: (B) tokens. Row b of what follows is stream b's. For streams that are over any token may stand.
   virtual void step(const std::uint32_t* tokens) = 0;
   // n_step tokens each: (n_step, B) tokens in time order, the same integers as n_step steps, in pieces.

@@ -46,6 +46,11 @@ void MatchTables::reset(std::size_t n_entry, Pages pages) {
   for (auto& table : tables_) clear_table(table, n_entry, pages);
 }
 
+void MatchTables::watch(Journal& journal) {
+  int table = kJournalMatch;
+  for (auto& positions : tables_) journal.watch(table++, positions.data(), positions.size() * sizeof(std::uint32_t));
+}
+
 // Of the last bytes, as many as a match needs at least (eight at most are hashed).
 std::uint32_t MatchTables::hash(int m, std::uint64_t tail) const {
   const std::uint64_t kept = tail << (64 - 8 * std::min(min_[m], 8));
@@ -59,7 +64,7 @@ void MatchTables::prefetch(int m, std::uint64_t tail, const Table<std::uint32_t>
 }
 
 void MatchTables::find(int m, std::uint64_t tail, std::uint32_t position, const History& history,
-                       Table<std::uint32_t>& own, Match& match) {
+                       Table<std::uint32_t>& own, Match& match, Journal* journal) {
   const std::uint32_t minimum = static_cast<std::uint32_t>(min_[m]), h = hash(m, tail);
   std::uint32_t* const places[2] = {own.empty() ? nullptr : &own[h & (own.size() - 1)],
                                     &tables_[static_cast<std::size_t>(m)][h & mask_]};
@@ -80,6 +85,7 @@ void MatchTables::find(int m, std::uint64_t tail, std::uint32_t position, const 
       }
     }
   }
+  if (journal) journal->save(kJournalMatch + m, places[1]);
   for (std::uint32_t* place : places)
     if (place) *place = position;
   if (match.active && !history.kept(match.pointer)) match.active = false;

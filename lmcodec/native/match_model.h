@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "journal.h"
 #include "profile.h"
 #include "table_memory.h"
 #include "text_state.h"
@@ -46,9 +47,11 @@ class MatchTables {
   // Asks for the entries of a text that ends with the bytes of tail. own: empty where there is none.
   void prefetch(int m, std::uint64_t tail, const Table<std::uint32_t>& own) const;
   // What model m makes of the byte at `position`, before which the bytes of tail stand: the match goes on, or another is
-  // found. The position is entered into the tables.
+  // found. The position is entered into the tables. journal: of what is changed, or null; it does not know tables of a
+  // stream's own.
   void find(int m, std::uint64_t tail, std::uint32_t position, const History& history, Table<std::uint32_t>& own,
-            Match& match);
+            Match& match, Journal* journal = nullptr);
+  void watch(Journal& journal);
 
  private:
   std::uint32_t hash(int m, std::uint64_t tail) const;

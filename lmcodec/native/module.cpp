@@ -144,8 +144,26 @@ class BlockLoop {
 
   void reset() {
     forget_ = true;
+    marked_ = false;
     nbytes_ = 0;
     payload_ = Bytes();
+  }
+
+  // After a block of a single stream: the next one, and after each rewind() another, goes on from here. false if that
+  // cannot be: no such block, or (rewind) too much was coded since.
+  bool mark() {
+    const lmcodec::GilReleased released;
+    if (n_stream_ != 1 || forget_ || !done()) return false;
+    mixer_.mark();
+    return marked_ = true;
+  }
+
+  bool rewind() {
+    const lmcodec::GilReleased released;
+    if (!marked_ || !mixer_.rewind()) return false;
+    nbytes_ = 0;
+    forget_ = false;
+    return true;
   }
 
   // Chains that begin from now on have tables as large as a first block of so many bytes asks for; 0: of its own.
@@ -281,6 +299,7 @@ class BlockLoop {
   std::uint32_t nbytes_ = 0;
   std::uint32_t tables_nbytes_ = 0;
   bool forget_ = true;
+  bool marked_ = false;
 };
 
 }  // namespace
@@ -324,6 +343,8 @@ NB_MODULE(_kernel, m) {
            nb::arg("groups") = 1, nb::arg("isa") = "", nb::arg("enlarge") = 0, nb::keep_alive<1, 2>())
       .def("begin", &BlockLoop::begin, nb::arg("nbytes"))
       .def("reset", &BlockLoop::reset)
+      .def("mark", &BlockLoop::mark)
+      .def("rewind", &BlockLoop::rewind)
       .def("size_tables", &BlockLoop::size_tables, nb::arg("nbytes"))
       .def("encode", &BlockLoop::encode, nb::arg("data"), nb::arg("bits"), nb::arg("p16"))
       .def("trace", &BlockLoop::trace, nb::arg("data"), nb::arg("bits"), nb::arg("p16"), nb::arg("offset"))

@@ -86,6 +86,16 @@ class TokenLoopFace {
     payload_ = Bytes();
   }
 
+  bool mark() {
+    const GilReleased released;
+    return loop_->set_mark();
+  }
+
+  bool rewind() {
+    const GilReleased released;
+    return loop_->rewind();
+  }
+
   // Chains that begin from now on have tables as large as a first block of so many bytes asks for; 0: of its own.
   void size_tables(std::uint32_t nbytes) {
     require(nbytes <= 1u << 24, "tables are sized for 16 MiB at most");
@@ -207,6 +217,8 @@ void bind_token(nb::module_& m) {
            nb::arg("profile").none(), nb::arg("streams") = 1, nb::arg("groups") = 1, nb::arg("isa") = "",
            nb::arg("enlarge") = 0, nb::keep_alive<1, 2>(), nb::keep_alive<1, 3>())
       .def("reset", &TokenLoopFace::reset)
+      .def("mark", &TokenLoopFace::mark)
+      .def("rewind", &TokenLoopFace::rewind)
       .def("size_tables", &TokenLoopFace::size_tables, nb::arg("nbytes"))
       .def("begin_encode", &TokenLoopFace::begin_encode, nb::arg("data"), nb::arg("tokens"), nb::arg("helped") = false)
       .def("encode", &TokenLoopFace::encode, nb::arg("bits"), nb::arg("p16"))

@@ -190,6 +190,22 @@ void RecurrentSession::begin(int stream, bool cut) {
   }
 }
 
+bool RecurrentSession::save(int stream, std::vector<std::int32_t>& to) {
+  to.clear();
+  for (int i = 0; i < model_.shape_.n_layer; ++i) {
+    const std::int32_t* const from = state(i, stream);
+    to.insert(to.end(), from, from + model_.shape_.recurrent);
+  }
+  return true;
+}
+
+void RecurrentSession::restore(int stream, const std::vector<std::int32_t>& from) {
+  const std::size_t r = static_cast<std::size_t>(model_.shape_.recurrent);
+  if (from.size() != r * static_cast<std::size_t>(model_.shape_.n_layer)) throw std::logic_error("a state of another model");
+  for (int i = 0; i < model_.shape_.n_layer; ++i)
+    std::memcpy(state(i, stream), from.data() + static_cast<std::size_t>(i) * r, r * sizeof(std::int32_t));
+}
+
 void RecurrentSession::step(const std::uint32_t* tokens) {
   trunk(tokens, n_stream_);
   head(0, n_stream_);

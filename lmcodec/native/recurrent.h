@@ -99,6 +99,8 @@ class RecurrentSession : public LmSession {
 
   int n_stream() const override { return n_stream_; }
   void begin(int stream, bool cut) override;
+  bool save(int stream, std::vector<std::int32_t>& to) override;
+  void restore(int stream, const std::vector<std::int32_t>& from) override;
   void step(const std::uint32_t* tokens) override;
   void run(const std::uint32_t* tokens, std::size_t n_step, const Rows& rows) override;
   const std::uint32_t* frequencies(int row) const override { return frequencies_.row(row); }

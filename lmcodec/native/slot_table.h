@@ -21,6 +21,9 @@ class SlotTable {
     line_mask_ = static_cast<std::uint32_t>(nbytes / kLine - 1);
   }
 
+  // The line in which find() looks, and which it may change.
+  const void* line_of(std::uint32_t hash) const { return table_.data() + std::size_t{hash & line_mask_} * kLine; }
+  Table<std::uint8_t>& table() { return table_; }
   void prefetch(std::uint32_t hash) const { lmcodec::prefetch(table_.data() + std::size_t{hash & line_mask_} * kLine); }
 
   // The slot of that hash, made where there is none: it takes the place of the line's one whose first node has seen least.

@@ -28,6 +28,19 @@ class History {
     // While it grows to its largest, the half that was there is there as well.
     return table_nbytes<std::uint8_t>(kWindow) + table_nbytes<std::uint8_t>(kWindow / 2);
   }
+  // Forgets what was reserved since it was as `before`, a copy of its places without the bytes; false where bytes that were
+  // kept then are lost.
+  struct Places {
+    std::uint32_t base, end;
+    bool full;
+  };
+  Places places() const { return {base_, end_, full_}; }
+  bool go_back(const Places& before) {
+    if (full_) return false;
+    base_ = before.base;
+    end_ = before.end;
+    return true;
+  }
   std::uint8_t at(std::uint32_t position) const { return bytes_[position & mask_]; }
   void put(std::uint32_t position, std::uint8_t byte) { bytes_[position & mask_] = byte; }
   // Whether position lies in the part that is kept or reserved, which ends before end_.

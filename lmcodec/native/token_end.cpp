@@ -62,6 +62,20 @@ void TokenEnd::neutral(int n_context, std::uint32_t* weights) {
     for (int k = 0; k < kSets; ++k) weights[i + k] = (1 << 16) / kSets;
 }
 
+void TokenEnd::watch(Journal* journal) {
+  journal_ = journal;
+  const auto watch = [journal](int number, auto& table) {
+    journal->watch(number, table.data(), table.size() * sizeof(table[0]));
+  };
+  watch(kJournalEnd, table_);
+  for (int a = 0; a < kMaps; ++a) watch(kJournalEndMap + a, lm_map_[a]);
+  for (int c = 0; c < kCounters - 1; ++c) watch(kJournalEndCounter + c, counters_[c]);
+  const auto keep = [journal](auto& table) { journal->keep(table.data(), table.size() * sizeof(table[0])); };
+  keep(counters_[kCounters - 1]);
+  keep(weights_);
+  keep(maps_);
+}
+
 void TokenEnd::lookup(int s, std::uint32_t token, const std::uint32_t* hash) {
   Stream& stream = streams_[static_cast<std::size_t>(s)];
   for (int i = 0; i < n_context_; ++i) {
@@ -90,6 +104,10 @@ void TokenEnd::begin(int s, const Situation& at) {
   for (int a = 0; a < kMaps; ++a) {
     stream.cell[a] = &lm_map_[a][std::size_t{map_row[a]} * kMapCells + place.cell];
     prefetch(stream.cell[a]);
+  }
+  if (journal_) {
+    for (int c = 0; c < kCounters - 1; ++c) journal_->save(kJournalEndCounter + c, stream.counter[c]);
+    for (int i = 0; i < n_context_; ++i) journal_->save(kJournalEnd, stream.entry[i]);
   }
   int known = 0, others = 0;
   for (int i = 0; i < n_context_; ++i) {
@@ -120,9 +138,11 @@ std::uint32_t TokenEnd::predict(int s, const MixingKernels& mixing) {
   mixing.read_cells(cells_of(stream), logit.stretch12, stream.value, x + 2);
   x += 2 + 2 * (kCounters + n_context_);
   const MapPlace place(stream.stretch);
-  for (std::uint16_t*& cell : stream.cell) {
+  for (int a = 0; a < kMaps; ++a) {
+    std::uint16_t*& cell = stream.cell[a];
     *x++ = logit.stretch(place.read(cell) << 6);
     cell += place.nearer();
+    if (journal_) journal_->save(kJournalEndMap + a, cell);
   }
   x[0] = 256;
   mixing.mix(stream.input, n_input_, kSets, logit, stream.mixture);

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "journal.h"
 #include "mixing.h"
 #include "table_memory.h"
 
@@ -53,6 +54,9 @@ class TokenEnd {
   std::uint32_t predict(int s, const MixingKernels& mixing);
   void update(int s, int bit, const MixingKernels& mixing);
 
+  // What changes from now on is in the journal.
+  void watch(Journal* journal);
+
   const std::vector<std::uint32_t>& weights() const { return weights_; }
   const std::vector<std::uint32_t>& maps() const { return maps_; }
 
@@ -85,6 +89,7 @@ class TokenEnd {
   alignas(64) std::uint32_t limit_[kCellMax];  // of the counters' counts
   std::uint32_t nowhere_;                      // for what gives no input
   std::vector<Stream> streams_;
+  Journal* journal_ = nullptr;
 };
 
 }  // namespace lmcodec

@@ -50,14 +50,16 @@ void wait_lending(Worker& worker, std::uint64_t ticket, LmSession& session) {
 class TokenBlockLoop::Predictor : public TokenModel {
  public:
   virtual SessionTimes times() const = 0;
+  // The state of a block's only stream.
+  virtual bool save(std::vector<std::int32_t>& to) = 0;
 };
 
 class TokenBlockLoop::Live : public Predictor {
  public:
   // helped: a second thread steps one group's streams while another's are coded, helped by the first where that one waits;
-  // of a single group it takes a part of each step.
+  // of a single group it takes a part of each step. state: with a single stream, where its network goes on; or null.
   Live(const TokenCoding& coding, int n_stream, int n_group, bool continues, bool helped, bool timed,
-       CancelRef cancel)
+       CancelRef cancel, const std::vector<std::int32_t>* state)
       : coding_(coding), in_first_((n_stream + n_group - 1) / n_group) {
     helped = helped && coding.model.may_be_helped();
     const Help help = !helped ? Help::kNone : n_group == 1 ? Help::kThread : Help::kLent;
@@ -66,6 +68,7 @@ class TokenBlockLoop::Live : public Predictor {
       sessions_.push_back(coding.model.session(size[g], {help, timed, cancel}));
       for (int s = 0; s < size[g]; ++s) sessions_.back()->begin(s, continues || g * in_first_ + s > 0);
     }
+    if (state) sessions_[0]->restore(0, *state);
     for (int g = 0; g < n_group; ++g) tokens_[g].resize(static_cast<std::size_t>(size[g]));
     worker_ = with_thread<Worker>(helped && n_group > 1);
   }
@@ -92,6 +95,8 @@ class TokenBlockLoop::Live : public Predictor {
     };
     return coding_.stretch(span(sides.one_low, sides.one_high), span(sides.zero_low, sides.zero_high));
   }
+
+  bool save(std::vector<std::int32_t>& to) override { return sessions_[0]->save(0, to); }
 
   SessionTimes times() const override {
     SessionTimes sum;
@@ -121,7 +126,7 @@ class TokenBlockLoop::Recorded : public Predictor {
   // ahead.
   Recorded(const TokenCoding& coding, const std::uint8_t* bytes, std::vector<std::size_t> begin,
            std::vector<std::uint32_t> tokens, std::vector<std::size_t> begin_token, std::vector<std::uint32_t> first,
-           bool continues, bool helped, bool timed, CancelRef cancel)
+           bool continues, bool helped, bool timed, CancelRef cancel, const std::vector<std::int32_t>* state)
       : coding_(coding), n_stream_(first.size()),
         session_(coding.model.session(static_cast<int>(n_stream_), {helped ? Help::kLent : Help::kNone, timed, cancel})),
         bytes_(bytes),
@@ -131,6 +136,7 @@ class TokenBlockLoop::Recorded : public Predictor {
       session_->begin(static_cast<int>(s), continues || s > 0);
       longest_ = std::max(longest_, begin_token_[s + 1] - begin_token_[s]);
     }
+    if (state) session_->restore(0, *state);
     worker_ = with_thread<Worker>(helped);
     begin_record();
   }
@@ -148,6 +154,8 @@ class TokenBlockLoop::Recorded : public Predictor {
     const std::size_t i = static_cast<std::size_t>(s);
     return stretches_[i][next_[i]++];
   }
+
+  bool save(std::vector<std::int32_t>& to) override { return session_->save(0, to); }
 
   SessionTimes times() const override { return session_->times(); }
 
@@ -282,9 +290,10 @@ void TokenBlockLoop::set_timed(bool timed) {
 SessionTimes TokenBlockLoop::network_times() const { return model_ ? model_->times() : SessionTimes(); }
 
 void TokenBlockLoop::begin_block(std::uint32_t nbytes) {
-  const bool continues = !forget_;
-  reset();  // until the block is under way: an allocation may fail
+  const bool continues = !forget_, from_mark = at_mark_;
+  stop();  // until the block is under way: an allocation may fail
   continues_ = continues;
+  from_mark_ = from_mark;
   if (!continues && mixer_) mixer_->reset(tables_nbytes_ ? tables_nbytes_ : nbytes, nbytes, n_stream_);
 }
 
@@ -296,22 +305,46 @@ void TokenBlockLoop::begin_lockstep(std::unique_ptr<Predictor> model, std::uint8
   forget_ = false;
 }
 
-void TokenBlockLoop::reset() {
+void TokenBlockLoop::stop() {
   lockstep_.stop();
   model_.reset();
   direction_ = Direction::kNone;
   forget_ = true;
+  at_mark_ = from_mark_ = false;
+}
+
+void TokenBlockLoop::reset() {
+  stop();
+  marked_ = false;
+}
+
+bool TokenBlockLoop::set_mark() {
+  if (n_stream_ != 1 || !mixer_ || !encoding() || !lockstep_.done() || !model_->save(network_)) return false;
+  marked_token_ = last_token_;
+  mixer_->mark();
+  marked_ = at_mark_ = true;
+  return true;
+}
+
+bool TokenBlockLoop::rewind() {
+  if (!marked_ || !mixer_->rewind()) return false;
+  stop();
+  forget_ = false;
+  at_mark_ = true;
+  return true;
 }
 
 std::vector<std::uint32_t> TokenBlockLoop::first_tokens() const {
   std::vector<std::uint32_t> first(static_cast<std::size_t>(n_stream_), coding_.model.start_token(true));
   if (!continues_) first[0] = coding_.model.start_token(false);
+  if (from_mark_) first[0] = marked_token_;
   return first;
 }
 
 void TokenBlockLoop::begin_encode(const std::uint8_t* bytes, std::uint32_t nbytes, const std::uint32_t* tokens,
                                   std::size_t n_token, bool helped) {
   begin_block(nbytes);
+  last_token_ = n_token ? tokens[n_token - 1] : 0;
   bytes_.assign(bytes, bytes + nbytes);
   ends_.assign(nbytes, 0);
   const std::uint64_t n_stream = static_cast<std::uint64_t>(n_stream_);
@@ -330,7 +363,7 @@ void TokenBlockLoop::begin_encode(const std::uint8_t* bytes, std::uint32_t nbyte
                                             std::vector<std::uint32_t>(tokens, tokens + n_token),
                                             std::move(begin_token), first_tokens(), continues_,
                                             helped && !clock_ && coding_.model.may_be_helped(),
-                                            clock_ != nullptr, cancel_),
+                                            clock_ != nullptr, cancel_, state()),
                  bytes_.data(), nbytes, ends_.data(), Direction::kEncode);
 }
 
@@ -339,7 +372,7 @@ void TokenBlockLoop::or_lost(Code code) {
   try {
     code();
   } catch (...) {
-    reset();
+    stop();
     throw;
   }
 }
@@ -383,7 +416,7 @@ void TokenBlockLoop::begin_decode(std::uint8_t* bytes, std::uint32_t nbytes, con
   begin_block(nbytes);
   decoder_ = RangeDecoder(payload, n);
   begin_lockstep(std::make_unique<Live>(coding_, n_stream_, n_group_, continues_, helped && !clock_, clock_ != nullptr,
-                                        cancel_),
+                                        cancel_, state()),
                  bytes, nbytes, nullptr, Direction::kDecode);
 }
 

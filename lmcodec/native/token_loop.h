@@ -52,6 +52,10 @@ class TokenBlockLoop {
   void size_tables(std::uint32_t nbytes) { tables_nbytes_ = nbytes; }
   // Ends the block at hand; the next one is independent of those before.
   void reset();
+  // After a block of a single stream was encoded: the next one, and after each rewind() another, goes on from here, network
+  // and all. false if that cannot be: no such block, a model whose state cannot be saved, or (rewind) too much coded since.
+  bool set_mark();
+  bool rewind();
   // Whether a block may begin: the one before has ended, or was forgotten.
   bool may_begin() const { return forget_ || lockstep_.done(); }
   // Encoding. The network runs over many positions at once; tokens: those of all streams one after another, whose
@@ -92,7 +96,9 @@ class TokenBlockLoop {
   // Where coding throws, the block is lost: the loop is as after a reset.
   template <typename Code>
   void or_lost(Code code);
+  void stop();
   void begin_block(std::uint32_t nbytes);
+  const std::vector<std::int32_t>* state() const { return from_mark_ ? &network_ : nullptr; }
   void begin_lockstep(std::unique_ptr<Predictor> model, std::uint8_t* bytes, std::uint32_t nbytes,
                       const std::uint8_t* ends, Direction direction);
   std::vector<std::uint32_t> first_tokens() const;
@@ -109,6 +115,10 @@ class TokenBlockLoop {
   Direction direction_ = Direction::kNone;
   std::uint32_t tables_nbytes_ = 0;
   bool forget_ = true;
+  bool marked_ = false, at_mark_ = false;  // whether there is a mark; whether the next block begins there
+  bool from_mark_ = false;                 // whether the block at hand has begun there
+  std::uint32_t last_token_ = 0, marked_token_ = 0;  // of the block at hand; before the mark
+  std::vector<std::int32_t> network_;                // the network's state at the mark
   bool continues_ = false;  // the block at hand goes on where another ended
 };
 
