@@ -1513,10 +1513,103 @@ class RangeDecoder:
         return bit
 
 
+# 10. Numbers
+
+
+def table_of(reader: Reader) -> list[tuple[int, int, int]]:
+    """Of each of the 4096 slots: symbol, its frequency, the slot less the frequencies before it."""
+    first, last = reader.byte(), reader.byte()
+    require(first <= last, "corrupt: range of a table")
+    slots: list[tuple[int, int, int]] = []
+    for symbol in range(first, last + 1):
+        f = reader.varint()
+        require(f <= 4096 - len(slots), "corrupt: frequencies")
+        slots += [(symbol, f, i) for i in range(f)]
+    require(len(slots) == 4096, "corrupt: frequencies")
+    return slots
+
+
+def decode_words(reader: Reader, tables: list[list[tuple[int, int, int]]], context: list[int]) -> bytes:
+    n_word, n_state = reader.varint(), 32 if len(context) >= 4096 else 4
+    require(n_word <= len(context), "corrupt: number of words")
+    states = [reader.u32() for _ in range(n_state)]
+    words = Reader(reader.take(2 * n_word))
+    require(all(x >= 2**16 for x in states), "corrupt: states")
+    out = bytearray()
+    for j, c in enumerate(context):
+        x = states[j % n_state]
+        symbol, f, rest = tables[c][x % 4096]
+        x = f * (x // 4096) + rest
+        if x < 2**16:
+            x = 2**16 * x + int.from_bytes(words.take(2), "little")
+        states[j % n_state] = x
+        out.append(symbol)
+    require(words.at == 2 * n_word and set(states) == {2**16}, "corrupt: words")
+    return bytes(out)
+
+
+def decode_plane(reader: Reader, m: int, above: bytes | None, most_mode: int = 4) -> bytes:
+    mode = reader.byte()
+    require(mode <= most_mode, "corrupt: mode of a plane")
+    if mode == 0:
+        return reader.take(m)
+    if mode == 1:
+        return reader.take(1) * m
+    n_context, context = 1, [0] * m
+    if mode > 2:
+        n_context = reader.byte()
+        require(2 <= n_context <= 8, "corrupt: contexts")
+    if mode == 3:
+        length = reader.varint()
+        require(1 <= length <= m, "corrupt: length of rows")
+        rows = decode_plane(reader, -(-m // length), None, 2)
+        columns = decode_plane(reader, length, None, 2)
+        require(all(1 <= c <= 127 for c in rows + columns), "corrupt: classes")
+        sums = [rows[j // length] + columns[j % length] - 128 for j in range(m)]
+        context = [min(max(c, 0), n_context - 1) for c in sums]
+    if mode == 4:
+        borders = list(reader.take(n_context - 1))
+        require([0, *borders] == sorted({0, *borders}), "corrupt: borders of contexts")
+        require(above is not None, "corrupt: no plane above")
+        context = [sum(t <= b for t in borders) for b in above or b""]
+    return decode_words(reader, [table_of(reader) for _ in range(n_context)], context)
+
+
+def decode_numbers(payload: bytes, nbytes: int) -> bytes:
+    reader = Reader(payload)
+    head = reader.byte()
+    require(head < 16, "corrupt: first byte of numbers")
+    fields = []
+    for _ in range(head + 1):
+        kind, n_element = reader.byte(), reader.varint()
+        require(kind < 16 and 1 <= n_element <= 4096, "corrupt: a field")
+        fields.append((1 << (kind & 3), bool(kind & 4), bool(kind & 8), n_element))
+    record = sum(width * n_element for width, _, _, n_element in fields)
+    require(1 <= record <= min(4096, nbytes), "corrupt: length of a record")
+    n = nbytes // record
+    out = bytearray(n * record) + reader.take(nbytes % record)
+    begin, before, m_before = 0, None, 0
+    for width, is_float, is_big, n_element in fields:
+        m = n * n_element
+        planes: list[bytes] = []
+        for b in range(width):
+            above = planes[-1] if b else before if m_before == m else None
+            planes.append(decode_plane(reader, m, above))
+        for j in range(m):
+            x = int.from_bytes(bytes(plane[j] for plane in planes), "big")
+            if is_float:
+                x = x >> 1 | (x & 1) << 8 * width - 1
+            at = j // n_element * record + begin + j % n_element * width
+            out[at : at + width] = x.to_bytes(width, "big" if is_big else "little")
+        begin, before, m_before = begin + width * n_element, planes[0], m
+    require(reader.at == len(payload), "corrupt: bytes after the planes")
+    return bytes(out)
+
+
 # 2. Frame
 
 CONTENT_SIZE, MODEL, INDEX, EXTENSIONS = 16, 32, 64, 128  # flags
-END, STORED, CM, LM_CM, LM = 0, 1, 2, 3, 4  # methods
+END, STORED, CM, LM_CM, LM, TENSOR = 0, 1, 2, 3, 4, 5  # methods
 
 
 def skip_extensions(reader: Reader, start: int) -> list[int]:
@@ -1560,7 +1653,7 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
         method, last, continues, chain = first & 7, first & 8, first & 16, first & 32
         require(not first & 0xC0, "unsupported: reserved bits of a block")
         require(not chain or method in (CM, LM_CM), "corrupt: method of a chain")
-        require(method in (END, STORED, CM, LM_CM, LM), f"unsupported method {method}")
+        require(method in (END, STORED, CM, LM_CM, LM, TENSOR), f"unsupported method {method}")
         require(method not in (LM_CM, LM) or bool(flags & MODEL), "corrupt: no model")
         number = enlarge = n_stream = n_group = nbytes = payload_nbytes = tables_nbytes = 0
         if chain and continues:
@@ -1581,7 +1674,7 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
             require(n_stream <= nbytes <= (tables_nbytes or 2**24), "corrupt: size")
         else:
             require(bool(last) and not continues, "corrupt: end block")
-        if method in (CM, LM_CM, LM):
+        if method in (CM, LM_CM, LM, TENSOR):
             payload_nbytes = reader.varint()
             require(payload_nbytes < nbytes + (16 if chain else 0), "corrupt: payload size")
         block_header = reader.data[start : reader.at]
@@ -1591,6 +1684,8 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
         if continues:
             require(method in (CM, LM_CM, LM) and shape_now == before, "corrupt: continues nothing")
         original = payload
+        if method == TENSOR:
+            original = decode_numbers(payload, nbytes)
         if method in (CM, LM_CM, LM):
             if not continues and method == CM:
                 mixer = ContextMixer(profile(number), tables_nbytes or nbytes, n_stream, enlarge)

@@ -29,7 +29,7 @@ LEVELS = {"fast": 1, "strong": 2}
 
 # Golden frames small enough for every run; the others are slow.
 QUICK_GOLDEN = ["empty", "one-byte", "stored", "bytes-fast", "text-fast", "streams-4-2-fast", "bytes-strong"]
-QUICK_GOLDEN += ["network", "network-solid-3-2", "mixed"]
+QUICK_GOLDEN += ["network", "network-solid-3-2", "mixed", *(n for n in GOLDEN if n.startswith("tensors"))]
 
 
 def check_reference_decodes(frame: bytes, original: bytes) -> None:

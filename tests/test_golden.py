@@ -52,8 +52,8 @@ def test_cases_show_what_they_are_for() -> None:
     from lmcodec.frame import Flag, Method
 
     seen: set[object] = set()
-    for case in CASES.values():
-        assert len(case.original()) <= 2400
+    for name, case in CASES.items():
+        assert len(case.original()) <= (2400 if name != "tensors-rows" else 40_000)
         info = lmcodec.frame_info(MAKE["frame_of"](case))
         assert info.blocks is not None
         seen.add(Flag.INDEX in info.flags)

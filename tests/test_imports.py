@@ -16,8 +16,8 @@ PACKAGE = Path(lmcodec.__file__).parent
 # A module may import from its own rank or below.
 RANK = {
     **dict.fromkeys(["errors", "ending", "_kernel", "models"], 0),
-    **dict.fromkeys(["lm", "frame", "coder", "profile"], 1),
-    "engine": 2,
+    **dict.fromkeys(["lm", "frame", "coder", "profile", "tensor_files"], 1),
+    **dict.fromkeys(["engine", "planes"], 2),
     "codec": 3,
     "file": 4,
     **dict.fromkeys(["integrations", "measure", "train"], 5),

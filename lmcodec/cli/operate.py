@@ -470,6 +470,8 @@ class _Work:
         )
 
         progress.follow(lambda: (compressor.position, 0))
+        if source.nbytes and not settings.rsyncable:
+            compressor.look_ahead(source.look_at, source.nbytes)
 
         def write(piece: bytes) -> None:
             target.write(piece)
@@ -498,6 +500,9 @@ class _Work:
                     for decoded in verifier.written(piece):
                         check.original(decoded)
             verifier.finish()
+        if compressor.last_recognised is not None:
+            self.console.end()
+            self.console.info(source.name, compressor.last_recognised.describe())
         if compressor.last_choice is not None:
             self.console.end()
             self.console.info(source.name, compressor.last_choice.describe())

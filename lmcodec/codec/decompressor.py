@@ -301,9 +301,9 @@ class Decompressor(Reusable):
             ModelNotFound: it needs a model that is neither shipped nor given.
             Unsupported: it is of an unknown method or profile.
         """
-        if block.method < Method.CM:
+        if not block.method.is_coded:
             return None
-        if block.method >= Method.LM_CM and self._model is None:
+        if block.method.needs_model and self._model is None:
             assert self._walk is not None
             assert self._walk.header.model_id is not None
             self._model = store.for_frame(
@@ -314,9 +314,9 @@ class Decompressor(Reusable):
                 self._environment(),
                 self._any_environment,
             )
-        if self._bound_to is not None and block.groups > 1 and block.method >= Method.LM_CM:
+        if self._bound_to is not None and block.groups > 1 and block.method.needs_model:
             raise Corrupt("streams in two groups with a model in floats; the data is damaged")
-        model = self._model if block.method >= Method.LM_CM else None
+        model = self._model if block.method.needs_model else None
         return EngineSpec(block.method, block.profile, block.streams, block.groups, model, block.enlarge)
 
     def _environment(self) -> Fingerprint | None:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from lmcodec import frame
 from lmcodec.codec.pipeline import REPEAT_SHARE, Encoded, Job, Seat
-from lmcodec.codec.spec import Chain, EngineSpec, Key
+from lmcodec.codec.spec import Chain, EngineSpec, Key, Numbers
 from lmcodec.frame import Block, Method
 from lmcodec.lm.store import Model
 
@@ -27,6 +27,7 @@ class Level(NamedTuple):
         streams: with a language model, at most.
         second_stream_nbytes: without one, a block of so many bytes has a second stream: while the processor
             waits for what one needs, it works on the other. 0: none has.
+        contexts_of_numbers: blocks of numbers are coded in contexts where that pays.
     """
 
     profile: int
@@ -36,10 +37,11 @@ class Level(NamedTuple):
     stream_nbytes: int = 64 << 10
     streams: int = 16
     second_stream_nbytes: int = 0
+    contexts_of_numbers: bool = True
 
 
 LEVELS = (
-    {1: Level(3, second_stream_nbytes=512 << 10), 2: Level(2)}
+    {1: Level(3, second_stream_nbytes=512 << 10, contexts_of_numbers=False), 2: Level(2)}
     | {level: Level(2, ("small",)) for level in range(3, 6)}
     | {
         6: Level(2, ("base", "small"), 2),
@@ -88,6 +90,33 @@ LARGE_STREAMS_NBYTES = 256 << 20
 # In a chain (`spec.Chain`) a block of up to so many bytes is coded even where that makes it a little larger:
 # to store it would end the chain.
 CHAIN_GROWS_NBYTES = 1 << 10
+
+
+# Numbers of a file of tensors are coded by planes where these are smaller than what a dictionary makes of
+# pieces of the block: repetitions, which planes do not see, are for the other methods. Noise, which neither
+# makes smaller, is stored: no other method would find anything.
+DICTIONARY_LEVEL = 1
+DICTIONARY_CLEAR = 0.98
+
+
+def is_numbers(data: bytes, numbers: Numbers) -> bool:
+    """Whether a block of a file of tensors is better coded by planes than by the other methods."""
+    import zlib
+
+    from lmcodec.planes import PlaneEngine
+    from lmcodec.tensor_files.layout import record_nbytes
+
+    record = record_nbytes(numbers.layout)
+    if len(data) < record:
+        return False
+    each = max(SAMPLE_NBYTES // record, 1) * record
+    n_piece = _sample_pieces(len(data))
+    sample = data
+    if len(data) > n_piece * each:
+        last = (len(data) - each) // record
+        sample = b"".join(data[i * last // (n_piece - 1) * record :][:each] for i in range(n_piece))
+    planes = len(PlaneEngine(numbers.layout, contexts=False).encode(sample))
+    return len(zlib.compress(sample, DICTIONARY_LEVEL)) >= DICTIONARY_CLEAR * min(planes, len(sample))
 
 
 def lm_streams(nbytes: int, plan: Level = LEVELS[DEFAULT_LEVEL], model: Model | None = None) -> int:

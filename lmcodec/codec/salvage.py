@@ -222,7 +222,7 @@ class _Salvage:
                 result = self._decode(header, block, at)
                 previous = block
                 if isinstance(result, bytes):
-                    if block.method >= Method.LM_CM:
+                    if block.method.needs_model:
                         candidates = [header]
                     break
             if isinstance(result, str):

@@ -14,8 +14,12 @@ from lmcodec.lm.store import Model
 
 if TYPE_CHECKING:
     from lmcodec.engine import Engine, LmEngine
+    from lmcodec.planes import PlaneEngine
+    from lmcodec.tensor_files.layout import Layout
 
-MakeEngine = Callable[["EngineSpec"], "Engine | LmEngine"]
+    AnyEngine = Engine | LmEngine | PlaneEngine
+
+MakeEngine = Callable[["EngineSpec"], "AnyEngine"]
 
 # With a language model, a block of as many streams has two groups: while the network steps one, the other is
 # coded. Fewer streams a group would waste more of the products than that gains.
@@ -36,6 +40,20 @@ class Chain(NamedTuple):
     tables_log2: int
 
 
+class Numbers(NamedTuple):
+    """What is known of a block's numbers that it is encoded by method tensor.
+
+    Attributes:
+        layout: fields of a record.
+        row_nbytes: bytes of a matrix's row, 0 if there are none.
+        contexts: look for contexts that pay.
+    """
+
+    layout: Layout
+    row_nbytes: int = 0
+    contexts: bool = True
+
+
 class EngineSpec(NamedTuple):
     """How a block is coded: what makes an engine."""
 
@@ -46,6 +64,7 @@ class EngineSpec(NamedTuple):
     model: Model | None = None
     enlarge: int = 0
     may_thin: bool = False
+    numbers: Numbers | None = None
 
     @property
     def may_be_helped(self) -> bool:
@@ -86,6 +105,10 @@ class EngineSpec(NamedTuple):
         self, block_nbytes: int, chained: bool, encoding: bool = False, tables_nbytes: int = 0
     ) -> int:
         """What coding a block of `block_nbytes` bytes takes at most."""
+        if self.method == Method.TENSOR:
+            from lmcodec import planes
+
+            return planes.memory_nbytes(block_nbytes, encoding)
         engine, _ = _modules()
         nbytes, streams = block_nbytes, self.streams
         if self.model is None:
@@ -114,12 +137,16 @@ def make_engine(
     spec: EngineSpec,
     cm: Callable[..., Engine] | None = None,
     lm: Callable[..., LmEngine] | None = None,
-) -> Engine | LmEngine:
+) -> AnyEngine:
     """An engine of that spec.
 
     Args:
         cm, lm: what makes it, in place of `engine.Engine` and `engine.LmEngine`.
     """
+    if spec.method == Method.TENSOR:
+        from lmcodec.planes import PlaneEngine
+
+        return PlaneEngine(*(spec.numbers or ()))
     engine, isa = _modules()
     shape = spec.streams, spec.groups, spec.enlarge
     instead: dict[str, Any] = {} if isa.is_usable() else {"isa": ""}

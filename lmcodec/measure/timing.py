@@ -365,7 +365,7 @@ def time_block(
     encode, kept = _direction(*encode_runs, payload)
     decode, _ = _direction(*decode_runs, payload)
     assert (kept is None) == (block.method == Method.STORED)
-    uses_network = network is not None and block.method >= Method.LM_CM
+    uses_network = network is not None and block.method.needs_model
     return BlockTiming(
         nbytes=len(data),
         packed_nbytes=len(packed),

@@ -23,7 +23,7 @@ using Output = nb::ndarray<std::uint8_t, nb::ndim<1>, nb::c_contig, nb::device::
 using Field = std::tuple<std::uint32_t, bool, bool, std::uint32_t>;
 
 nb::bytes encode(Input data, const nb::object& base, const std::vector<Field>& fields, std::size_t row_nbytes, bool contexts,
-                 bool portable, const lmcodec::CancelHandle* cancel) {
+                 bool portable, std::uint64_t base_at, const lmcodec::CancelHandle* cancel) {
   lmcodec::PlaneLayout layout;
   for (const auto& [width, is_float, is_big, count] : fields) layout.fields.push_back({width, is_float, is_big, count});
   if (!layout.valid() || data.size() < layout.record_nbytes() || data.size() > std::size_t{1} << 24)
@@ -35,7 +35,7 @@ nb::bytes encode(Input data, const nb::object& base, const std::vector<Field>& f
   std::vector<std::uint8_t> payload;
   {
     const lmcodec::GilReleased released;
-    payload = lmcodec::encode_planes(layout, {row_nbytes, contexts, portable}, data.data(),
+    payload = lmcodec::encode_planes(layout, {row_nbytes, base_at, contexts, portable}, data.data(),
                                      near.is_valid() ? near.data() : nullptr, data.size(), flag);
   }
   return nb::bytes(payload.data(), payload.size());
@@ -63,7 +63,7 @@ namespace lmcodec {
 
 void bind_planes(nb::module_& m) {
   m.def("encode_planes", &encode, nb::arg("data"), nb::arg("base").none(), nb::arg("fields"), nb::arg("row_nbytes") = 0,
-        nb::arg("contexts") = true, nb::arg("portable") = false, nb::arg("cancel").none() = nb::none(),
+        nb::arg("contexts") = true, nb::arg("portable") = false, nb::arg("base_at") = 0, nb::arg("cancel").none() = nb::none(),
         "The payload of numbers whose record has fields of (width, is float, is big-endian, count).");
   m.def("decode_planes", &decode, nb::arg("payload"), nb::arg("base").none(), nb::arg("out"), nb::arg("portable") = false,
         nb::arg("cancel").none() = nb::none(), "Write the original of a payload to out (n,) uint8; return what is wrong, or ''.");

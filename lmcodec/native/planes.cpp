@@ -1061,6 +1061,7 @@ std::vector<std::uint8_t> encode_planes(const PlaneLayout& layout, const PlaneOp
   Bytes out;
   out.reserve(nbytes / 2 + 1024);
   out.push_back(static_cast<std::uint8_t>((layout.fields.size() - 1) | (base != nullptr ? 0x10 : 0)));
+  if (base != nullptr) put_varint(out, options.base_at);
   for (const PlaneField& field : layout.fields) {
     const int log2 = field.width == 8 ? 3 : field.width == 4 ? 2 : field.width == 2 ? 1 : 0;
     out.push_back(static_cast<std::uint8_t>(log2 | field.is_float << 2 | field.is_big << 3));
@@ -1068,16 +1069,20 @@ std::vector<std::uint8_t> encode_planes(const PlaneLayout& layout, const PlaneOp
   }
   out.insert(out.end(), data + whole, data + nbytes);
   const PlaneEncoder encoder(options, cancel);
-  std::size_t offset = 0;
+  std::size_t offset = 0, m_before = 0;
+  Raw before;  // the planes of the field before
   for (const PlaneField& field : layout.fields) {
     const std::size_t m = n * field.count;
-    const Raw planes(new std::uint8_t[m * field.width]);
+    Raw planes(new std::uint8_t[m * field.width]);
     split(isa, field.width, {record, offset, n, field.count, field.is_float, field.is_big}, data, base, planes.get());
     const bool is_matrix = field.count == 1 && field.is_float && base == nullptr && options.row_nbytes % record == 0;
     for (std::size_t b = 0; b < field.width; ++b) {
       const std::uint8_t* const plane = planes.get() + b * m;
-      encoder.put(out, plane, b > 0 ? plane - m : nullptr, b == 0 && is_matrix ? options.row_nbytes / record : 0, m);
+      const std::uint8_t* const above = b > 0 ? plane - m : m_before == m ? before.get() : nullptr;
+      encoder.put(out, plane, above, b == 0 && is_matrix ? options.row_nbytes / record : 0, m);
     }
+    before = std::move(planes);
+    m_before = m;
     offset += static_cast<std::size_t>(field.width) * field.count;
   }
   return out;
@@ -1090,6 +1095,8 @@ const char* decode_planes(const std::uint8_t* payload, std::size_t payload_nbyte
   if (!reader.byte(head) || head & 0xE0) return "its first byte is unknown";
   if ((head & 0x10) && base == nullptr) return "it needs a base";
   if (!(head & 0x10)) base = nullptr;
+  std::uint64_t base_at;
+  if (base != nullptr && !reader.varint(base_at)) return "a place is not one";
   PlaneLayout layout;
   for (int f = 0; f <= (head & 0x0F); ++f) {
     std::uint8_t kind;
@@ -1105,16 +1112,22 @@ const char* decode_planes(const std::uint8_t* payload, std::size_t payload_nbyte
   if (rest == nullptr) return "it ends before its planes";
   if (nbytes > whole) std::memcpy(out + whole, rest, nbytes - whole);
   const Isa isa = best_isa(portable);
-  std::size_t offset = 0;
+  std::size_t offset = 0, m_before = 0;
+  Raw room_before;
+  const std::uint8_t* before = nullptr;  // the first plane of the field before
   for (const PlaneField& field : layout.fields) {
     const std::size_t m = n * field.count;
     Raw room[8];
     const std::uint8_t* plane[8] = {};
-    for (std::size_t b = 0; b < field.width; ++b)
-      if (const char* wrong = decode_plane(reader, b > 0 ? plane[b - 1] : nullptr, false, isa, m, room[b], &plane[b], cancel))
-        return wrong;
+    for (std::size_t b = 0; b < field.width; ++b) {
+      const std::uint8_t* const above = b > 0 ? plane[b - 1] : m_before == m ? before : nullptr;
+      if (const char* wrong = decode_plane(reader, above, false, isa, m, room[b], &plane[b], cancel)) return wrong;
+    }
     throw_if_set(cancel);
     join(isa, field.width, {record, offset, n, field.count, field.is_float, field.is_big}, plane, base, out);
+    room_before = std::move(room[0]);
+    before = plane[0];
+    m_before = m;
     offset += static_cast<std::size_t>(field.width) * field.count;
   }
   return reader.left() == 0 ? nullptr : "bytes follow its planes";

@@ -37,11 +37,12 @@ struct PlaneLayout {
 
 struct PlaneOptions {
   std::size_t row_nbytes = 0;  // of a matrix's row; 0: unknown
+  std::uint64_t base_at = 0;   // where the bytes that they are near lie in the base, for the decoder to find them
   bool contexts = true;        // look for contexts that pay
   bool portable = false;       // no instructions but those that every machine has
 };
 
-// The payload of `data`. base: as many bytes that it is near, or nullptr.
+// The payload of `data`. base: as many bytes of another file that it is near, or nullptr.
 std::vector<std::uint8_t> encode_planes(const PlaneLayout& layout, const PlaneOptions& options, const std::uint8_t* data,
                                         const std::uint8_t* base, std::size_t nbytes, const CancelRef& cancel);
 

@@ -1,0 +1,96 @@
+"""Blocks of numbers: a block of method `tensor` to its payload and back (FORMAT.md section 10).
+
+The kernel does the work (native/planes.h). Knows nothing of files, nor of which bytes are numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lmcodec import _kernel
+from lmcodec.errors import Corrupt
+
+if TYPE_CHECKING:
+    from lmcodec.tensor_files.layout import Layout
+
+# What coding a block takes beside the block: tables of up to eight contexts, their counts, samples.
+_TABLES_NBYTES = 2 << 20
+_DECODE_NBYTES = 3  # a byte of the block: the block, its planes, contexts of one
+_ENCODE_NBYTES = 8  # likewise: planes, contexts, words, the payload and its copy
+
+
+class PlaneEngine:
+    """Codes blocks of numbers. Nothing carries over from one to the next.
+
+    Attributes:
+        helped, between_calls: as for `engine.LmEngine`; a block takes milliseconds, and one thread.
+        position: bytes of the block at hand that are done.
+        cancel: the flag that ends the work.
+
+    Args:
+        layout: fields of a record; None to decode, since a payload says it.
+        row_nbytes: bytes of a matrix's row, 0 if there are none.
+        contexts: look for contexts that pay.
+        portable: take no instructions but those that every machine has. It changes no byte.
+    """
+
+    between_calls: Callable[[], object] | None = None
+    helped = False
+    cancel: _kernel.Cancel | None = None
+
+    def __init__(
+        self,
+        layout: Layout | None = None,
+        row_nbytes: int = 0,
+        contexts: bool = True,
+        portable: bool = False,
+    ) -> None:
+        self._layout, self._row_nbytes, self._contexts, self._portable = (
+            layout,
+            row_nbytes,
+            contexts,
+            portable,
+        )
+        self.position = 0
+
+    def reset(self, tables_nbytes: int = 0) -> None:
+        """As `engine.Engine.reset`; there is nothing to forget."""
+        self.position = 0
+
+    def encode(self, data: bytes | memoryview) -> bytes:
+        """The payload of a block that holds `data`, one record to 16 MiB."""
+        assert self._layout is not None
+        fields = [tuple(field) for field in self._layout]
+        block = np.frombuffer(data, np.uint8)
+        payload = _kernel.encode_planes(
+            block, None, fields, self._row_nbytes, self._contexts, self._portable, cancel=self.cancel
+        )
+        self.position = len(data)
+        return payload
+
+    def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
+        """The `nbytes` bytes that `encode` made `payload` of.
+
+        Raises:
+            Corrupt: no encoder writes such a payload.
+        """
+        out = bytearray(nbytes)
+        self.decode_into(payload, out)
+        return out
+
+    def decode_into(self, payload: bytes | memoryview, out: Any) -> None:
+        """As `decode`, to a buffer."""
+        wrong = _kernel.decode_planes(
+            np.frombuffer(payload, np.uint8), None, np.frombuffer(out, np.uint8), self._portable, self.cancel
+        )
+        if wrong:
+            raise Corrupt(f"the payload of numbers: {wrong}; the block is damaged")
+        self.position = len(out)
+
+
+def memory_nbytes(block_nbytes: int, encoding: bool = False) -> int:
+    """What coding a block of `block_nbytes` bytes takes at most, the block included."""
+    return (_ENCODE_NBYTES if encoding else _DECODE_NBYTES) * block_nbytes + _TABLES_NBYTES
