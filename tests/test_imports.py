@@ -20,7 +20,7 @@ RANK = {
     **dict.fromkeys(["engine", "planes"], 2),
     "codec": 3,
     "file": 4,
-    **dict.fromkeys(["integrations", "measure", "train"], 5),
+    **dict.fromkeys(["integrations", "measure", "tensors", "train"], 5),
     **dict.fromkeys(["cli", "testing"], 6),
     "": 7,
 }

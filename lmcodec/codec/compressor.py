@@ -269,14 +269,15 @@ class Compressor(Reusable):
         at = 0
         # A full block waits until more data comes: it may be the last.
         while len(self._pending) + len(view) - at > (room := self._room())[0]:
-            end = at + room[0] - len(self._pending)
-            self._pending += view[at:end]
-            at = end
-            yield self._taken(), False, False, room[1]
+            missing = room[0] - len(self._pending)
+            if missing > 0:
+                self._pending += view[at : at + missing]
+                at += missing
+            yield self._taken(room[0]), False, False, room[1]
         self._pending += view[at:]
         if self._pending and mode != self.CONTINUE:
             region = self._room()[1]
-            yield self._taken(), mode == self.FLUSH_FRAME, mode == self.FLUSH_BLOCK, region
+            yield self._taken(len(self._pending)), mode == self.FLUSH_FRAME, mode == self.FLUSH_BLOCK, region
 
     def _room(self) -> tuple[int, Region | None]:
         """Bytes that the block which begins here holds at most, and the numbers that they are of."""
@@ -294,10 +295,10 @@ class Compressor(Reusable):
             return min(most, left, region.piece_nbytes - done % region.piece_nbytes), None
         return min(region.piece_nbytes, left), region
 
-    def _taken(self) -> bytes:
-        """The pending bytes, which are a block now."""
-        data = bytes(self._pending)
-        self._pending.clear()
+    def _taken(self, nbytes: int) -> bytes:
+        """The first of the pending bytes, which are a block now."""
+        data = bytes(memoryview(self._pending)[:nbytes])
+        del self._pending[:nbytes]
         self._begun_nbytes += len(data)
         return data
 

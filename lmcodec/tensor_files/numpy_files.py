@@ -123,12 +123,12 @@ def _npy(read_at: ReadAt, begin: int, end: int | None, name: str) -> Tensor:
 
 
 def parse_npy(read_at: ReadAt, nbytes: int | None = None) -> list[Tensor]:
-    """The one array of a .npy file; its name is empty.
+    """The one array of a .npy file; it is called `array`.
 
     Raises:
         Corrupt, Truncated, Unsupported: the header is damaged, or the array is none of numbers.
     """
-    return [_npy(read_at, 0, nbytes, "")]
+    return [_npy(read_at, 0, nbytes, "array")]
 
 
 def parse_npz(read_at: ReadAt, nbytes: int | None = None) -> list[Tensor]:
