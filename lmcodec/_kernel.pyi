@@ -134,6 +134,13 @@ def decode_planes(
     portable: bool = False,
     cancel: Cancel | None = None,
 ) -> str: ...
+def decode_planes_to_bytes(
+    payload: np.ndarray,
+    base: np.ndarray | None,
+    nbytes: int,
+    portable: bool = False,
+    cancel: Cancel | None = None,
+) -> bytes | str: ...
 def crc32(data: bytes | bytearray | memoryview | np.ndarray, value: int = 0) -> int: ...
 def network_isas() -> list[str]: ...
 

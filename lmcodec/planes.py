@@ -71,24 +71,30 @@ class PlaneEngine:
         self.position = len(data)
         return payload
 
-    def decode(self, payload: bytes | memoryview, nbytes: int) -> bytearray:
+    def decode(self, payload: bytes | memoryview, nbytes: int) -> bytes:
         """The `nbytes` bytes that `encode` made `payload` of.
 
         Raises:
             Corrupt: no encoder writes such a payload.
         """
-        out = bytearray(nbytes)
-        self.decode_into(payload, out)
+        words = np.frombuffer(payload, np.uint8)
+        out = _kernel.decode_planes_to_bytes(words, None, nbytes, self._portable, self.cancel)
+        if isinstance(out, str):
+            raise Corrupt(_wrong(out))
+        self.position = nbytes
         return out
 
     def decode_into(self, payload: bytes | memoryview, out: Any) -> None:
         """As `decode`, to a buffer."""
-        wrong = _kernel.decode_planes(
-            np.frombuffer(payload, np.uint8), None, np.frombuffer(out, np.uint8), self._portable, self.cancel
-        )
+        words, room = np.frombuffer(payload, np.uint8), np.frombuffer(out, np.uint8)
+        wrong = _kernel.decode_planes(words, None, room, self._portable, self.cancel)
         if wrong:
-            raise Corrupt(f"the payload of numbers: {wrong}; the block is damaged")
+            raise Corrupt(_wrong(wrong))
         self.position = len(out)
+
+
+def _wrong(reason: str) -> str:
+    return f"the payload of numbers: {reason}; the block is damaged"
 
 
 def memory_nbytes(block_nbytes: int, encoding: bool = False) -> int:

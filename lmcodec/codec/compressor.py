@@ -157,6 +157,10 @@ class Compressor(Reusable):
         self._pending = bytearray()
         self._begun_nbytes = 0  # of the blocks before the one that is pending
         self._regions: list[Region] | None = None  # of numbers, in order; None until it was looked for them
+        self._judged = (
+            -1,
+            False,
+        )  # a region by its place, and whether its first piece is better off as numbers
         self._walk: FrameWalk | None = None  # once the header is written
         self._choice: ModelChoice | None = None  # of the frame's model, where there was one
         self._chain: Chain | None = None  # that the last block is in, if a flush began it
@@ -269,11 +273,16 @@ class Compressor(Reusable):
         at = 0
         # A full block waits until more data comes: it may be the last.
         while len(self._pending) + len(view) - at > (room := self._room())[0]:
-            missing = room[0] - len(self._pending)
-            if missing > 0:
+            if self._pending:
+                missing = max(room[0] - len(self._pending), 0)
                 self._pending += view[at : at + missing]
-                at += missing
-            yield self._taken(room[0]), False, False, room[1]
+                data = self._taken(room[0])
+            else:
+                missing = room[0]
+                data = bytes(view[at : at + missing])
+                self._begun_nbytes += missing
+            at += missing
+            yield data, False, False, room[1]
         self._pending += view[at:]
         if self._pending and mode != self.CONTINUE:
             region = self._room()[1]
@@ -427,7 +436,9 @@ class Compressor(Reusable):
         """Wait for room; what `Pipeline.start` is to be called with to code `data` as one block."""
         if region is not None:
             numbers = Numbers(region.layout, region.row_nbytes, self._plan.contexts_of_numbers)
-            if is_numbers(data, numbers):
+            if region.offset != self._judged[0]:
+                self._judged = region.offset, is_numbers(data, numbers)
+            if self._judged[1]:
                 return self._prepared_numbers(data, last, numbers)
         choice = self._choose_model(data)
         key = self._key(len(data))

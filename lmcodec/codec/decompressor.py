@@ -188,6 +188,10 @@ class Decompressor(Reusable):
     def _give(self, want: int) -> bytes:
         want = min(want, self._ready_nbytes)
         self._ready_nbytes -= want
+        whole = self._ready[0].obj if want and want == len(self._ready[0]) else None
+        if isinstance(whole, bytes) and len(whole) == want:  # a block as it was decoded need not be copied
+            self._ready.popleft()
+            return whole
         pieces = []
         while want:
             piece = self._ready.popleft()

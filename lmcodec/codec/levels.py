@@ -97,6 +97,7 @@ CHAIN_GROWS_NBYTES = 1 << 10
 # makes smaller, is stored: no other method would find anything.
 DICTIONARY_LEVEL = 1
 DICTIONARY_CLEAR = 0.98
+SAMPLES_OF_NUMBERS = 8
 
 
 def is_numbers(data: bytes, numbers: Numbers) -> bool:
@@ -110,7 +111,7 @@ def is_numbers(data: bytes, numbers: Numbers) -> bool:
     if len(data) < record:
         return False
     each = max(SAMPLE_NBYTES // record, 1) * record
-    n_piece = _sample_pieces(len(data))
+    n_piece = min(_sample_pieces(len(data)), SAMPLES_OF_NUMBERS)
     sample = data
     if len(data) > n_piece * each:
         last = (len(data) - each) // record

@@ -6,6 +6,7 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <new>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -52,6 +53,27 @@ std::string decode(Input payload, const nb::object& base, Output out, bool porta
   return wrong ? wrong : "";
 }
 
+// A bytes object that is written before anyone else has it.
+nb::object decode_to_bytes(Input payload, const nb::object& base, std::size_t nbytes, bool portable,
+                           const lmcodec::CancelHandle* cancel) {
+  if (nbytes > std::size_t{1} << 24) throw nb::value_error("a block has up to 16 MiB");
+  Input near;
+  if (!base.is_none()) near = nb::cast<Input>(base);
+  if (near.is_valid() && near.size() != nbytes) throw nb::value_error("the base is not as long as the data");
+  nb::object bytes = nb::steal(PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(nbytes)));
+  if (!bytes.is_valid()) throw std::bad_alloc();
+  auto* const out = reinterpret_cast<std::uint8_t*>(PyBytes_AsString(bytes.ptr()));
+  const lmcodec::CancelRef flag = lmcodec::flag_of(cancel);
+  const char* wrong = nullptr;
+  {
+    const lmcodec::GilReleased released;
+    wrong = lmcodec::decode_planes(payload.data(), payload.size(), near.is_valid() ? near.data() : nullptr, out, nbytes,
+                                   portable, flag);
+  }
+  if (wrong != nullptr) return nb::str(wrong);
+  return bytes;
+}
+
 std::uint32_t crc32(Input data, std::uint32_t value) {
   const lmcodec::GilReleased released;
   return lmcodec::crc32_of(data.data(), data.size(), value);
@@ -67,6 +89,8 @@ void bind_planes(nb::module_& m) {
         "The payload of numbers whose record has fields of (width, is float, is big-endian, count).");
   m.def("decode_planes", &decode, nb::arg("payload"), nb::arg("base").none(), nb::arg("out"), nb::arg("portable") = false,
         nb::arg("cancel").none() = nb::none(), "Write the original of a payload to out (n,) uint8; return what is wrong, or ''.");
+  m.def("decode_planes_to_bytes", &decode_to_bytes, nb::arg("payload"), nb::arg("base").none(), nb::arg("nbytes"),
+        nb::arg("portable") = false, nb::arg("cancel").none() = nb::none(), "The original of a payload, or (str) what is wrong.");
   m.def("crc32", &crc32, nb::arg("data"), nb::arg("value") = 0, "As zlib.crc32, faster where the processor helps.");
 }
 

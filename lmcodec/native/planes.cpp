@@ -51,7 +51,7 @@ constexpr std::uint32_t kLeastState = 1u << 16;  // a state lies in [2^16, 2^32)
 constexpr std::size_t kBlock = 64 * kPlaneLanes;  // bytes whose contexts are laid out at a time
 constexpr std::size_t kCancelEvery = 32 * kBlock;  // bytes between two looks at the flag
 
-enum Mode : std::uint8_t { kStored = 0, kConstant = 1, kOneTable = 2, kByClass = 3, kByAbove = 4 };
+enum Mode : std::uint8_t { kStored = 0, kConstant = 1, kOneTable = 2, kByClass = 3, kByAbove = 4, kByBase = 5 };
 
 using Bytes = std::vector<std::uint8_t>;
 using Raw = std::unique_ptr<std::uint8_t[]>;
@@ -362,12 +362,13 @@ const char* decode_words(Reader& reader, const Contexts& contexts, const Slot* s
   return ended ? nullptr : kWrongPlane;
 }
 
-// A plane of n bytes: *plane is where it lies, within the payload or in `room`. above: the plane above, or nullptr.
-const char* decode_plane(Reader& reader, const std::uint8_t* above, bool is_nested, Isa isa, std::size_t n, Raw& room,
-                         const std::uint8_t** plane, const CancelRef& cancel) {
+// A plane of n bytes: *plane is where it lies, within the payload or in `room`. above: the plane above, or nullptr; base: the
+// base's first plane, or nullptr.
+const char* decode_plane(Reader& reader, const std::uint8_t* above, const std::uint8_t* base, bool is_nested, Isa isa,
+                         std::size_t n, Raw& room, const std::uint8_t** plane, const CancelRef& cancel) {
   std::uint8_t mode;
   if (!reader.byte(mode)) return "it ends before a plane";
-  if (mode > kByAbove || (is_nested && mode > kOneTable)) return "a plane's mode is unknown";
+  if (mode > kByBase || (is_nested && mode > kOneTable)) return "a plane's mode is unknown";
   if (mode == kStored) {
     *plane = reader.take(n);
     return *plane == nullptr ? "it ends within a plane" : nullptr;
@@ -394,8 +395,8 @@ const char* decode_plane(Reader& reader, const std::uint8_t* above, bool is_nest
     contexts.n_column = static_cast<std::size_t>(n_column);
     const std::size_t n_row = (n + contexts.n_column - 1) / contexts.n_column;
     const std::uint8_t *row, *column;
-    if (const char* wrong = decode_plane(reader, nullptr, true, isa, n_row, rows_room, &row, cancel)) return wrong;
-    if (const char* wrong = decode_plane(reader, nullptr, true, isa, contexts.n_column, columns_room, &column, cancel))
+    if (const char* wrong = decode_plane(reader, nullptr, nullptr, true, isa, n_row, rows_room, &row, cancel)) return wrong;
+    if (const char* wrong = decode_plane(reader, nullptr, nullptr, true, isa, contexts.n_column, columns_room, &column, cancel))
       return wrong;
     for (const auto& [from, size, to] : {std::tuple(row, n_row, &rows), std::tuple(column, contexts.n_column, &columns)})
       for (std::size_t i = 0; i < size; ++i) {
@@ -404,9 +405,9 @@ const char* decode_plane(Reader& reader, const std::uint8_t* above, bool is_nest
       }
     contexts.rows = rows.data();
     contexts.columns = columns.data();
-  } else if (mode == kByAbove) {
-    if (above == nullptr) return "a plane has none above it";
-    contexts.above = above;
+  } else if (mode == kByAbove || mode == kByBase) {
+    contexts.above = mode == kByAbove ? above : base;
+    if (contexts.above == nullptr) return "a plane has none above it";
     int context = 0, next = 0;
     for (int c = 1; c < contexts.n; ++c) {
       std::uint8_t from;
@@ -767,8 +768,10 @@ class PlaneEncoder {
   PlaneEncoder(const PlaneOptions& options, const CancelRef& cancel)
       : options_(options), isa_(best_isa(options.portable)), cancel_(cancel) {}
 
-  // Appends a plane of n bytes. above: the plane above; n_column: of a matrix that is worth classes, else 0.
-  void put(Bytes& out, const std::uint8_t* data, const std::uint8_t* above, std::size_t n_column, std::size_t n) const {
+  // Appends a plane of n bytes. above, base: the plane above and the base's first one, or nullptr; n_column: of a matrix that
+  // is worth classes, else 0.
+  void put(Bytes& out, const std::uint8_t* data, const std::uint8_t* above, const std::uint8_t* base, std::size_t n_column,
+           std::size_t n) const {
     throw_if_set(cancel_);
     if (std::all_of(data, data + n, [first = data[0]](std::uint8_t b) { return b == first; })) {
       out.push_back(kConstant);
@@ -780,13 +783,22 @@ class PlaneEncoder {
     const Sample sample = sample_of(data, above, n);
     const double scale = static_cast<double>(n) / static_cast<double>(sample.bytes.size());
     const double alone = group_cost(count(sample.bytes.data(), nullptr, 1, sample.bytes.size())[0], scale);
-    if (options_.contexts && above != nullptr && alone < kNoise / 8 * stored) {
-      double bits = 0;
-      const std::vector<int> borders = borders_of(sample, n, bits);
-      if (!borders.empty() && bits < kWorthWhile * alone && bits < most) {
-        put_by_above(out, data, above, borders, n);
-        return;
+    if (options_.contexts && (above != nullptr || base != nullptr) && alone < kNoise / 8 * stored) {
+      double bits = kWorthWhile * std::min(alone, stored), by_base = 0;
+      std::vector<int> borders;
+      if (above != nullptr) {
+        double by_above = 0;
+        std::vector<int> found = borders_of(sample, n, by_above);
+        if (!found.empty() && by_above < bits) {
+          borders = std::move(found);
+          bits = by_above;
+        }
       }
+      if (base != nullptr) {
+        std::vector<int> found = borders_of(sample_of(data, base, n), n, by_base);
+        if (!found.empty() && by_base < bits) return put_by_bytes(out, kByBase, data, base, found, n);
+      }
+      if (!borders.empty()) return put_by_bytes(out, kByAbove, data, above, borders, n);
     }
     if (alone < most) {
       const std::vector<Counts> counts = count(data, nullptr, 1, n);
@@ -806,12 +818,12 @@ class PlaneEncoder {
   }
 
  private:
-  void put_by_above(Bytes& out, const std::uint8_t* data, const std::uint8_t* above, const std::vector<int>& borders,
-                    std::size_t n) const {
+  void put_by_bytes(Bytes& out, Mode mode, const std::uint8_t* data, const std::uint8_t* above,
+                    const std::vector<int>& borders, std::size_t n) const {
     Contexts contexts;
     contexts.n = static_cast<int>(borders.size()) + 1;
     contexts.above = above;
-    out.push_back(kByAbove);
+    out.push_back(mode);
     out.push_back(static_cast<std::uint8_t>(contexts.n));
     for (const int border : borders) out.push_back(static_cast<std::uint8_t>(border));
     for (int b = 0; b < 256; ++b)
@@ -879,7 +891,7 @@ class PlaneEncoder {
       for (const std::int8_t c : *classes) nested.push_back(static_cast<std::uint8_t>(c + 64));
       PlaneOptions plain = options_;
       plain.contexts = false;
-      PlaneEncoder(plain, cancel_).put(head, nested.data(), nullptr, 0, nested.size());
+      PlaneEncoder(plain, cancel_).put(head, nested.data(), nullptr, nullptr, 0, nested.size());
     }
     if (coded_bits(counts, freq) + 8.0 * static_cast<double>(head.size()) >= kWorthWhile * bits) return false;
     out.insert(out.end(), head.begin(), head.end());
@@ -1050,6 +1062,22 @@ void join(Isa isa, std::uint32_t width, const Place& p, const std::uint8_t* cons
   join_any(width, p, plane, base, out);
 }
 
+// The first plane of a base's own numbers; none without a base.
+Raw tops_of(std::uint32_t width, const Place& p, const std::uint8_t* base) {
+  if (base == nullptr) return nullptr;
+  Raw tops(new std::uint8_t[p.n * p.count]);
+  std::uint8_t* to = tops.get();
+  for (std::size_t i = 0; i < p.n; ++i)
+    for (std::size_t c = 0; c < p.count; ++c) {
+      const std::uint8_t* const element = base + i * p.record + p.offset + c * width;
+      const std::uint32_t high = p.is_big ? element[0] : element[width - 1];
+      const std::uint32_t next = width == 1 ? high : p.is_big ? element[1] : element[width - 2];
+      // With a sign first, the eight bits behind it; of a byte with a sign that comes last.
+      *to++ = static_cast<std::uint8_t>(p.is_float ? high << 1 | next >> 7 : high);
+    }
+  return tops;
+}
+
 }  // namespace
 
 // ------------------------------------------------------------------------------------------------------------- payloads
@@ -1074,12 +1102,14 @@ std::vector<std::uint8_t> encode_planes(const PlaneLayout& layout, const PlaneOp
   for (const PlaneField& field : layout.fields) {
     const std::size_t m = n * field.count;
     Raw planes(new std::uint8_t[m * field.width]);
-    split(isa, field.width, {record, offset, n, field.count, field.is_float, field.is_big}, data, base, planes.get());
+    const Place place = {record, offset, n, field.count, field.is_float, field.is_big};
+    split(isa, field.width, place, data, base, planes.get());
+    const Raw tops = tops_of(field.width, place, base);
     const bool is_matrix = field.count == 1 && field.is_float && base == nullptr && options.row_nbytes % record == 0;
     for (std::size_t b = 0; b < field.width; ++b) {
       const std::uint8_t* const plane = planes.get() + b * m;
       const std::uint8_t* const above = b > 0 ? plane - m : m_before == m ? before.get() : nullptr;
-      encoder.put(out, plane, above, b == 0 && is_matrix ? options.row_nbytes / record : 0, m);
+      encoder.put(out, plane, above, tops.get(), b == 0 && is_matrix ? options.row_nbytes / record : 0, m);
     }
     before = std::move(planes);
     m_before = m;
@@ -1117,14 +1147,16 @@ const char* decode_planes(const std::uint8_t* payload, std::size_t payload_nbyte
   const std::uint8_t* before = nullptr;  // the first plane of the field before
   for (const PlaneField& field : layout.fields) {
     const std::size_t m = n * field.count;
+    const Place place = {record, offset, n, field.count, field.is_float, field.is_big};
+    const Raw tops = tops_of(field.width, place, base);
     Raw room[8];
     const std::uint8_t* plane[8] = {};
     for (std::size_t b = 0; b < field.width; ++b) {
       const std::uint8_t* const above = b > 0 ? plane[b - 1] : m_before == m ? before : nullptr;
-      if (const char* wrong = decode_plane(reader, above, false, isa, m, room[b], &plane[b], cancel)) return wrong;
+      if (const char* wrong = decode_plane(reader, above, tops.get(), false, isa, m, room[b], &plane[b], cancel)) return wrong;
     }
     throw_if_set(cancel);
-    join(isa, field.width, {record, offset, n, field.count, field.is_float, field.is_big}, plane, base, out);
+    join(isa, field.width, place, plane, base, out);
     room_before = std::move(room[0]);
     before = plane[0];
     m_before = m;
