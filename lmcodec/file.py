@@ -37,6 +37,7 @@ from lmcodec.codec import (
     scan,
     stored_frame,
 )
+from lmcodec.codec.base import Base, BasePath
 from lmcodec.errors import LimitExceeded, LmcodecError, TrailingData, Truncated
 from lmcodec.lm.executor import KERNEL
 from lmcodec.lm.store import FilePath as ModelPath
@@ -533,10 +534,10 @@ class LMFile(io.BufferedIOBase):
     Args:
         file: a path, or a binary file object, which is left open when this one is closed.
         mode: r, w, x (must not exist) or a (append a frame), with or without b.
-        level, block_size, threads, solid, content_size, streams, groups, model, method, executor: of writing,
-            see `Compressor`.
-        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment: of
-            reading, see `Decompressor`.
+        level, block_size, threads, solid, content_size, streams, groups, model, method, executor, base: of
+            writing, see `Compressor`.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment, base:
+            of reading, see `Decompressor`.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -578,6 +579,7 @@ class LMFile(io.BufferedIOBase):
         method: str = AUTO,
         executor: str = KERNEL,
         any_environment: bool = False,
+        base: BasePath | Base | None = None,
     ) -> None:
         if mode not in ("r", "rb", "w", "wb", "x", "xb", "a", "ab"):
             raise ValueError(f"mode must be r, w, x or a, with or without b, not {mode!r}")
@@ -595,6 +597,7 @@ class LMFile(io.BufferedIOBase):
                 model=model,
                 method=method,
                 executor=executor,
+                base=base,
             )
         if isinstance(file, (str, bytes, os.PathLike)):
             # Without a buffer where it is written: what is in one would be written again by a forked process.
@@ -618,6 +621,7 @@ class LMFile(io.BufferedIOBase):
                 "model": model,
                 "executor": executor,
                 "any_environment": any_environment,
+                "base": base,
             }
             try:
                 self._decoded = _Decoded(self._fp, limits)

@@ -84,6 +84,7 @@ class ExtensionType(IntEnum):
     RECORDS = 3
     TENSORS = 4
     CHAIN_TABLES = 5
+    BASE = 6
 
     @property
     def label(self) -> str:
@@ -96,9 +97,10 @@ _EXTENSION_LABELS = {
     ExtensionType.RECORDS: "index of records",
     ExtensionType.TENSORS: "tensors",
     ExtensionType.CHAIN_TABLES: "tables of chains",
+    ExtensionType.BASE: "base",
 }
 # Those that this version can do what they ask for.
-_KNOWN_EXTENSIONS: frozenset[int] = frozenset({ExtensionType.ENVIRONMENT})
+_KNOWN_EXTENSIONS: frozenset[int] = frozenset({ExtensionType.ENVIRONMENT, ExtensionType.BASE})
 
 
 # FORMAT.md section 1: conventions
@@ -172,6 +174,11 @@ class Extension:
 def environment_of(extensions: Iterable[Extension]) -> bytes | None:
     """The data of the field that binds a frame to an environment, None if there is none."""
     return next((each.data for each in extensions if each.type == ExtensionType.ENVIRONMENT), None)
+
+
+def base_of(extensions: Iterable[Extension]) -> bytes | None:
+    """The data of the field that names the file that numbers are coded against, None if there is none."""
+    return next((each.data for each in extensions if each.type == ExtensionType.BASE), None)
 
 
 def pack_extensions(extensions: Iterable[Extension]) -> bytes:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lmcodec import _kernel
+from lmcodec import _kernel, frame
 from lmcodec.errors import Corrupt
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # What coding a block takes beside the block: tables of up to eight contexts, their counts, samples.
 _TABLES_NBYTES = 2 << 20
+_DIFFERENCE = 0x10  # of a payload's first byte: places of a base follow
 _DECODE_NBYTES = 3  # a byte of the block: the block, its planes, contexts of one
 _ENCODE_NBYTES = 8  # likewise: planes, contexts, words, the payload and its copy
 
@@ -34,6 +35,8 @@ class PlaneEngine:
         layout: fields of a record; None to decode, since a payload says it.
         row_nbytes: bytes of a matrix's row, 0 if there are none.
         contexts: look for contexts that pay.
+        base_at: where bytes that the block's are near lie in the base; None to code them by themselves.
+        base: gives bytes of the base by place and number; None if there is none.
         portable: take no instructions but those that every machine has. It changes no byte.
     """
 
@@ -46,6 +49,9 @@ class PlaneEngine:
         layout: Layout | None = None,
         row_nbytes: int = 0,
         contexts: bool = True,
+        base_at: int | None = None,
+        *,
+        base: Callable[[int, int], memoryview] | None = None,
         portable: bool = False,
     ) -> None:
         self._layout, self._row_nbytes, self._contexts, self._portable = (
@@ -54,6 +60,7 @@ class PlaneEngine:
             contexts,
             portable,
         )
+        self._base_at, self._base = base_at, base
         self.position = 0
 
     def reset(self, tables_nbytes: int = 0) -> None:
@@ -64,9 +71,12 @@ class PlaneEngine:
         """The payload of a block that holds `data`, one record to 16 MiB."""
         assert self._layout is not None
         fields = [tuple(field) for field in self._layout]
-        block = np.frombuffer(data, np.uint8)
+        block, near, base_at = np.frombuffer(data, np.uint8), None, self._base_at
+        if base_at is not None:
+            assert self._base is not None
+            near = np.frombuffer(self._base(base_at, len(data)), np.uint8)
         payload = _kernel.encode_planes(
-            block, None, fields, self._row_nbytes, self._contexts, self._portable, cancel=self.cancel
+            block, near, fields, self._row_nbytes, self._contexts, self._portable, base_at or 0, self.cancel
         )
         self.position = len(data)
         return payload
@@ -78,7 +88,8 @@ class PlaneEngine:
             Corrupt: no encoder writes such a payload.
         """
         words = np.frombuffer(payload, np.uint8)
-        out = _kernel.decode_planes_to_bytes(words, None, nbytes, self._portable, self.cancel)
+        near = self._near(payload, nbytes)
+        out = _kernel.decode_planes_to_bytes(words, near, nbytes, self._portable, self.cancel)
         if isinstance(out, str):
             raise Corrupt(_wrong(out))
         self.position = nbytes
@@ -87,10 +98,26 @@ class PlaneEngine:
     def decode_into(self, payload: bytes | memoryview, out: Any) -> None:
         """As `decode`, to a buffer."""
         words, room = np.frombuffer(payload, np.uint8), np.frombuffer(out, np.uint8)
-        wrong = _kernel.decode_planes(words, None, room, self._portable, self.cancel)
+        near = self._near(payload, len(room))
+        wrong = _kernel.decode_planes(words, near, room, self._portable, self.cancel)
         if wrong:
             raise Corrupt(_wrong(wrong))
         self.position = len(out)
+
+    def _near(self, payload: bytes | memoryview, nbytes: int) -> np.ndarray | None:
+        """The base's bytes that a payload names.
+
+        Raises:
+            Corrupt: they are not there, or the frame has no base.
+        """
+        if not payload or not payload[0] & _DIFFERENCE:
+            return None
+        if self._base is None:
+            raise Corrupt(_wrong("they are near a base, and the frame names none"))
+        place = frame.parse_varint(bytes(payload[:10]), 1, "the payload of numbers")
+        if place is None:
+            raise Corrupt(_wrong("it ends before its fields"))
+        return np.frombuffer(self._base(place[0], nbytes), np.uint8)
 
 
 def _wrong(reason: str) -> str:

@@ -26,6 +26,7 @@ import numpy as np
 
 from lmcodec import frame
 from lmcodec.codec import DEFAULT_LEVEL, available_cpus
+from lmcodec.codec.base import Base, BasePath, for_frame
 from lmcodec.errors import Corrupt, LmcodecError
 from lmcodec.file import FileMap, FilePath, LMFile
 from lmcodec.file import open as open_lmz
@@ -82,6 +83,7 @@ class _Compressed:
     def __init__(self, data: mmap.mmap, fp: Any, threads: int | None, limits: dict[str, Any]) -> None:
         self._data = data
         self._threads = threads or available_cpus()
+        limits["base"] = self._given_base = Base.of(limits.get("base"))
         self._file = LMFile(fp, threads=threads, **limits)
         self._lock = threading.Lock()  # of `_file`
         self._blocks: list[
@@ -151,6 +153,15 @@ class _Compressed:
             i += 1
         return parts
 
+    def _base_of(self, header: FrameHeader) -> Base | None:
+        """The file that a frame's numbers are coded against.
+
+        Raises:
+            ModelNotFound: it is not given, or another.
+        """
+        data = frame.base_of(header.extensions)
+        return None if data is None else for_frame(data, self._given_base)
+
     def _where(self, i: int) -> str:
         return f"block {i + 1} at offset {self._blocks[i][1]}"
 
@@ -165,7 +176,8 @@ class _Compressed:
             if block.method == Method.STORED:
                 original[:] = np.frombuffer(payload, np.uint8)
             else:
-                PlaneEngine().decode_into(payload, original)
+                base = self._base_of(self._blocks[i][0])
+                PlaneEngine(base=None if base is None else base.view).decode_into(payload, original)
             check = block.compute_check(original, payload)  # type: ignore[arg-type]
         except Corrupt as error:
             raise Corrupt(f"{self._where(i)}: {error}") from None
@@ -277,18 +289,19 @@ def open(
     threads: int | None = None,
     memory_limit: int | None = None,
     model: ModelPath | None = None,
+    base: BasePath | Base | None = None,
 ) -> TensorFile:
     """Open a file of tensors (safetensors, GGUF, `.npy`, `.npz`), compressed or not, to read them by name.
 
     Args:
         threads: blocks decoded at once; None for one a CPU.
-        memory_limit, model: as for `Decompressor`.
+        memory_limit, model, base: as for `Decompressor`.
 
     Raises:
         OSError: as the built-in open.
         LmcodecError: the file holds none of these formats, or is damaged. Its header is checked strictly.
     """
-    return TensorFile(path, threads=threads, memory_limit=memory_limit, model=model)
+    return TensorFile(path, threads=threads, memory_limit=memory_limit, model=model, base=base)
 
 
 def _name_of(array: np.ndarray) -> str:

@@ -11,6 +11,7 @@ the history.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import lzma
 import struct
@@ -1548,7 +1549,9 @@ def decode_words(reader: Reader, tables: list[list[tuple[int, int, int]]], conte
     return bytes(out)
 
 
-def decode_plane(reader: Reader, m: int, above: bytes | None, most_mode: int = 4) -> bytes:
+def decode_plane(
+    reader: Reader, m: int, above: bytes | None, most_mode: int = 5, base: bytes | None = None
+) -> bytes:
     mode = reader.byte()
     require(mode <= most_mode, "corrupt: mode of a plane")
     if mode == 0:
@@ -1567,7 +1570,8 @@ def decode_plane(reader: Reader, m: int, above: bytes | None, most_mode: int = 4
         require(all(1 <= c <= 127 for c in rows + columns), "corrupt: classes")
         sums = [rows[j // length] + columns[j % length] - 128 for j in range(m)]
         context = [min(max(c, 0), n_context - 1) for c in sums]
-    if mode == 4:
+    if mode > 3:
+        above = base if mode == 5 else above
         borders = list(reader.take(n_context - 1))
         require([0, *borders] == sorted({0, *borders}), "corrupt: borders of contexts")
         require(above is not None, "corrupt: no plane above")
@@ -1575,10 +1579,19 @@ def decode_plane(reader: Reader, m: int, above: bytes | None, most_mode: int = 4
     return decode_words(reader, [table_of(reader) for _ in range(n_context)], context)
 
 
-def decode_numbers(payload: bytes, nbytes: int) -> bytes:
+def in_order(x: int, bits: int, is_float: bool) -> int:
+    """The numbers' own order; its own inverse."""
+    return x ^ 2 ** (bits - 1) - 1 if is_float and x >> bits - 1 else x
+
+
+def decode_numbers(payload: bytes, nbytes: int, base: bytes = b"") -> bytes:
     reader = Reader(payload)
     head = reader.byte()
-    require(head < 16, "corrupt: first byte of numbers")
+    require(head < (32 if base else 16), "corrupt: first byte of numbers")
+    place = reader.varint() if head & 16 else 0
+    near = base[place : place + nbytes] if head & 16 else b""
+    require(not head & 16 or len(near) == nbytes, "corrupt: bytes of the base")
+    head &= 15
     fields = []
     for _ in range(head + 1):
         kind, n_element = reader.byte(), reader.varint()
@@ -1592,15 +1605,23 @@ def decode_numbers(payload: bytes, nbytes: int) -> bytes:
     for width, is_float, is_big, n_element in fields:
         m = n * n_element
         planes: list[bytes] = []
+        order, bits = "big" if is_big else "little", 8 * width
+        places = [j // n_element * record + begin + j % n_element * width for j in range(m)]
+        ys = [int.from_bytes(near[at : at + width], order) for at in places] if near else []  # type: ignore[arg-type]
+        tops = (
+            bytes((y << 1 | y >> bits - 1 if is_float else y) >> bits - 8 & 255 for y in ys) if near else None
+        )
         for b in range(width):
             above = planes[-1] if b else before if m_before == m else None
-            planes.append(decode_plane(reader, m, above))
+            planes.append(decode_plane(reader, m, above, base=tops))
         for j in range(m):
             x = int.from_bytes(bytes(plane[j] for plane in planes), "big")
-            if is_float:
-                x = x >> 1 | (x & 1) << 8 * width - 1
-            at = j // n_element * record + begin + j % n_element * width
-            out[at : at + width] = x.to_bytes(width, "big" if is_big else "little")
+            if near:
+                d = x // 2 if x % 2 == 0 else 2**bits - (x + 1) // 2
+                x = in_order((in_order(ys[j], bits, is_float) + d) % 2**bits, bits, is_float)
+            elif is_float:
+                x = x >> 1 | (x & 1) << bits - 1
+            out[places[j] : places[j] + width] = x.to_bytes(width, order)  # type: ignore[arg-type]
         begin, before, m_before = begin + width * n_element, planes[0], m
     require(reader.at == len(payload), "corrupt: bytes after the planes")
     return bytes(out)
@@ -1612,24 +1633,29 @@ CONTENT_SIZE, MODEL, INDEX, EXTENSIONS = 16, 32, 64, 128  # flags
 END, STORED, CM, LM_CM, LM, TENSOR = 0, 1, 2, 3, 4, 5  # methods
 
 
-def skip_extensions(reader: Reader, start: int) -> list[int]:
-    """Pass over the extension fields of the header at start; the types of critical ones."""
+BASE = 6  # type of an extension field
+
+
+def extensions(reader: Reader, start: int) -> dict[int, bytes]:
+    """The critical extension fields of the header at start."""
     nbytes = reader.varint()
     require(2 <= nbytes <= 2**16, "corrupt: size of the extension fields")
-    end, before, critical = reader.at + nbytes, 0, []
+    end, before = reader.at + nbytes, 0
+    critical: dict[int, bytes] = {}
     fields = Reader(reader.data[: reader.at] + reader.take(nbytes))
     fields.at = end - nbytes
     require(reader.u32() == zlib.crc32(reader.data[start:end]), "corrupt: crc32 of the extension fields")
     while fields.at < end:
         key = fields.varint()
-        fields.take(fields.varint())
+        data = fields.take(fields.varint())
         require(before < key >> 1 < 2**27, "corrupt: order of the extension fields")
         before = key >> 1
-        critical += [before] if key & 1 else []
+        if key & 1:
+            critical[before] = data
     return critical
 
 
-def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
+def decode_frame(reader: Reader, models: dict[bytes, IntegerModel], base: bytes = b"") -> bytes:
     start = reader.at
     require(reader.take(4) == b"\xb5LMZ", "not a frame")
     flags = reader.byte()
@@ -1639,8 +1665,15 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
     content_size = reader.varint() if flags & CONTENT_SIZE else None
     header = reader.data[start : reader.at]
     require(reader.byte() == crc8(header), "corrupt: crc8 of the frame header")
-    critical = skip_extensions(reader, start) if flags & EXTENSIONS else []
-    require(not critical, f"unsupported extensions {critical}")
+    critical = extensions(reader, start) if flags & EXTENSIONS else {}
+    require({*critical} <= {BASE}, f"unsupported extensions {[*critical]}")
+    if BASE in critical:
+        named = Reader(critical[BASE])
+        digest, size = named.take(32), named.varint()
+        require(named.at == len(named.data), "corrupt: the field of a base")
+        require((digest, size) == (hashlib.sha256(base).digest(), len(base)), "another base")
+    else:
+        base = b""
     require(model in range(1, 128) or model == 255, "unsupported model")
     sizes = [reader.at - start]  # what the index holds
     out = b""
@@ -1685,7 +1718,7 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
             require(method in (CM, LM_CM, LM) and shape_now == before, "corrupt: continues nothing")
         original = payload
         if method == TENSOR:
-            original = decode_numbers(payload, nbytes)
+            original = decode_numbers(payload, nbytes, base)
         if method in (CM, LM_CM, LM):
             if not continues and method == CM:
                 mixer = ContextMixer(profile(number), tables_nbytes or nbytes, n_stream, enlarge)
@@ -1719,17 +1752,17 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
     return out
 
 
-def decode(data: bytes, model_files: list[bytes] | None = None) -> bytes:
-    """The contents of the frames in data, which may name the models in these files."""
+def decode(data: bytes, model_files: list[bytes] | None = None, base: bytes = b"") -> bytes:
+    """The contents of the frames in data, which may name the models in these files, and this base."""
     models = {}
     for file in model_files or []:
         model = recurrent_file.parse(file).model
         models[bytes.fromhex(model.model_id)] = model
     reader = Reader(data)
-    out = decode_frame(reader, models)
+    out = decode_frame(reader, models, base)
     while reader.at < len(data):
         if data[reader.at]:
-            out += decode_frame(reader, models)
+            out += decode_frame(reader, models, base)
         else:
             reader.at += 1  # padding
     return out

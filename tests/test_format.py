@@ -45,7 +45,8 @@ def test_golden_frames(name: str) -> None:
     frame = (TESTS / "golden" / f"{name}.lmz").read_bytes()
     model = GOLDEN[name].options.get("model")
     models = [Path(model).read_bytes()] if model else []
-    assert reference.decode(frame, models) == GOLDEN[name].original()
+    base = GOLDEN[name].base
+    assert reference.decode(frame, models, b"" if base is None else base()) == GOLDEN[name].original()
 
 
 # Inputs for the rules that the golden frames do not reach.

@@ -24,9 +24,12 @@ def golden(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_decodes(name: str) -> None:
-    model = CASES[name].options.get("model")
-    assert lmcodec.decompress(golden(name), model=model) == CASES[name].original()
+def test_decodes(name: str, tmp_path: Path) -> None:
+    model, base = CASES[name].options.get("model"), None
+    if CASES[name].base is not None:
+        base = tmp_path / "base"
+        base.write_bytes(CASES[name].base())
+    assert lmcodec.decompress(golden(name), model=model, base=base) == CASES[name].original()
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -25,12 +25,12 @@ RANK = {
     "": 7,
 }
 # The same within the codec.
-ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | {
-    "decompressor": 3,
-    "survey": 3,
-    "proof": 4,
-    "salvage": 4,
-    "compressor": 5,
+ROOM_RANK = {"arguments": 0, "base": 0, "spec": 1, "pipeline": 2, "levels": 3} | {
+    "decompressor": 4,
+    "survey": 4,
+    "proof": 5,
+    "salvage": 5,
+    "compressor": 6,
 }
 
 

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import lmcodec
 from lmcodec import _kernel
-from lmcodec.codec.levels import is_numbers
+from lmcodec.codec.levels import judge_numbers
 from lmcodec.codec.spec import Numbers
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError
 from lmcodec.frame import Block, Method
@@ -284,10 +284,10 @@ def test_work_that_is_cancelled_ends() -> None:
 def test_repetitions_are_for_other_methods() -> None:
     numbers = Numbers((F32,))
     once = gaussian(4096, (F32,))
-    assert is_numbers(gaussian(1 << 20, (F32,)), numbers)
-    assert not is_numbers(once * 200, numbers)
-    assert not is_numbers(np.arange(100_000, dtype="<i4").tobytes(), Numbers((Field(4),)))
-    assert not is_numbers(b"12", numbers)
+    assert judge_numbers(gaussian(1 << 20, (F32,)), numbers).by_planes
+    assert not judge_numbers(once * 200, numbers).by_planes
+    assert not judge_numbers(np.arange(100_000, dtype="<i4").tobytes(), Numbers((Field(4),))).by_planes
+    assert not judge_numbers(b"12", numbers).by_planes
 
 
 def npy(array: np.ndarray) -> bytes:

@@ -12,8 +12,9 @@ from typing import Any
 
 from lmcodec.cli.table import table
 from lmcodec.codec import FrameInfo, scan_to_trailing
+from lmcodec.codec.base import describe
 from lmcodec.errors import LmcodecError, TrailingData
-from lmcodec.frame import PROFILES, Block, Method
+from lmcodec.frame import PROFILES, Block, Method, base_of
 from lmcodec.lm import store
 
 _COLUMNS = ("Frames", "Blocks", "Compressed", "Original", "Ratio", "bpb", "Methods", "Model", "File")
@@ -94,19 +95,26 @@ def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
 
 
 def _marks(files: Sequence[Listed]) -> list[str]:
-    """What stands beside the methods of frames that only one environment restores."""
-    bound = any(frame.environment is not None for file in files for frame in file.frames)
-    return ["environment-bound"] if bound else []
+    """What stands beside the methods of frames that only one environment, or another file, restores."""
+    frames = [frame for file in files for frame in file.frames]
+    bound = any(frame.environment is not None for frame in frames)
+    based = any(base_of(frame.extensions) is not None for frame in frames)
+    return ["environment-bound"] * bound + ["base"] * based
 
 
 def environments(files: Sequence[Listed]) -> str:
-    """A line for every environment that frames are bound to: file and fingerprint."""
+    """A line for every environment and every other file that frames are bound to."""
     lines = [
         f"{file.name}: environment-bound: {frame.environment.full()}\n"
         for file in files
         for frame in file.frames
         if frame.environment is not None
     ]
+    for file in files:
+        for frame in file.frames:
+            base = base_of(frame.extensions)
+            if base is not None:
+                lines.append(f"{file.name}: base: {describe(base)}\n")
     return "".join(dict.fromkeys(lines))
 
 
@@ -154,6 +162,11 @@ def _environment(frame: FrameInfo) -> dict[str, Any]:
     }
 
 
+def _base(frame: FrameInfo) -> dict[str, Any]:
+    found = base_of(frame.extensions)
+    return {} if found is None else {"base": describe(found)}
+
+
 def _frame_object(frame: FrameInfo) -> dict[str, Any]:
     model = frame.model_id
     return {
@@ -164,6 +177,7 @@ def _frame_object(frame: FrameInfo) -> dict[str, Any]:
         "original_nbytes": frame.original_nbytes,
         "content_size": frame.content_size,
         **_environment(frame),
+        **_base(frame),
         "blocks": [
             {
                 "method": _method(block),

@@ -38,6 +38,7 @@ from lmcodec.errors import (
 
 if TYPE_CHECKING:
     from lmcodec.cli.listing import Listed
+    from lmcodec.codec.base import Base
     from lmcodec.codec.salvage import Gap
     from lmcodec.lm.store import FilePath
 
@@ -80,6 +81,7 @@ class Settings:
     computed_by: str | None = None  # an executor, in place of a device
     dtype: str | None = None  # of a model of the prefix hf
     download: bool = False  # fetch such a model
+    base: str | None = None  # a file that tensors are coded against
     threads: int | None = None
     block_nbytes: int | None = None
     solid: bool = False
@@ -183,6 +185,8 @@ def _check_together(settings: Settings, operands: tuple[str, ...]) -> None:
                 raise ConfigError("--flush-timeout needs a system that can poll")
             if settings.verify:
                 raise ConfigError("--flush-timeout does not go together with --verify")
+        if settings.base is not None and settings.method != "auto":
+            raise ConfigError(f"--base does not go together with --method {settings.method}")
         if settings.rsyncable and (settings.solid or settings.verify or settings.flush_timeout is not None):
             raise ConfigError("--rsyncable does not go together with --solid, --verify or --flush-timeout")
     elif settings.rsyncable or settings.flush_timeout is not None:
@@ -259,6 +263,22 @@ class _Work:
             memory_limit=settings.memory_limit,
         )
 
+    @cached_property
+    def _base(self) -> Base | None:
+        """The file that tensors are coded against, open for all operands.
+
+        Raises:
+          ConfigError: it cannot be read, or is compressed.
+        """
+        if self.settings.base is None:
+            return None
+        from lmcodec.codec.base import Base
+
+        try:
+            return Base(self.settings.base)
+        except OSError as error:
+            raise ConfigError(f"--base: {one_line(error)}") from None
+
     @property
     def _opens_model(self) -> bool:
         """Whether options say how the model is loaded."""
@@ -296,7 +316,7 @@ class _Work:
             for limit, option in _LIMITS.items():
                 message = message.replace(f"raise {limit}", f"raise {option}")
         except ModelNotFound as error:
-            message = str(error).replace("model=", "--model")
+            message = str(error).replace("model=", "--model").replace("base=FILE", "--base FILE")
         except Unsupported as error:
             message = one_line(error).replace(" (any_environment=True)", "")
         except LmcodecError as error:
@@ -455,7 +475,7 @@ class _Work:
         if settings.verify:
             from lmcodec.cli.verify import Verifier
 
-            verifier = Verifier(settings.threads, self.model, self._executor)
+            verifier = Verifier(settings.threads, self.model, self._executor, self._base)
         # What was written to a file is read back; what went into a pipe is decoded as it goes.
         reads_back = isinstance(target, Target) and target.can_rewind
         compressor = Compressor(
@@ -467,6 +487,7 @@ class _Work:
             model_only=settings.model_only,
             method=settings.method,
             executor=self._executor,
+            base=self._base,
         )
 
         progress.follow(lambda: (compressor.position, 0))
@@ -553,6 +574,7 @@ class _Work:
             model=self.model,
             executor=self._executor,
             any_environment=settings.force,
+            base=self._base,
         ):
             if isinstance(item, Gap):
                 found.append(item)
@@ -607,6 +629,7 @@ class _Work:
             model=self.model,
             executor=self._executor,
             any_environment=settings.force,
+            base=self._base,
         )
         progress.follow(lambda: reader.position)
         yield from iter(lambda: reader.read(_OUTPUT_NBYTES), b"")

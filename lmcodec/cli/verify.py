@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from lmcodec.codec import Decompressor
+from lmcodec.codec.base import Base
 from lmcodec.errors import Corrupt
 from lmcodec.lm.store import FilePath
 
@@ -16,9 +17,13 @@ class Verifier:
     """Takes what was read and the one frame that was written, in pieces, and compares by SHA-256."""
 
     def __init__(
-        self, threads: int | None = None, model: FilePath | None = None, executor: str = "kernel"
+        self,
+        threads: int | None = None,
+        model: FilePath | None = None,
+        executor: str = "kernel",
+        base: Base | None = None,
     ) -> None:
-        self._decompressor = Decompressor(threads=threads, model=model, executor=executor)
+        self._decompressor = Decompressor(threads=threads, model=model, executor=executor, base=base)
         self._original, self._decoded = hashlib.sha256(), hashlib.sha256()
 
     def position(self) -> tuple[int, int]:

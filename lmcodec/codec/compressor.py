@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, number, optional
+from lmcodec.codec.base import Base, BasePath
 from lmcodec.codec.levels import (
     AUTO,
     DEFAULT_BLOCK_NBYTES,
@@ -17,10 +18,11 @@ from lmcodec.codec.levels import (
     LEVELS,
     MAX_STREAMS,
     MIN_BLOCK_NBYTES,
+    Judgement,
     ModelChoice,
     choose_model,
     encode_block,
-    is_numbers,
+    judge_numbers,
     lm_streams,
     method_named,
 )
@@ -82,6 +84,9 @@ class Compressor(Reusable):
             begins with (safetensors, GGUF, `.npy`, `.npz`) are blocks of their own, of method `tensor`.
         executor: what computes the language model: `kernel`, `numpy` (the definition, very slow), `torch` on
             the CPU or `torch-cuda`. The frame does not depend on it.
+        base: a file of tensors, not compressed, as a checkpoint before this one: tensors of the same name,
+            type and size are coded as differences from it where that is smaller. The frame is decoded with
+            the same file and with no other.
 
     Raises:
         TypeError, ValueError: if an argument is out of range, or a model or an executor is given for, or a
@@ -108,6 +113,7 @@ class Compressor(Reusable):
         model_only: bool = False,
         method: str = AUTO,
         executor: str = KERNEL,
+        base: BasePath | Base | None = None,
     ) -> None:
         if os.environ.get("LMCODEC_ISA"):
             from lmcodec.lm import isa
@@ -121,6 +127,11 @@ class Compressor(Reusable):
         if model is not None and not uses_model:
             which = f"method {method}" if self._plan.models else f"level {as_int(level)}"
             raise ValueError(f"{which} uses no language model: model makes no sense with it")
+        if base is not None and self._method is not None:
+            raise ValueError(f"method {method} codes no differences: base makes no sense with it")
+        self._base = Base.of(base)
+        if self._base is not None:
+            _ = self._base.tensors  # or it is refused
         self._executor = checked(executor)
         if executor != KERNEL and not uses_model:
             which = f"method {method}" if self._plan.models else f"level {as_int(level)}"
@@ -157,10 +168,7 @@ class Compressor(Reusable):
         self._pending = bytearray()
         self._begun_nbytes = 0  # of the blocks before the one that is pending
         self._regions: list[Region] | None = None  # of numbers, in order; None until it was looked for them
-        self._judged = (
-            -1,
-            False,
-        )  # a region by its place, and whether its first piece is better off as numbers
+        self._judged = -1, Judgement(False)  # a region by its place, and how its first piece is best coded
         self._walk: FrameWalk | None = None  # once the header is written
         self._choice: ModelChoice | None = None  # of the frame's model, where there was one
         self._chain: Chain | None = None  # that the last block is in, if a flush began it
@@ -175,7 +183,9 @@ class Compressor(Reusable):
         source = self._source
         self._proof: Proof | None = None
         if source is not None and not source.has_file:
-            self._proof = Proof(source.model or source.name, self._executor, self._pipeline.threads)
+            self._proof = Proof(
+                source.model or source.name, self._executor, self._pipeline.threads, self._base
+            )
 
     def _release(self) -> None:
         if self._proof is not None:
@@ -325,7 +335,8 @@ class Compressor(Reusable):
 
             self._last_recognised = found = recognise(read_at, nbytes)
             if found is not None:
-                self._regions = found.regions(self._block_nbytes)
+                base = None if self._base is None else self._base.tensors
+                self._regions = found.regions(self._block_nbytes, base)
 
     def _look_for_tensors(self, view: memoryview, is_all: bool) -> None:
         """As `look_ahead`, in what has come."""
@@ -391,7 +402,9 @@ class Compressor(Reusable):
             model = self._model if needs_model else None
             bound_to = None if model is None else model.fingerprint
             self._last_fingerprint = bound_to
-            extensions = () if bound_to is None else (_bound(bound_to),)
+            extensions: tuple[Extension, ...] = () if bound_to is None else (_bound(bound_to),)
+            if self._base is not None and any(region.base_at is not None for region in self._regions or ()):
+                extensions += (self._base.extension,)
             model_id = None if model is None else model.frame_id
             self._walk = FrameWalk(FrameHeader(content_size, model_id, several, extensions))
             self._out.append(self._walk.header.pack())
@@ -435,10 +448,14 @@ class Compressor(Reusable):
     ) -> dict[str, Any]:
         """Wait for room; what `Pipeline.start` is to be called with to code `data` as one block."""
         if region is not None:
-            numbers = Numbers(region.layout, region.row_nbytes, self._plan.contexts_of_numbers)
+            at = self._begun_nbytes - len(data) - region.offset
+            base_at = None if region.base_at is None else region.base_at + at
+            numbers = Numbers(region.layout, region.row_nbytes, self._plan.contexts_of_numbers, base_at)
             if region.offset != self._judged[0]:
-                self._judged = region.offset, is_numbers(data, numbers)
-            if self._judged[1]:
+                self._judged = region.offset, judge_numbers(data, numbers, self._base)
+            if self._judged[1].by_planes:
+                if not self._judged[1].by_base:
+                    numbers = numbers._replace(base_at=None)
                 return self._prepared_numbers(data, last, numbers)
         choice = self._choose_model(data)
         key = self._key(len(data))
@@ -482,7 +499,8 @@ class Compressor(Reusable):
 
     def _prepared_numbers(self, data: bytes, last: bool, numbers: Numbers) -> dict[str, Any]:
         """As `_prepared`, of a block that is coded by method tensor, or stored."""
-        key = (EngineSpec(Method.TENSOR, 0, 0, 0, numbers=numbers),)
+        base = self._base if numbers.base_at is not None else None
+        key = (EngineSpec(Method.TENSOR, 0, 0, 0, numbers=numbers, base=base),)
         if not last:
             self._header(several=True, needs_model=True)
         nbytes = key[0].memory_nbytes(len(data), False, encoding=True)
@@ -626,6 +644,7 @@ def compress(
     model_only: bool = False,
     method: str = AUTO,
     executor: str = KERNEL,
+    base: BasePath | Base | None = None,
 ) -> bytes:
     """Compress `data` (any buffer) to one frame.
 
@@ -648,6 +667,7 @@ def compress(
             model_only=model_only,
             method=method,
             executor=executor,
+            base=base,
         )
         try:
             return compressor.compress(view, Compressor.FLUSH_FRAME)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, number, optional, positive
+from lmcodec.codec.base import Base, BasePath, for_frame
 from lmcodec.codec.pipeline import SMALL_NBYTES, Allowance, Pipeline, Reusable, Seat, without_frames
 from lmcodec.codec.spec import EngineSpec
 from lmcodec.errors import Corrupt, LimitExceeded, LmcodecError, Truncated, clear_frames
@@ -76,6 +77,8 @@ class Decompressor(Reusable):
         executor: what computes language models, as for `Compressor`; any gives back any frame.
         any_environment: try a frame that is bound to another environment (a model in floats). What comes out
             is checked as always; if it is not right, the error says so.
+        base: the file, not compressed, that a frame's tensors are coded against. A frame that needs another
+            is refused.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -93,8 +96,11 @@ class Decompressor(Reusable):
         model: FilePath | None = None,
         executor: str = KERNEL,
         any_environment: bool = False,
+        base: BasePath | Base | None = None,
     ) -> None:
         self._given_model = model
+        self._given_base = Base.of(base)
+        self._base: Base | None = None  # once a block needed it
         self._any_environment = bool(any_environment)
         self._bound_to: Fingerprint | None = None  # what the frame is bound to, once a block asked
         self._executor = checked(executor)
@@ -318,6 +324,12 @@ class Decompressor(Reusable):
                 self._environment(),
                 self._any_environment,
             )
+        if block.method == Method.TENSOR:
+            assert self._walk is not None
+            data = frame.base_of(self._walk.header.extensions)
+            if data is not None and self._base is None:
+                self._base = for_frame(data, self._given_base)
+            return EngineSpec(block.method, 0, 0, 0, base=self._base)
         if self._bound_to is not None and block.groups > 1 and block.method.needs_model:
             raise Corrupt("streams in two groups with a model in floats; the data is damaged")
         model = self._model if block.method.needs_model else None
@@ -413,8 +425,8 @@ class FrameReader:
         read: called with a number of bytes, returns that many or fewer (any buffer), b"" at the end.
         ready: whether `read` returns without waiting for somebody to write. Where it does not, every block
             that is all there is given out before; where it does, blocks are read ahead. None: it always does.
-        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment: as
-            for `Decompressor`, but for all frames together.
+        max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment, base:
+            as for `Decompressor`, but for all frames together.
     """
 
     def __init__(
@@ -430,6 +442,7 @@ class FrameReader:
         model: FilePath | None = None,
         executor: str = KERNEL,
         any_environment: bool = False,
+        base: BasePath | Base | None = None,
     ) -> None:
         self._read, self._ready = read, ready
         self._limits: dict[str, Any] = {
@@ -441,6 +454,7 @@ class FrameReader:
             "model": model,
             "executor": executor,
             "any_environment": any_environment,
+            "base": Base.of(base),
         }
         self._frame = self._open(0, 0)
         self._fresh = True  # not a byte of the frame has been read
@@ -572,6 +586,7 @@ def decompress(
     model: FilePath | None = None,
     executor: str = KERNEL,
     any_environment: bool = False,
+    base: BasePath | Base | None = None,
 ) -> bytes:
     """Decompress `data` (any buffer): one frame, or several one after another.
 
@@ -600,6 +615,7 @@ def decompress(
             model=model,
             executor=executor,
             any_environment=any_environment,
+            base=base,
         )
         try:
             return reader.read()

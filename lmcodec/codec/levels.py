@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmcodec import frame
 from lmcodec.codec.pipeline import REPEAT_SHARE, Encoded, Job, Seat
 from lmcodec.codec.spec import Chain, EngineSpec, Key, Numbers
 from lmcodec.frame import Block, Method
 from lmcodec.lm.store import Model
+
+if TYPE_CHECKING:
+    from lmcodec.codec.base import Base
 
 
 class Level(NamedTuple):
@@ -100,8 +103,20 @@ DICTIONARY_CLEAR = 0.98
 SAMPLES_OF_NUMBERS = 8
 
 
-def is_numbers(data: bytes, numbers: Numbers) -> bool:
-    """Whether a block of a file of tensors is better coded by planes than by the other methods."""
+class Judgement(NamedTuple):
+    """How numbers are best coded, as pieces of them say.
+
+    Attributes:
+        by_planes: rather than by the other methods.
+        by_base: as differences from a base.
+    """
+
+    by_planes: bool
+    by_base: bool = False
+
+
+def judge_numbers(data: bytes, numbers: Numbers, base: Base | None = None) -> Judgement:
+    """How a block of a file of tensors is best coded; `numbers.base_at` is tried where it is known."""
     import zlib
 
     from lmcodec.planes import PlaneEngine
@@ -109,15 +124,25 @@ def is_numbers(data: bytes, numbers: Numbers) -> bool:
 
     record = record_nbytes(numbers.layout)
     if len(data) < record:
-        return False
+        return Judgement(False)
     each = max(SAMPLE_NBYTES // record, 1) * record
     n_piece = min(_sample_pieces(len(data)), SAMPLES_OF_NUMBERS)
-    sample = data
+    starts, each = [0], min(each, len(data))
     if len(data) > n_piece * each:
         last = (len(data) - each) // record
-        sample = b"".join(data[i * last // (n_piece - 1) * record :][:each] for i in range(n_piece))
+        starts = [i * last // (n_piece - 1) * record for i in range(n_piece)]
+    else:
+        each = len(data)
+    sample = b"".join([data[at : at + each] for at in starts])
     planes = len(PlaneEngine(numbers.layout, contexts=False).encode(sample))
-    return len(zlib.compress(sample, DICTIONARY_LEVEL)) >= DICTIONARY_CLEAR * min(planes, len(sample))
+    if numbers.base_at is not None and base is not None:
+        first = numbers.base_at
+        near = memoryview(b"".join([base.view(first + at, each) for at in starts]))
+        engine = PlaneEngine(numbers.layout, 0, False, 0, base=lambda at, nbytes: near[at : at + nbytes])
+        if len(engine.encode(sample)) < planes:
+            return Judgement(True, by_base=True)
+    dictionary = len(zlib.compress(sample, DICTIONARY_LEVEL))
+    return Judgement(dictionary >= DICTIONARY_CLEAR * min(planes, len(sample)))
 
 
 def lm_streams(nbytes: int, plan: Level = LEVELS[DEFAULT_LEVEL], model: Model | None = None) -> int:

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lmcodec import frame
+from lmcodec.codec.base import Base
 from lmcodec.codec.decompressor import Decompressor
 from lmcodec.errors import ConfigError, Corrupt, LimitExceeded, LmcodecError, ModelNotFound, Unsupported
 from lmcodec.frame import MAGIC, Block, FrameHeader, Method
@@ -341,11 +342,13 @@ def salvage(
         read_at: returns what stands at an offset, up to a number of bytes.
         end: bytes of the file.
         max_output, max_cpu_seconds: of all together, as for `Decompressor`.
-        options: `memory_limit`, `threads`, `model`, `executor`, `any_environment`, as for `Decompressor`.
+        options: `memory_limit`, `threads`, `model`, `executor`, `any_environment`, `base`: as for
+            `Decompressor`.
 
     Raises:
         ModelNotFound, LimitExceeded: as `Decompressor`; what is not damaged is not passed over.
     """
+    options["base"] = Base.of(options.get("base"))
     return _Salvage(read_at, end, max_output, max_cpu_seconds, options).run()
 
 

@@ -13,6 +13,7 @@ from lmcodec.frame import Block, Method
 from lmcodec.lm.store import Model
 
 if TYPE_CHECKING:
+    from lmcodec.codec.base import Base
     from lmcodec.engine import Engine, LmEngine
     from lmcodec.planes import PlaneEngine
     from lmcodec.tensor_files.layout import Layout
@@ -47,11 +48,13 @@ class Numbers(NamedTuple):
         layout: fields of a record.
         row_nbytes: bytes of a matrix's row, 0 if there are none.
         contexts: look for contexts that pay.
+        base_at: where bytes that they are near lie in the base; None to code them by themselves.
     """
 
     layout: Layout
     row_nbytes: int = 0
     contexts: bool = True
+    base_at: int | None = None
 
 
 class EngineSpec(NamedTuple):
@@ -65,6 +68,7 @@ class EngineSpec(NamedTuple):
     enlarge: int = 0
     may_thin: bool = False
     numbers: Numbers | None = None
+    base: Base | None = None
 
     @property
     def may_be_helped(self) -> bool:
@@ -146,7 +150,8 @@ def make_engine(
     if spec.method == Method.TENSOR:
         from lmcodec.planes import PlaneEngine
 
-        return PlaneEngine(*(spec.numbers or ()))
+        view = None if spec.base is None else spec.base.view
+        return PlaneEngine(*(spec.numbers or ()), base=view)
     engine, isa = _modules()
     shape = spec.streams, spec.groups, spec.enlarge
     instead: dict[str, Any] = {} if isa.is_usable() else {"isa": ""}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -72,6 +72,7 @@ class Region(NamedTuple):
         layout: of their records.
         row_nbytes: of a matrix's row, 0 if they are none, or several tensors.
         name: of the tensor; empty for several.
+        base_at: where bytes that they are near lie in a base; None without one.
     """
 
     offset: int
@@ -80,6 +81,7 @@ class Region(NamedTuple):
     layout: Layout
     row_nbytes: int
     name: str
+    base_at: int | None = None
 
     @property
     def end(self) -> int:
@@ -100,14 +102,21 @@ class Recognised:
     tensors: list[Tensor] = field(default_factory=list)
     reason: str = ""
 
-    def regions(self, block_nbytes: int) -> list[Region]:
-        """Where numbers lie, in order, and how they are cut into blocks of up to `block_nbytes` bytes."""
+    def regions(self, block_nbytes: int, base: Mapping[str, Tensor] | None = None) -> list[Region]:
+        """Where numbers lie, in order, and how they are cut into blocks of up to `block_nbytes` bytes.
+
+        Args:
+            base: tensors of a base, by name.
+        """
         regions: list[Region] = []
         last_is_small = False
         for tensor in sorted(self.tensors, key=lambda t: t.offset):
             if tensor.layout is None or not tensor.nbytes:
                 continue
-            is_small = tensor.nbytes <= _SMALL_NBYTES
+            near = (base or {}).get(tensor.name)
+            if near is not None and (near.layout, near.nbytes) != (tensor.layout, tensor.nbytes):
+                near = None
+            is_small = tensor.nbytes <= _SMALL_NBYTES and base is None
             last = regions[-1] if regions and is_small and last_is_small else None
             last_is_small = is_small
             if last is not None and last.end == tensor.offset and last.layout == tensor.layout:
@@ -124,7 +133,10 @@ class Recognised:
             n_unit = -(-tensor.nbytes // unit)
             piece = -(-n_unit // n_piece) * unit
             row = row if unit == row else 0
-            regions.append(Region(tensor.offset, tensor.nbytes, piece, tensor.layout, row, tensor.name))
+            base_at = None if near is None else near.offset
+            regions.append(
+                Region(tensor.offset, tensor.nbytes, piece, tensor.layout, row, tensor.name, base_at)
+            )
         return [r for r in regions if r.nbytes >= max(_LEAST_NBYTES, record_nbytes(r.layout))]
 
     def describe(self) -> str:

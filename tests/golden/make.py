@@ -14,6 +14,7 @@ import json
 import random
 import struct
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -120,6 +121,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     former: int = 0  # the profile in place of the level's
     flush_nbytes: int = 0  # a flush ends a block after so many bytes each; 0: none does
+    base: Callable[[], bytes] | None = None  # the file that its tensors are coded against
 
 
 def _original(seed: int, **parts: int) -> Callable[[], bytes]:
@@ -166,6 +168,15 @@ def _numbers() -> bytes:
             ("half", "F16", [10, 20], struct.pack("<200e", *_normal(source, 200, 2.0))),
         ]
     )
+
+
+def _later() -> bytes:
+    """A checkpoint after that of `_numbers`: all its floats have changed a little."""
+    source, data = Source(64), bytearray(_numbers())
+    for at in range(len(data) - 1120, len(data) - 400, 4):
+        value = struct.unpack_from("<f", data, at)[0]
+        struct.pack_into("<f", data, at, value + source.below(1000) * 1e-7)
+    return bytes(data)
 
 
 def _rows() -> bytes:
@@ -284,6 +295,7 @@ CASES |= {
     "tensors": Case(_numbers, {"level": 1}),
     "tensors-contexts": Case(_numbers, {"level": 2, "block_size": 1024}),
     "tensors-flushed": Case(_numbers, {"level": 1}, flush_nbytes=700),
+    "tensors-base": Case(_later, {"level": 2}, base=_numbers),
     "tensors-rows": Case(_rows, {"level": 2}),
     "tensors-gguf": Case(_gguf, {"level": 2}),
     "tensors-npy": Case(_npy, {"level": 2}),
@@ -296,6 +308,11 @@ def frame_of(case: Case) -> bytes:
 
     level = case.options.get("level", codec.DEFAULT_LEVEL)
     plan = codec.LEVELS[level]
+    if case.base is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            base = Path(folder) / "base"
+            base.write_bytes(case.base())
+            return lmcodec.compress(case.original(), base=base, **case.options)
     with mock.patch.dict(codec.LEVELS, {level: plan._replace(profile=case.former or plan.profile)}):
         if not case.flush_nbytes:
             return lmcodec.compress(case.original(), **case.options)
