@@ -34,9 +34,9 @@ class PlaneEngine:
     Args:
         layout: fields of a record; None to decode, since a payload says it.
         row_nbytes: bytes of a matrix's row, 0 if there are none.
-        contexts: look for contexts that pay.
         base_at: where bytes that the block's are near lie in the base; None to code them by themselves.
         base: gives bytes of the base by place and number; None if there is none.
+        contexts: look for contexts that pay.
         portable: take no instructions but those that every machine has. It changes no byte.
     """
 
@@ -48,9 +48,9 @@ class PlaneEngine:
         self,
         layout: Layout | None = None,
         row_nbytes: int = 0,
-        contexts: bool = True,
         base_at: int | None = None,
         *,
+        contexts: bool = True,
         base: Callable[[int, int], memoryview] | None = None,
         portable: bool = False,
     ) -> None:

@@ -55,8 +55,8 @@ def gaussian(nbytes: int, layout: Layout, seed: int = 0) -> bytes:
 
 def check_roundtrip(data: bytes, layout: Layout, row_nbytes: int = 0, contexts: bool = True) -> bytes:
     """Every instruction set gives the same; a decoder of FORMAT.md alone restores it."""
-    payload = PlaneEngine(layout, row_nbytes, contexts).encode(data)
-    assert PlaneEngine(layout, row_nbytes, contexts, portable=True).encode(data) == payload
+    payload = PlaneEngine(layout, row_nbytes, contexts=contexts).encode(data)
+    assert PlaneEngine(layout, row_nbytes, contexts=contexts, portable=True).encode(data) == payload
     assert PlaneEngine().decode(payload, len(data)) == data
     assert PlaneEngine(portable=True).decode(payload, len(data)) == data
     return payload
@@ -128,7 +128,7 @@ def test_bytes_above_are_contexts() -> None:
     data = gaussian(400_000, (BF16,))
     payload = check_roundtrip(data, (BF16,))
     assert 4 in modes(payload, (BF16,), len(data))
-    assert len(payload) < len(PlaneEngine((BF16,), 0, False).encode(data)) < 0.68 * len(data)
+    assert len(payload) < len(PlaneEngine((BF16,), contexts=False).encode(data)) < 0.68 * len(data)
 
 
 def test_noise_and_constants_are_no_work() -> None:

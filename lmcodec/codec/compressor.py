@@ -450,7 +450,7 @@ class Compressor(Reusable):
         if region is not None:
             at = self._begun_nbytes - len(data) - region.offset
             base_at = None if region.base_at is None else region.base_at + at
-            numbers = Numbers(region.layout, region.row_nbytes, self._plan.contexts_of_numbers, base_at)
+            numbers = Numbers(region.layout, region.row_nbytes, base_at)
             if region.offset != self._judged[0]:
                 self._judged = region.offset, judge_numbers(data, numbers, self._base)
             if self._judged[1].by_planes:

@@ -30,7 +30,6 @@ class Level(NamedTuple):
         streams: with a language model, at most.
         second_stream_nbytes: without one, a block of so many bytes has a second stream: while the processor
             waits for what one needs, it works on the other. 0: none has.
-        contexts_of_numbers: blocks of numbers are coded in contexts where that pays.
     """
 
     profile: int
@@ -40,11 +39,10 @@ class Level(NamedTuple):
     stream_nbytes: int = 64 << 10
     streams: int = 16
     second_stream_nbytes: int = 0
-    contexts_of_numbers: bool = True
 
 
 LEVELS = (
-    {1: Level(3, second_stream_nbytes=512 << 10, contexts_of_numbers=False), 2: Level(2)}
+    {1: Level(3, second_stream_nbytes=512 << 10), 2: Level(2)}
     | {level: Level(2, ("small",)) for level in range(3, 6)}
     | {
         6: Level(2, ("base", "small"), 2),
@@ -138,7 +136,9 @@ def judge_numbers(data: bytes, numbers: Numbers, base: Base | None = None) -> Ju
     if numbers.base_at is not None and base is not None:
         first = numbers.base_at
         near = memoryview(b"".join([base.view(first + at, each) for at in starts]))
-        engine = PlaneEngine(numbers.layout, 0, False, 0, base=lambda at, nbytes: near[at : at + nbytes])
+        engine = PlaneEngine(
+            numbers.layout, base_at=0, contexts=False, base=lambda at, nbytes: near[at : at + nbytes]
+        )
         if len(engine.encode(sample)) < planes:
             return Judgement(True, by_base=True)
     dictionary = len(zlib.compress(sample, DICTIONARY_LEVEL))

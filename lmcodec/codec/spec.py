@@ -47,13 +47,11 @@ class Numbers(NamedTuple):
     Attributes:
         layout: fields of a record.
         row_nbytes: bytes of a matrix's row, 0 if there are none.
-        contexts: look for contexts that pay.
         base_at: where bytes that they are near lie in the base; None to code them by themselves.
     """
 
     layout: Layout
     row_nbytes: int = 0
-    contexts: bool = True
     base_at: int | None = None
 
 

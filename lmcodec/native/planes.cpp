@@ -6,6 +6,7 @@
 #include <cstring>
 #include <memory>
 #include <tuple>
+#include <utility>
 
 #if defined(__x86_64__) && (defined(__GNUC__) || defined(__clang__))
 #define LMCODEC_PLANES_X86 1
@@ -762,6 +763,7 @@ constexpr double kWorthWhile = 0.9975, kWorthWhileFast = 0.99;
 constexpr double kNoise = 7.995;  // bits of a byte
 constexpr std::size_t kClassedLeast = std::size_t{1} << 14;
 constexpr double kClassesOfDeviation = 3;
+constexpr double kExcess = 1.5;  // of rows' or columns' means over chance, from which classes are tried
 
 class PlaneEncoder {
  public:
@@ -783,29 +785,29 @@ class PlaneEncoder {
     const Sample sample = sample_of(data, above, n);
     const double scale = static_cast<double>(n) / static_cast<double>(sample.bytes.size());
     const double alone = group_cost(count(sample.bytes.data(), nullptr, 1, sample.bytes.size())[0], scale);
-    if (options_.contexts && (above != nullptr || base != nullptr) && alone < kNoise / 8 * stored) {
-      double bits = kWorthWhile * std::min(alone, stored), by_base = 0;
+    if (options_.contexts && alone < kNoise / 8 * stored) {
+      double bits = kWorthWhile * std::min(alone, stored);
+      Mode mode = kStored;
       std::vector<int> borders;
-      if (above != nullptr) {
-        double by_above = 0;
-        std::vector<int> found = borders_of(sample, n, by_above);
-        if (!found.empty() && by_above < bits) {
-          borders = std::move(found);
-          bits = by_above;
-        }
+      for (const auto& [by, plane] : {std::pair(kByAbove, above), std::pair(kByBase, base)}) {
+        if (plane == nullptr) continue;
+        double found_bits = 0;
+        std::vector<int> found = borders_of(mode == kStored && by == kByAbove ? sample : sample_of(data, plane, n), n, found_bits);
+        if (found.empty() || found_bits >= bits) continue;
+        borders = std::move(found);
+        bits = found_bits;
+        mode = by;
       }
-      if (base != nullptr) {
-        std::vector<int> found = borders_of(sample_of(data, base, n), n, by_base);
-        if (!found.empty() && by_base < bits) return put_by_bytes(out, kByBase, data, base, found, n);
+      if (n_column > 0) {
+        const ClassPlan plan = plan_classes(data, n_column, n);
+        if (plan.bits < bits) return put_by_class(out, data, plan, n);
       }
-      if (!borders.empty()) return put_by_bytes(out, kByAbove, data, above, borders, n);
+      if (mode != kStored) return put_by_bytes(out, mode, data, mode == kByAbove ? above : base, borders, n);
     }
     if (alone < most) {
       const std::vector<Counts> counts = count(data, nullptr, 1, n);
       const std::vector<Freq> freq = normalised(counts);
-      const double bits = coded_bits(counts, freq);
-      if (options_.contexts && n_column > 0 && put_by_class(out, data, n_column, n, bits)) return;
-      if (bits + 32.0 * lanes_of(n) + 16 < most) {
+      if (coded_bits(counts, freq) + 32.0 * lanes_of(n) + 16 < most) {
         out.push_back(kOneTable);
         std::vector<Code> codes;
         put_tables(out, freq, codes);
@@ -841,16 +843,25 @@ class PlaneEncoder {
     encode_words(out, data, context, codes.data(), isa_, n, cancel_);
   }
 
-  // Whether classes of rows and columns make it smaller than `bits`; then it is appended.
-  bool put_by_class(Bytes& out, const std::uint8_t* data, std::size_t n_column, std::size_t n, double bits) const {
+  // How a plane is coded by classes of its rows and columns.
+  struct ClassPlan {
+    double bits = 1e300;  // estimated, or that it is not worth a try
+    Bytes head;           // what stands before the tables
+    Raw context;
+    std::vector<Freq> freq;
+  };
+
+  ClassPlan plan_classes(const std::uint8_t* data, std::size_t n_column, std::size_t n) const {
+    ClassPlan plan;
     const std::size_t n_row = (n + n_column - 1) / n_column;
-    if (n < kClassedLeast || n_column < 32 || n_row < 8) return false;
+    if (n < kClassedLeast || n_column < 32 || n_row < 8) return plan;
     std::vector<std::uint32_t> row_sum(n_row), column_sum(n_column);
     std::uint64_t total = 0, squares = 0;
     for (std::size_t row = 0; row < n_row; ++row) {
       const std::uint8_t* const begin = data + row * n_column;
       const std::size_t size = std::min(n_column, n - row * n_column);
-      std::uint32_t sum = 0, square = 0;
+      std::uint32_t sum = 0;
+      std::uint64_t square = 0;
       for (std::size_t i = 0; i < size; ++i) {
         const std::uint32_t b = begin[i];
         sum += b;
@@ -863,40 +874,56 @@ class PlaneEncoder {
     }
     const double size = static_cast<double>(n), mean = static_cast<double>(total) / size;
     const double variance = static_cast<double>(squares) / size - mean * mean;
-    if (!(variance > 0)) return false;
+    if (!(variance > 0)) return plan;
+    const auto rows_of = [&](std::size_t c) { return (n - c + n_column - 1) / n_column; };
+    const auto columns_of = [&](std::size_t r) { return std::min(n_column, n - r * n_column); };
+    const auto mean_of = [](std::uint32_t sum, std::size_t of) { return static_cast<double>(sum) / static_cast<double>(of); };
+    // Means of bytes that have nothing in common vary by chance so much.
+    double row_excess = 0, column_excess = 0;
+    for (std::size_t r = 0; r < n_row; ++r) {
+      const double d = mean_of(row_sum[r], columns_of(r)) - mean;
+      row_excess += d * d * static_cast<double>(columns_of(r));
+    }
+    for (std::size_t c = 0; c < n_column; ++c) {
+      const double d = mean_of(column_sum[c], rows_of(c)) - mean;
+      column_excess += d * d * static_cast<double>(rows_of(c));
+    }
+    if (row_excess < kExcess * variance * static_cast<double>(n_row) &&
+        column_excess < kExcess * variance * static_cast<double>(n_column))
+      return plan;
     const double unit = std::sqrt(variance) / kClassesOfDeviation;
-    const auto class_of = [&](std::uint32_t sum, std::size_t of, int middle) {
-      const double c = std::floor((static_cast<double>(sum) / static_cast<double>(of) - mean) / unit + 0.5) + middle;
-      return static_cast<std::int8_t>(std::clamp(c, -63.0, 63.0));
+    const auto class_of = [&](double own_mean, int middle) {
+      return static_cast<std::int8_t>(std::clamp(std::floor((own_mean - mean) / unit + 0.5) + middle, -63.0, 63.0));
     };
     std::vector<std::int8_t> rows(n_row), columns(n_column);
-    for (std::size_t r = 0; r < n_row; ++r)
-      rows[r] = class_of(row_sum[r], std::min(n_column, n - r * n_column), kPlaneContexts / 2);
-    for (std::size_t c = 0; c < n_column; ++c) columns[c] = class_of(column_sum[c], (n - c + n_column - 1) / n_column, 0);
+    for (std::size_t r = 0; r < n_row; ++r) rows[r] = class_of(mean_of(row_sum[r], columns_of(r)), kPlaneContexts / 2);
+    for (std::size_t c = 0; c < n_column; ++c) columns[c] = class_of(mean_of(column_sum[c], rows_of(c)), 0);
     Contexts contexts;
     contexts.n = kPlaneContexts;
     contexts.rows = rows.data();
     contexts.columns = columns.data();
     contexts.n_column = n_column;
-    const Raw context(new std::uint8_t[n]);
-    contexts.fill(0, n, context.get());
-    const std::vector<Counts> counts = count(data, context.get(), contexts.n, n);
-    const std::vector<Freq> freq = normalised(counts);
-    Bytes head;
-    head.push_back(kByClass);
-    head.push_back(kPlaneContexts);
-    put_varint(head, n_column);
+    plan.context.reset(new std::uint8_t[n]);
+    contexts.fill(0, n, plan.context.get());
+    const std::vector<Counts> counts = count(data, plan.context.get(), contexts.n, n);
+    plan.freq = normalised(counts);
+    plan.head.push_back(kByClass);
+    plan.head.push_back(kPlaneContexts);
+    put_varint(plan.head, n_column);
     for (const std::vector<std::int8_t>* classes : {&rows, &columns}) {
       std::vector<std::uint8_t> nested;
       for (const std::int8_t c : *classes) nested.push_back(static_cast<std::uint8_t>(c + 64));
       PlaneOptions plain = options_;
       plain.contexts = false;
-      PlaneEncoder(plain, cancel_).put(head, nested.data(), nullptr, nullptr, 0, nested.size());
+      PlaneEncoder(plain, cancel_).put(plan.head, nested.data(), nullptr, nullptr, 0, nested.size());
     }
-    if (coded_bits(counts, freq) + 8.0 * static_cast<double>(head.size()) >= kWorthWhile * bits) return false;
-    out.insert(out.end(), head.begin(), head.end());
-    put_contexts(out, data, context.get(), freq, n);
-    return true;
+    plan.bits = coded_bits(counts, plan.freq) + 8.0 * static_cast<double>(plan.head.size());
+    return plan;
+  }
+
+  void put_by_class(Bytes& out, const std::uint8_t* data, const ClassPlan& plan, std::size_t n) const {
+    out.insert(out.end(), plan.head.begin(), plan.head.end());
+    put_contexts(out, data, plan.context.get(), plan.freq, n);
   }
 
   const PlaneOptions options_;
@@ -1105,11 +1132,11 @@ std::vector<std::uint8_t> encode_planes(const PlaneLayout& layout, const PlaneOp
     const Place place = {record, offset, n, field.count, field.is_float, field.is_big};
     split(isa, field.width, place, data, base, planes.get());
     const Raw tops = tops_of(field.width, place, base);
-    const bool is_matrix = field.count == 1 && field.is_float && base == nullptr && options.row_nbytes % record == 0;
+    const bool is_matrix = field.count == 1 && base == nullptr && options.row_nbytes % record == 0;
     for (std::size_t b = 0; b < field.width; ++b) {
       const std::uint8_t* const plane = planes.get() + b * m;
       const std::uint8_t* const above = b > 0 ? plane - m : m_before == m ? before.get() : nullptr;
-      encoder.put(out, plane, above, tops.get(), b == 0 && is_matrix ? options.row_nbytes / record : 0, m);
+      encoder.put(out, plane, above, tops.get(), is_matrix ? options.row_nbytes / record : 0, m);
     }
     before = std::move(planes);
     m_before = m;
