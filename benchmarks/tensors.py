@@ -2,12 +2,12 @@
 
     python benchmarks/tensors.py FILE... [--most MIB] [--rounds N] [--slow-rounds N] [--out RESULT.json]
 
-A FILE is safetensors or GGUF. Of each the tensors are taken, in order, until they have so many MiB; large
-ones are cut by rows. A safetensors file of float32 is measured as it is and rounded to bfloat16 and to float16
-(nearest, ties to even). Every program gets two threads where it can have them; zipnn, which is a library, gets
-the bytes of the same file and the type of its numbers. Seconds are those of the clock and of the processor: on
-a machine that is shared only the latter mean anything, and twice their rate is what two cores of one's own
-could do at best. Everything is decoded and compared.
+A FILE is safetensors or GGUF. Of each the tensors are taken, in order, until they have so many MiB;
+large ones are cut by rows. A safetensors file of float32 is measured as it is and rounded to bfloat16
+and to float16 (nearest, ties to even). Every program gets two threads where it can have them; zipnn,
+which is a library, gets the bytes of the same file and the type of its numbers. Seconds are those of the
+clock and of the processor: on a machine that is shared only the latter mean anything, and twice their
+rate is what two cores of one's own could do at best. Everything is decoded and compared.
 """
 
 from __future__ import annotations
