@@ -97,9 +97,9 @@ def modes(payload: bytes, layout: Layout, nbytes: int) -> set[int]:
     seen: set[int] = set()
     plain = reference.decode_plane
 
-    def watched(reader: Any, *arguments: Any) -> bytes:
+    def watched(reader: Any, *arguments: Any, **named: Any) -> bytes:
         seen.add(reader.data[reader.at])
-        return plain(reader, *arguments)
+        return plain(reader, *arguments, **named)
 
     reference.decode_plane = watched  # type: ignore[assignment]
     try:

@@ -93,11 +93,11 @@ LARGE_STREAMS_NBYTES = 256 << 20
 CHAIN_GROWS_NBYTES = 1 << 10
 
 
-# Numbers of a file of tensors are coded by planes where these are smaller than what a dictionary makes of
-# pieces of the block: repetitions, which planes do not see, are for the other methods. Noise, which neither
+# Numbers of a file of tensors are coded by planes, unless a dictionary makes pieces of the block clearly
+# smaller: repetitions, which planes do not see, are for the other methods. Noise, which neither
 # makes smaller, is stored: no other method would find anything.
 DICTIONARY_LEVEL = 1
-DICTIONARY_CLEAR = 0.98
+DICTIONARY_CLEAR = 0.9
 SAMPLES_OF_NUMBERS = 8
 
 
@@ -132,17 +132,22 @@ def judge_numbers(data: bytes, numbers: Numbers, base: Base | None = None) -> Ju
     else:
         each = len(data)
     sample = b"".join([data[at : at + each] for at in starts])
-    planes = len(PlaneEngine(numbers.layout, contexts=False).encode(sample))
+    planes = len(PlaneEngine(numbers.layout).encode(sample))
     if numbers.base_at is not None and base is not None:
         first = numbers.base_at
         near = memoryview(b"".join([base.view(first + at, each) for at in starts]))
-        engine = PlaneEngine(
-            numbers.layout, base_at=0, contexts=False, base=lambda at, nbytes: near[at : at + nbytes]
-        )
+        engine = PlaneEngine(numbers.layout, base_at=0, base=lambda at, nbytes: near[at : at + nbytes])
         if len(engine.encode(sample)) < planes:
             return Judgement(True, by_base=True)
-    dictionary = len(zlib.compress(sample, DICTIONARY_LEVEL))
-    return Judgement(dictionary >= DICTIONARY_CLEAR * min(planes, len(sample)))
+
+    def beats_planes(piece: bytes, planes: int) -> bool:
+        return len(zlib.compress(piece, DICTIONARY_LEVEL)) < DICTIONARY_CLEAR * min(planes, len(piece))
+
+    if not beats_planes(sample, planes):
+        return Judgement(True)
+    # Pieces do not show what rows have in common: the whole block is asked before it takes a slow method.
+    whole = PlaneEngine(numbers.layout, numbers.row_nbytes).encode(data)
+    return Judgement(not beats_planes(data, len(whole)))
 
 
 def lm_streams(nbytes: int, plan: Level = LEVELS[DEFAULT_LEVEL], model: Model | None = None) -> int:
