@@ -8,6 +8,7 @@ from __future__ import annotations
 
 TYPE_CHECKING = False  # type checkers take it for True; importing `typing` would take as long as all else
 if TYPE_CHECKING:
+    from lmcodec import tensors
     from lmcodec.codec import Compressor, Decompressor, FrameInfo, compress, decompress, frame_info
     from lmcodec.codec.prior import Prior
     from lmcodec.codec.records import RecordStore
@@ -66,6 +67,7 @@ __all__ = [
     "open",
     "surprisal",
     "tarfile_open",
+    "tensors",
 ]
 
 
@@ -86,6 +88,8 @@ if not TYPE_CHECKING:  # a type checker would take any name for one of the packa
                 return import_module("lmcodec._kernel")
             except ImportError as error:
                 raise KernelMissing.of(__path__[0], str(error)) from None
+        if name == "tensors":
+            return import_module("lmcodec.tensors")
         if name not in __all__:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         module = "errors"

@@ -1,6 +1,7 @@
 """Types of the native kernel (native/module.cpp)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -118,6 +119,31 @@ def encode_weights(
     freq: np.ndarray,
     n_thread: int = 1,
 ) -> list[bytes]: ...
+def encode_planes(
+    data: np.ndarray,
+    base: np.ndarray | None,
+    fields: Sequence[tuple[Any, ...]],
+    row_nbytes: int = 0,
+    contexts: bool = True,
+    portable: bool = False,
+    base_at: int = 0,
+    cancel: Cancel | None = None,
+) -> bytes: ...
+def decode_planes(
+    payload: np.ndarray,
+    base: np.ndarray | None,
+    out: np.ndarray,
+    portable: bool = False,
+    cancel: Cancel | None = None,
+) -> str: ...
+def decode_planes_to_bytes(
+    payload: np.ndarray,
+    base: np.ndarray | None,
+    nbytes: int,
+    portable: bool = False,
+    cancel: Cancel | None = None,
+) -> bytes | str: ...
+def crc32(data: bytes | bytearray | memoryview | np.ndarray, value: int = 0) -> int: ...
 def network_isas() -> list[str]: ...
 
 class LanguageModel:

@@ -38,6 +38,7 @@ from lmcodec.codec import (
     scan,
     stored_frame,
 )
+from lmcodec.codec.base import Base, BasePath
 from lmcodec.codec.prior import Priors
 from lmcodec.errors import LimitExceeded, LmcodecError, TrailingData, Truncated
 from lmcodec.lm.executor import KERNEL
@@ -87,7 +88,7 @@ class _Entries(Collection[tuple[int, int]]):
         return any(entry == own for own in self)
 
 
-class _FileMap:
+class FileMap:
     """Frames that all have an index: where to start decoding for any offset of the original.
 
     Every number is checked against the file's size and the limits before an index is read.
@@ -102,7 +103,7 @@ class _FileMap:
     @classmethod
     def read(
         cls, read_at: Any, end: int, max_output: int | None = None, memory_limit: int | None = None
-    ) -> _FileMap | None:
+    ) -> FileMap | None:
         """Follow the indexes from the end to the start.
 
         None if one is missing, does not hold or tells of more blocks than a file that keeps to `max_output`
@@ -181,6 +182,14 @@ class _FileMap:
             block -= 1
         return indexed, block
 
+    def blocks(self) -> Iterator[tuple[frame.FrameHeader, int, int, int]]:
+        """Of every block: its frame's header, where it lies, its bytes, where its original begins."""
+        for indexed in self._frames:
+            offsets, originals = indexed.block_offsets, indexed.original_offsets
+            for i in range(len(offsets) - 1):
+                if originals[i + 1] > originals[i]:
+                    yield indexed.header, offsets[i], offsets[i + 1] - offsets[i], originals[i]
+
     def _continues(self, indexed: _IndexedFrame, block: int, read_at: Any) -> bool:
         return frame.continues(read_at(indexed.block_offsets[block], 1))
 
@@ -258,7 +267,7 @@ class _Decoded(io.RawIOBase):
         self._frames = FrameReader(self._input.read, ready=self._input.ready, **limits)
         self._map_limits = limits["max_output"], limits["memory_limit"]
         self._base = fp.tell() if self._input.seekable else 0  # where the first frame starts
-        self._map: _FileMap | None = None
+        self._map: FileMap | None = None
         self._mapped = False
         self._original_nbytes: int | None = None  # known once the end was met
         self.trailing: TrailingData | None = None
@@ -348,12 +357,12 @@ class _Decoded(io.RawIOBase):
         assert self._original_nbytes is not None
         return self._original_nbytes
 
-    def _read_map(self) -> _FileMap | None:
+    def _read_map(self) -> FileMap | None:
         if not self._mapped:
             here = self._fp.tell()
             end = self._fp.seek(0, io.SEEK_END) - self._base
             self._fp.seek(here)
-            self._map = _FileMap.read(self._read_at, end, *self._map_limits)
+            self._map = FileMap.read(self._read_at, end, *self._map_limits)
             self._mapped = True
         return self._map
 
@@ -573,10 +582,10 @@ class LMFile(io.BufferedIOBase):
     Args:
         file: a path, or a binary file object, which is left open when this one is closed.
         mode: r, w, x (must not exist) or a (append a frame), with or without b.
-        level, block_size, threads, solid, content_size, streams, groups, model, method, executor,
-            prior: of writing, see `Compressor`.
+        level, block_size, threads, solid, content_size, streams, groups, model, method, executor, prior,
+            base: of writing, see `Compressor`.
         max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment,
-            prior: of reading, see `Decompressor`.
+            prior, base: of reading, see `Decompressor`.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -620,6 +629,7 @@ class LMFile(io.BufferedIOBase):
         executor: str = KERNEL,
         any_environment: bool = False,
         prior: Priors = None,
+        base: BasePath | Base | None = None,
     ) -> None:
         if mode not in ("r", "rb", "w", "wb", "x", "xb", "a", "ab"):
             raise ValueError(f"mode must be r, w, x or a, with or without b, not {mode!r}")
@@ -638,6 +648,7 @@ class LMFile(io.BufferedIOBase):
                 method=method,
                 executor=executor,
                 prior=prior,  # type: ignore[arg-type]
+                base=base,
             )
         if isinstance(file, (str, bytes, os.PathLike)):
             # Without a buffer where it is written: what is in one would be written again by a forked process.
@@ -662,6 +673,7 @@ class LMFile(io.BufferedIOBase):
                 "executor": executor,
                 "any_environment": any_environment,
                 "prior": prior,
+                "base": base,
             }
             try:
                 self._decoded = _Decoded(self._fp, limits)

@@ -47,10 +47,26 @@ class Method(IntEnum):
     CM = 2
     LM_CM = 3
     LM = 4
+    TENSOR = 5
+
+    @property
+    def is_coded(self) -> bool:
+        """Whether its payload is another than the original."""
+        return self >= Method.CM
+
+    @property
+    def has_streams(self) -> bool:
+        """Whether it codes decisions of streams, by a profile."""
+        return Method.CM <= self <= Method.LM
+
+    @property
+    def needs_model(self) -> bool:
+        """Whether it codes by the frame's language model."""
+        return self in (Method.LM_CM, Method.LM)
 
     @property
     def label(self) -> str:
-        """What people call it: `stored`, `cm`, `lm+cm`, `lm`."""
+        """What people call it: `stored`, `cm`, `lm+cm`, `lm`, `tensor`."""
         return self.name.lower().replace("_", "+")
 
 
@@ -71,6 +87,7 @@ class ExtensionType(IntEnum):
     RECORDS = 3
     TENSORS = 4
     CHAIN_TABLES = 5
+    BASE = 6
 
     @property
     def label(self) -> str:
@@ -83,9 +100,10 @@ _EXTENSION_LABELS = {
     ExtensionType.RECORDS: "index of records",
     ExtensionType.TENSORS: "tensors",
     ExtensionType.CHAIN_TABLES: "tables of chains",
+    ExtensionType.BASE: "base",
 }
 # Those that this version can do what they ask for.
-_KNOWN_EXTENSIONS: frozenset[int] = frozenset({ExtensionType.ENVIRONMENT})
+_KNOWN_EXTENSIONS: frozenset[int] = frozenset({ExtensionType.ENVIRONMENT, ExtensionType.BASE})
 
 
 # FORMAT.md section 1: conventions
@@ -159,6 +177,11 @@ class Extension:
 def environment_of(extensions: Iterable[Extension]) -> bytes | None:
     """The data of the field that binds a frame to an environment, None if there is none."""
     return next((each.data for each in extensions if each.type == ExtensionType.ENVIRONMENT), None)
+
+
+def base_of(extensions: Iterable[Extension]) -> bytes | None:
+    """The data of the field that names the file that numbers are coded against, None if there is none."""
+    return next((each.data for each in extensions if each.type == ExtensionType.BASE), None)
 
 
 def pack_extensions(extensions: Iterable[Extension]) -> bytes:
@@ -492,22 +515,24 @@ class Block:
         if self.compact is not None:
             return pack_sizes(self.original_nbytes, self.payload_nbytes)
         out = bytes([self.method | self.last << 3 | self.continues << 4 | self.chained << 5])
-        if self.method >= Method.CM and not (self.chained and self.continues):
+        if self.method.has_streams and not (self.chained and self.continues):
             out += bytes([self.profile | self.enlarge << 5, self.streams - 1 | self.groups - 1 << 7])
             if self.chained:
                 out += bytes([self.tables_log2])
         if self.method != Method.END:
             out += pack_varint(self.original_nbytes - 1)
-        if self.method >= Method.CM:
+        if self.method.is_coded:
             out += pack_varint(self.payload_nbytes)
         return out
 
     def compute_check(self, original: bytes | bytearray, payload: bytes) -> int:
-        head = self.head()
+        head, crc32 = self.head(), zlib.crc32
         if self.compact is None:
-            return zlib.crc32(payload, zlib.crc32(head, zlib.crc32(original)))
+            if self.method == Method.TENSOR:  # whose blocks are coded in less time than zlib takes for this
+                from lmcodec._kernel import crc32  # type: ignore[assignment]
+            return crc32(payload, crc32(head, crc32(original)))
         head = self.compact.pack() + self.prior_id + head
-        check = zlib.crc32(payload, zlib.crc32(head, zlib.crc32(original)))
+        check = crc32(payload, crc32(head, crc32(original)))
         return check & 0xFFFF if self.compact.short_check else check
 
     def pack(self, original: bytes = b"", payload: bytes = b"") -> bytes:
@@ -566,10 +591,10 @@ def parse_block(
     if first & 0xC0 or first & 7 not in _METHODS:
         raise Unsupported(f"{where}: method and flags {first:02X} are unknown to this lmcodec; {_NEWER}")
     method = Method(first & 7)
-    if method >= Method.LM_CM and not has_model:
+    if method.needs_model and not has_model:
         raise Corrupt(f"{where}: needs a model, but the frame names none; {_DAMAGED}")
-    if continues and method <= Method.STORED:
-        raise Corrupt(f"{where}: a block of method {method.name.lower()} continues another; {_DAMAGED}")
+    if continues and not method.has_streams:
+        raise Corrupt(f"{where}: a block of method {method.label} continues another; {_DAMAGED}")
     if chained and method not in (Method.CM, Method.LM_CM):
         raise Corrupt(f"{where}: a block of method {method.label} in a chain with tables; {_DAMAGED}")
     at, profile, enlarge, streams, groups, original_nbytes, payload_nbytes = 1, 0, 0, 0, 0, 0, 0
@@ -580,7 +605,7 @@ def parse_block(
         if previous is None or not previous.chained or previous.method != method:
             raise Corrupt(f"{where}: continues a chain that is not there; {_DAMAGED}")
         _, profile, streams, groups, enlarge = previous.engine
-    elif method >= Method.CM:
+    elif method.has_streams:
         if len(data) <= at:
             return None
         profile, enlarge = data[at] & 0x1F, data[at] >> 5
@@ -619,7 +644,7 @@ def parse_block(
         if tables_log2 and original_nbytes > 1 << tables_log2:
             sizes = f"2^{tables_log2} bytes, original size {original_nbytes}"
             raise Corrupt(f"{where}: tables for {sizes}, expected a smaller block; {_DAMAGED}")
-    if method >= Method.CM:
+    if method.is_coded:
         parsed = parse_varint(data, at, where, 4)
         if parsed is None:
             return None

@@ -1517,30 +1517,148 @@ class RangeDecoder:
         return bit
 
 
+# 10. Numbers
+
+
+def table_of(reader: Reader) -> list[tuple[int, int, int]]:
+    """Of each of the 4096 slots: symbol, its frequency, the slot less the frequencies before it."""
+    first, last = reader.byte(), reader.byte()
+    require(first <= last, "corrupt: range of a table")
+    slots: list[tuple[int, int, int]] = []
+    for symbol in range(first, last + 1):
+        f = reader.varint()
+        require(f <= 4096 - len(slots), "corrupt: frequencies")
+        slots += [(symbol, f, i) for i in range(f)]
+    require(len(slots) == 4096, "corrupt: frequencies")
+    return slots
+
+
+def decode_words(reader: Reader, tables: list[list[tuple[int, int, int]]], context: list[int]) -> bytes:
+    n_word, n_state = reader.varint(), 32 if len(context) >= 4096 else 4
+    require(n_word <= len(context), "corrupt: number of words")
+    states = [reader.u32() for _ in range(n_state)]
+    words = Reader(reader.take(2 * n_word))
+    require(all(x >= 2**16 for x in states), "corrupt: states")
+    out = bytearray()
+    for j, c in enumerate(context):
+        x = states[j % n_state]
+        symbol, f, rest = tables[c][x % 4096]
+        x = f * (x // 4096) + rest
+        if x < 2**16:
+            x = 2**16 * x + int.from_bytes(words.take(2), "little")
+        states[j % n_state] = x
+        out.append(symbol)
+    require(words.at == 2 * n_word and set(states) == {2**16}, "corrupt: words")
+    return bytes(out)
+
+
+def decode_plane(
+    reader: Reader, m: int, above: bytes | None, most_mode: int = 5, base: bytes | None = None
+) -> bytes:
+    mode = reader.byte()
+    require(mode <= most_mode, "corrupt: mode of a plane")
+    if mode == 0:
+        return reader.take(m)
+    if mode == 1:
+        return reader.take(1) * m
+    n_context, context = 1, [0] * m
+    if mode > 2:
+        n_context = reader.byte()
+        require(2 <= n_context <= 8, "corrupt: contexts")
+    if mode == 3:
+        length = reader.varint()
+        require(1 <= length <= m, "corrupt: length of rows")
+        rows = decode_plane(reader, -(-m // length), None, 2)
+        columns = decode_plane(reader, length, None, 2)
+        require(all(1 <= c <= 127 for c in rows + columns), "corrupt: classes")
+        sums = [rows[j // length] + columns[j % length] - 128 for j in range(m)]
+        context = [min(max(c, 0), n_context - 1) for c in sums]
+    if mode > 3:
+        above = base if mode == 5 else above
+        borders = list(reader.take(n_context - 1))
+        require([0, *borders] == sorted({0, *borders}), "corrupt: borders of contexts")
+        require(above is not None, "corrupt: no plane above")
+        context = [sum(t <= b for t in borders) for b in above or b""]
+    return decode_words(reader, [table_of(reader) for _ in range(n_context)], context)
+
+
+def in_order(x: int, bits: int, is_float: bool) -> int:
+    """The numbers' own order; its own inverse."""
+    return x ^ 2 ** (bits - 1) - 1 if is_float and x >> bits - 1 else x
+
+
+def decode_numbers(payload: bytes, nbytes: int, base: bytes = b"") -> bytes:
+    reader = Reader(payload)
+    head = reader.byte()
+    require(head < (32 if base else 16), "corrupt: first byte of numbers")
+    place = reader.varint() if head & 16 else 0
+    near = base[place : place + nbytes] if head & 16 else b""
+    require(not head & 16 or len(near) == nbytes, "corrupt: bytes of the base")
+    head &= 15
+    fields = []
+    for _ in range(head + 1):
+        kind, n_element = reader.byte(), reader.varint()
+        require(kind < 16 and 1 <= n_element <= 4096, "corrupt: a field")
+        fields.append((1 << (kind & 3), bool(kind & 4), bool(kind & 8), n_element))
+    record = sum(width * n_element for width, _, _, n_element in fields)
+    require(1 <= record <= min(4096, nbytes), "corrupt: length of a record")
+    n = nbytes // record
+    out = bytearray(n * record) + reader.take(nbytes % record)
+    begin, before, m_before = 0, None, 0
+    for width, is_float, is_big, n_element in fields:
+        m = n * n_element
+        planes: list[bytes] = []
+        order, bits = "big" if is_big else "little", 8 * width
+        places = [j // n_element * record + begin + j % n_element * width for j in range(m)]
+        ys = [int.from_bytes(near[at : at + width], order) for at in places] if near else []  # type: ignore[arg-type]
+        tops = (
+            bytes((y << 1 | y >> bits - 1 if is_float else y) >> bits - 8 & 255 for y in ys) if near else None
+        )
+        for b in range(width):
+            above = planes[-1] if b else before if m_before == m else None
+            planes.append(decode_plane(reader, m, above, base=tops))
+        for j in range(m):
+            x = int.from_bytes(bytes(plane[j] for plane in planes), "big")
+            if near:
+                d = x // 2 if x % 2 == 0 else 2**bits - (x + 1) // 2
+                x = in_order((in_order(ys[j], bits, is_float) + d) % 2**bits, bits, is_float)
+            elif is_float:
+                x = x >> 1 | (x & 1) << bits - 1
+            out[places[j] : places[j] + width] = x.to_bytes(width, order)  # type: ignore[arg-type]
+        begin, before, m_before = begin + width * n_element, planes[0], m
+    require(reader.at == len(payload), "corrupt: bytes after the planes")
+    return bytes(out)
+
+
 # 2. Frame
 
 CONTENT_SIZE, MODEL, INDEX, EXTENSIONS = 16, 32, 64, 128  # flags
-END, STORED, CM, LM_CM, LM = 0, 1, 2, 3, 4  # methods
+END, STORED, CM, LM_CM, LM, TENSOR = 0, 1, 2, 3, 4, 5  # methods
 
 
-def skip_extensions(reader: Reader, start: int) -> list[int]:
-    """Pass over the extension fields of the header at start; the types of critical ones."""
+BASE = 6  # type of an extension field
+
+
+def extensions(reader: Reader, start: int) -> dict[int, bytes]:
+    """The critical extension fields of the header at start."""
     nbytes = reader.varint()
     require(2 <= nbytes <= 2**16, "corrupt: size of the extension fields")
-    end, before, critical = reader.at + nbytes, 0, []
+    end, before = reader.at + nbytes, 0
+    critical: dict[int, bytes] = {}
     fields = Reader(reader.data[: reader.at] + reader.take(nbytes))
     fields.at = end - nbytes
     require(reader.u32() == zlib.crc32(reader.data[start:end]), "corrupt: crc32 of the extension fields")
     while fields.at < end:
         key = fields.varint()
-        fields.take(fields.varint())
+        data = fields.take(fields.varint())
         require(before < key >> 1 < 2**27, "corrupt: order of the extension fields")
         before = key >> 1
-        critical += [before] if key & 1 else []
+        if key & 1:
+            critical[before] = data
     return critical
 
 
-def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
+def decode_frame(reader: Reader, models: dict[bytes, IntegerModel], base: bytes = b"") -> bytes:
     start = reader.at
     require(reader.take(4) == b"\xb5LMZ", "not a frame")
     flags = reader.byte()
@@ -1550,8 +1668,15 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
     content_size = reader.varint() if flags & CONTENT_SIZE else None
     header = reader.data[start : reader.at]
     require(reader.byte() == crc8(header), "corrupt: crc8 of the frame header")
-    critical = skip_extensions(reader, start) if flags & EXTENSIONS else []
-    require(not critical, f"unsupported extensions {critical}")
+    critical = extensions(reader, start) if flags & EXTENSIONS else {}
+    require({*critical} <= {BASE}, f"unsupported extensions {[*critical]}")
+    if BASE in critical:
+        named = Reader(critical[BASE])
+        digest, size = named.take(32), named.varint()
+        require(named.at == len(named.data), "corrupt: the field of a base")
+        require((digest, size) == (hashlib.sha256(base).digest(), len(base)), "another base")
+    else:
+        base = b""
     require(model in range(1, 128) or model == 255, "unsupported model")
     sizes = [reader.at - start]  # what the index holds
     out = b""
@@ -1564,7 +1689,7 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
         method, last, continues, chain = first & 7, first & 8, first & 16, first & 32
         require(not first & 0xC0, "unsupported: reserved bits of a block")
         require(not chain or method in (CM, LM_CM), "corrupt: method of a chain")
-        require(method in (END, STORED, CM, LM_CM, LM), f"unsupported method {method}")
+        require(method in (END, STORED, CM, LM_CM, LM, TENSOR), f"unsupported method {method}")
         require(method not in (LM_CM, LM) or bool(flags & MODEL), "corrupt: no model")
         number = enlarge = n_stream = n_group = nbytes = payload_nbytes = tables_nbytes = 0
         if chain and continues:
@@ -1585,7 +1710,7 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
             require(n_stream <= nbytes <= (tables_nbytes or 2**24), "corrupt: size")
         else:
             require(bool(last) and not continues, "corrupt: end block")
-        if method in (CM, LM_CM, LM):
+        if method in (CM, LM_CM, LM, TENSOR):
             payload_nbytes = reader.varint()
             require(payload_nbytes < nbytes + (16 if chain else 0), "corrupt: payload size")
         block_header = reader.data[start : reader.at]
@@ -1595,6 +1720,8 @@ def decode_frame(reader: Reader, models: dict[bytes, IntegerModel]) -> bytes:
         if continues:
             require(method in (CM, LM_CM, LM) and shape_now == before, "corrupt: continues nothing")
         original = payload
+        if method == TENSOR:
+            original = decode_numbers(payload, nbytes, base)
         if method in (CM, LM_CM, LM):
             if not continues and method == CM:
                 mixer = ContextMixer(profile(number), tables_nbytes or nbytes, n_stream, enlarge)
@@ -1684,17 +1811,17 @@ def decode_compact(data: bytes, prior: bytes, before: bytes, model_files: list[b
     return original
 
 
-def decode(data: bytes, model_files: list[bytes] | None = None) -> bytes:
-    """The contents of the frames in data, which may name the models in these files."""
+def decode(data: bytes, model_files: list[bytes] | None = None, base: bytes = b"") -> bytes:
+    """The contents of the frames in data, which may name the models in these files, and this base."""
     models = {}
     for file in model_files or []:
         model = recurrent_file.parse(file).model
         models[bytes.fromhex(model.model_id)] = model
     reader = Reader(data)
-    out = decode_frame(reader, models)
+    out = decode_frame(reader, models, base)
     while reader.at < len(data):
         if data[reader.at]:
-            out += decode_frame(reader, models)
+            out += decode_frame(reader, models, base)
         else:
             reader.at += 1  # padding
     return out

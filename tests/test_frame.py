@@ -38,6 +38,9 @@ def blocks(draw: st.DrawFn) -> Block:
     if method == Method.STORED:
         nbytes = draw(st.integers(1, 2**24))
         return Block(method, nbytes, nbytes, last=last, check=check)
+    if method == Method.TENSOR:
+        nbytes = draw(st.integers(1, 2**24))
+        return Block(method, nbytes, draw(st.integers(0, nbytes - 1)), last=last, check=check)
     streams = draw(st.integers(1, 4 if method == Method.CM else 128))
     nbytes = draw(st.integers(streams, 2**24))
     return Block(
@@ -183,7 +186,7 @@ def test_block_header_roundtrip(block: Block, after: bytes) -> None:
 @pytest.mark.parametrize(
     ("start", "error", "text"),
     [
-        ("05", Unsupported, "05"),  # methods 5-7
+        ("06", Unsupported, "06"),  # methods 6 and 7
         ("07", Unsupported, "07"),
         ("41", Unsupported, "41"),  # reserved bits
         ("82", Unsupported, "82"),
@@ -192,6 +195,9 @@ def test_block_header_roundtrip(block: Block, after: bytes) -> None:
         ("00", Corrupt, "not the last"),  # LAST MUST be set in an end block
         ("18", Corrupt, "end continues"),
         ("11", Corrupt, "stored continues"),
+        ("15", Corrupt, "tensor continues"),
+        ("25", Corrupt, "tensor in a chain"),
+        ("05 09 0a", Corrupt, "payload size 10, original size 10"),
         ("0200", Unsupported, "profile 0"),
         ("02ff", Unsupported, "profile 31"),
         ("0281", Unsupported, "2\\^4 times the profile's, .* 2\\^3"),

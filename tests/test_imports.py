@@ -16,24 +16,24 @@ PACKAGE = Path(lmcodec.__file__).parent
 # A module may import from its own rank or below.
 RANK = {
     **dict.fromkeys(["errors", "ending", "_kernel", "models"], 0),
-    **dict.fromkeys(["lm", "frame", "coder", "profile"], 1),
-    "engine": 2,
+    **dict.fromkeys(["lm", "frame", "coder", "profile", "tensor_files"], 1),
+    **dict.fromkeys(["engine", "planes"], 2),
     "codec": 3,
     "file": 4,
-    **dict.fromkeys(["integrations", "measure", "train"], 5),
+    **dict.fromkeys(["integrations", "measure", "tensors", "train"], 5),
     **dict.fromkeys(["cli", "testing"], 6),
     "": 7,
 }
 # The same within the codec.
-ROOM_RANK = {"arguments": 0, "spec": 0, "pipeline": 1, "levels": 2} | {
-    "cover": 3,
-    "prior": 4,
-    "decompressor": 5,
-    "survey": 5,
-    "records": 5,
-    "proof": 6,
-    "salvage": 6,
-    "compressor": 7,
+ROOM_RANK = {"arguments": 0, "base": 0, "spec": 1, "pipeline": 2, "levels": 3} | {
+    "cover": 4,
+    "prior": 5,
+    "decompressor": 6,
+    "survey": 6,
+    "records": 6,
+    "proof": 7,
+    "salvage": 7,
+    "compressor": 8,
 }
 
 

@@ -12,8 +12,9 @@ from typing import Any
 
 from lmcodec.cli.table import table
 from lmcodec.codec import FrameInfo, scan_to_trailing
+from lmcodec.codec.base import describe
 from lmcodec.errors import LmcodecError, TrailingData
-from lmcodec.frame import PROFILES, Block, Method
+from lmcodec.frame import PROFILES, Block, Method, base_of
 from lmcodec.lm import store
 
 _COLUMNS = ("Frames", "Blocks", "Compressed", "Original", "Ratio", "bpb", "Methods", "Model", "File")
@@ -94,22 +95,28 @@ def _row(name: str, files: Sequence[Listed]) -> tuple[str, ...]:
 
 
 def _marks(files: Sequence[Listed]) -> list[str]:
-    """What stands beside the methods: of frames that only one environment restores, and the ids of priors."""
+    """What stands beside the methods of frames that need an environment, another file or a prior."""
     frames = [frame for file in files for frame in file.frames]
     bound = any(frame.environment is not None for frame in frames)
+    based = any(base_of(frame.extensions) is not None for frame in frames)
     priors = {frame.compact.short_id for frame in frames if frame.compact is not None}
     marks = [f"prior-{short_id:03x}" for short_id in sorted(priors)]
-    return (["environment-bound"] if bound else []) + marks
+    return ["environment-bound"] * bound + ["base"] * based + marks
 
 
 def environments(files: Sequence[Listed]) -> str:
-    """A line for every environment that frames are bound to: file and fingerprint."""
+    """A line for every environment and every other file that frames are bound to."""
     lines = [
         f"{file.name}: environment-bound: {frame.environment.full()}\n"
         for file in files
         for frame in file.frames
         if frame.environment is not None
     ]
+    for file in files:
+        for frame in file.frames:
+            base = base_of(frame.extensions)
+            if base is not None:
+                lines.append(f"{file.name}: base: {describe(base)}\n")
     return "".join(dict.fromkeys(lines))
 
 
@@ -157,6 +164,11 @@ def _environment(frame: FrameInfo) -> dict[str, Any]:
     }
 
 
+def _base(frame: FrameInfo) -> dict[str, Any]:
+    found = base_of(frame.extensions)
+    return {} if found is None else {"base": describe(found)}
+
+
 def _frame_object(frame: FrameInfo) -> dict[str, Any]:
     model = frame.model_id
     return {
@@ -168,6 +180,7 @@ def _frame_object(frame: FrameInfo) -> dict[str, Any]:
         "content_size": frame.content_size,
         **({} if frame.compact is None else {"prior": f"{frame.compact.short_id:03x}"}),
         **_environment(frame),
+        **_base(frame),
         "blocks": [
             {
                 "method": _method(block),

@@ -160,6 +160,15 @@ _PRIOR = [
         " repeated to decompress.",
     )
 ]
+_BASE = [
+    click.Option(
+        ["--base"],
+        type=click.Path(readable=False),
+        metavar="FILE",
+        help="Code tensors as differences from those of FILE, as an earlier checkpoint; decompressing needs"
+        " the same FILE.",
+    ),
+]
 _ENCODING = [
     _flag("--model-only", help="Use the model that --model names, whether it pays for a file or not."),
     click.Option(["--method"], **METHOD),
@@ -311,7 +320,7 @@ def _command(
 
 def front(program: str, mode: str, help: str, **defaults: Any) -> click.Command:
     """A command with all options, as `program`, that does `mode` unless told otherwise."""
-    coding = (_LEVELS, _MODEL, _PRIOR, _ENCODING, _RESTORING, _DECODING, _THREADS)
+    coding = (_LEVELS, _MODEL, _PRIOR, _BASE, _ENCODING, _RESTORING, _DECODING, _THREADS)
     groups = (_MODES, _STDOUT, _OUTPUT, _FILES, *coding, _LISTING, _MESSAGES, _PROGRESS)
     params = [*_OPERANDS, *(option for group in groups for option in group)]
     version = click.version_option(__version__, "-V", "--version", message=f"{program} %(version)s")
@@ -327,19 +336,19 @@ def subcommands() -> list[click.Command]:
             "compress",
             "compress",
             "Compress FILES, each to FILE.lmz; standard input if there are none.",
-            [*written, *_LEVELS, *_MODEL, *_PRIOR, *_ENCODING, *_THREADS, *end],
+            [*written, *_LEVELS, *_MODEL, *_PRIOR, *_BASE, *_ENCODING, *_THREADS, *end],
         ),
         _command(
             "decompress",
             "decompress",
             "Decompress FILES; standard input if there are none.",
-            [*written, *_MODEL, *_PRIOR, *_RESTORING, *_DECODING, *_THREADS, *end],
+            [*written, *_MODEL, *_PRIOR, *_BASE, *_RESTORING, *_DECODING, *_THREADS, *end],
         ),
         _command(
             "test",
             "test",
             "Decompress FILES to nowhere and report errors.",
-            [*_OPERANDS, *_FILES, *_MODEL, *_PRIOR, *_RESTORING[:1], *_DECODING, *_THREADS, *end],
+            [*_OPERANDS, *_FILES, *_MODEL, *_PRIOR, *_BASE, *_RESTORING[:1], *_DECODING, *_THREADS, *end],
         ),
         _command(
             "list",

@@ -39,6 +39,7 @@ from lmcodec.errors import (
 
 if TYPE_CHECKING:
     from lmcodec.cli.listing import Listed
+    from lmcodec.codec.base import Base
     from lmcodec.codec.prior import Prior
     from lmcodec.codec.salvage import Gap
     from lmcodec.lm.store import FilePath
@@ -83,6 +84,7 @@ class Settings:
     dtype: str | None = None  # of a model of the prefix hf
     download: bool = False  # fetch such a model
     prior: tuple[str, ...] = ()  # files; one of them to compress with
+    base: str | None = None  # a file that tensors are coded against
     threads: int | None = None
     block_nbytes: int | None = None
     solid: bool = False
@@ -187,6 +189,8 @@ def _check_together(settings: Settings, operands: tuple[str, ...]) -> None:
                 raise ConfigError("--flush-timeout needs a system that can poll")
             if settings.verify:
                 raise ConfigError("--flush-timeout does not go together with --verify")
+        if settings.base is not None and settings.method != "auto":
+            raise ConfigError(f"--base does not go together with --method {settings.method}")
         if settings.rsyncable and (settings.solid or settings.verify or settings.flush_timeout is not None):
             raise ConfigError("--rsyncable does not go together with --solid, --verify or --flush-timeout")
     elif settings.rsyncable or settings.flush_timeout is not None:
@@ -298,6 +302,22 @@ class _Work:
                 raise ConfigError(str(error)) from None
         return priors
 
+    @cached_property
+    def _base(self) -> Base | None:
+        """The file that tensors are coded against, open for all operands.
+
+        Raises:
+          ConfigError: it cannot be read, or is compressed.
+        """
+        if self.settings.base is None:
+            return None
+        from lmcodec.codec.base import Base
+
+        try:
+            return Base(self.settings.base)
+        except OSError as error:
+            raise ConfigError(f"--base: {one_line(error)}") from None
+
     @property
     def _opens_model(self) -> bool:
         """Whether options say how the model is loaded."""
@@ -335,7 +355,7 @@ class _Work:
             for limit, option in _LIMITS.items():
                 message = message.replace(f"raise {limit}", f"raise {option}")
         except ModelNotFound as error:
-            message = str(error).replace("model=", "--model")
+            message = str(error).replace("model=", "--model").replace("base=FILE", "--base FILE")
         except PriorNotFound as error:
             message = str(error).replace(", or prior=", "")
         except Unsupported as error:
@@ -496,7 +516,7 @@ class _Work:
         if settings.verify:
             from lmcodec.cli.verify import Verifier
 
-            verifier = Verifier(settings.threads, self.model, self._executor, self.priors)
+            verifier = Verifier(settings.threads, self.model, self._executor, self.priors, self._base)
         # What was written to a file is read back; what went into a pipe is decoded as it goes.
         reads_back = isinstance(target, Target) and target.can_rewind
         compressor = Compressor(
@@ -509,9 +529,12 @@ class _Work:
             method=settings.method,
             executor=self._executor,
             prior=self.priors[0] if self.priors else None,
+            base=self._base,
         )
 
         progress.follow(lambda: (compressor.position, 0))
+        if source.nbytes and not settings.rsyncable:
+            compressor.look_ahead(source.look_at, source.nbytes)
 
         def write(piece: bytes) -> None:
             target.write(piece)
@@ -540,6 +563,9 @@ class _Work:
                     for decoded in verifier.written(piece):
                         check.original(decoded)
             verifier.finish()
+        if compressor.last_recognised is not None:
+            self.console.end()
+            self.console.info(source.name, compressor.last_recognised.describe())
         if compressor.last_choice is not None:
             self.console.end()
             self.console.info(source.name, compressor.last_choice.describe())
@@ -591,6 +617,7 @@ class _Work:
             executor=self._executor,
             any_environment=settings.force,
             prior=self.priors,
+            base=self._base,
         ):
             if isinstance(item, Gap):
                 found.append(item)
@@ -646,6 +673,7 @@ class _Work:
             executor=self._executor,
             any_environment=settings.force,
             prior=self.priors,
+            base=self._base,
         )
         progress.follow(lambda: reader.position)
         yield from iter(lambda: reader.read(_OUTPUT_NBYTES), b"")

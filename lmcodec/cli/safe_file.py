@@ -214,6 +214,14 @@ class Source:
             nbytes -= len(piece)
         return b"".join(pieces)
 
+    def look_at(self, offset: int, nbytes: int) -> bytes:
+        """What stands `offset` bytes after where a regular file is read next, up to `nbytes`."""
+        here = os.lseek(self.fd, 0, os.SEEK_CUR)
+        try:
+            return self.read_at(here + offset, nbytes)
+        finally:
+            os.lseek(self.fd, here, os.SEEK_SET)
+
     def ready(self, seconds: float = 0) -> bool:
         """Whether `read` returns at once, within so many seconds."""
         if self.is_regular:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 
 from lmcodec.codec import Decompressor
+from lmcodec.codec.base import Base
 from lmcodec.codec.prior import Priors
 from lmcodec.errors import Corrupt
 from lmcodec.lm.store import FilePath
@@ -22,8 +23,11 @@ class Verifier:
         model: FilePath | None = None,
         executor: str = "kernel",
         prior: Priors = None,
+        base: Base | None = None,
     ) -> None:
-        self._decompressor = Decompressor(threads=threads, model=model, executor=executor, prior=prior)
+        self._decompressor = Decompressor(
+            threads=threads, model=model, executor=executor, prior=prior, base=base
+        )
         self._original, self._decoded = hashlib.sha256(), hashlib.sha256()
 
     def position(self) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """Bytes to frames and back, in rooms that are named for their job.
 
-`levels`: what a level means, and the choice of a block's method. `spec`: how a block is coded. `pipeline`:
+`levels`: what a level means, and the choice of a block's method. `spec`: how a block is coded. `base`: the
+file that a frame's tensors are coded against. `pipeline`:
 blocks at work in threads, and the engines kept for reuse. `compressor`, `decompressor`: the two directions.
 `prior`, `cover`: text that messages begin with; the choice of it. `records`: files of records.
 `survey`: what frames hold, without decoding them. `proof`: frames of models in floats are decoded before they

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, number, optional
+from lmcodec.codec.base import Base, BasePath
 from lmcodec.codec.levels import (
     AUTO,
     DEFAULT_BLOCK_NBYTES,
@@ -17,16 +18,18 @@ from lmcodec.codec.levels import (
     LEVELS,
     MAX_STREAMS,
     MIN_BLOCK_NBYTES,
+    Judgement,
     ModelChoice,
     choose_model,
     encode_block,
+    judge_numbers,
     lm_streams,
     method_named,
 )
 from lmcodec.codec.pipeline import SMALL_NBYTES, Job, Pipeline, Reusable, Seat
 from lmcodec.codec.prior import MAX_MESSAGE_NBYTES, Prior
 from lmcodec.codec.proof import Proof
-from lmcodec.codec.spec import Chain, EngineSpec, Key, lm_groups
+from lmcodec.codec.spec import Chain, EngineSpec, Key, Numbers, lm_groups
 from lmcodec.errors import ModelNotFound, Unsupported
 from lmcodec.frame import Block, Extension, ExtensionType, FrameHeader, FrameWalk, Method, pack_extensions
 from lmcodec.lm import store
@@ -35,6 +38,8 @@ from lmcodec.lm.store import FilePath, Model
 
 if TYPE_CHECKING:
     from lmcodec.lm.bound import Fingerprint
+    from lmcodec.tensor_files.layout import ReadAt
+    from lmcodec.tensor_files.recognise import Recognised, Region
 
 # A flush ends a block. Where that is small, the blocks after it continue it, so that nothing of what was
 # learned is lost. Such a chain has the tables of a block of CHAIN_NBYTES. It ends before it holds more than
@@ -45,6 +50,9 @@ CHAIN_NBYTES = 1 << 20
 # another method codes what came last, from nothing; where that is clearly smaller, a new chain begins.
 CHAIN_SAMPLE_NBYTES = 1 << 9
 CHAIN_CLEAR = 0.9
+
+# Bytes of the data that say whether it may begin with a file of tensors.
+_HEAD_NBYTES = 16
 
 # What the engines of one object may take together where the caller sets neither threads nor a limit.
 ENCODE_BUDGET_NBYTES = 1 << 30
@@ -73,13 +81,17 @@ class Compressor(Reusable):
         model_only: use the model that `model` or LMCODEC_MODEL names, without asking whether it pays.
         method: `auto` for the one that makes a block smallest of those that the level has; or the only one to
             use: `cm` (context models), `lm+cm` (a language model beside them), `lm` (a language model alone)
-            or `stored`. What it does not make smaller is stored.
+            or `stored`. What it does not make smaller is stored. With `auto`, tensors of a file that the data
+            begins with (safetensors, GGUF, `.npy`, `.npz`) are blocks of their own, of method `tensor`.
         prior: what a frame of one block of at most 256 KiB begins with (`lmcodec.Prior`); larger ones are
             coded without it.
         short_check: with a prior, a check of 16 bits in place of 32: of 65,536 damaged messages one is
             expected to pass.
         executor: what computes the language model: `kernel`, `numpy` (the definition, very slow), `torch` on
             the CPU or `torch-cuda`. The frame does not depend on it.
+        base: a file of tensors, not compressed, as a checkpoint before this one: tensors of the same name,
+            type and size are coded as differences from it where that is smaller. The frame is decoded with
+            the same file and with no other.
 
     Raises:
         TypeError, ValueError: if an argument is out of range, or a model or an executor is given for, or a
@@ -108,6 +120,7 @@ class Compressor(Reusable):
         executor: str = KERNEL,
         prior: Prior | None = None,
         short_check: bool = False,
+        base: BasePath | Base | None = None,
     ) -> None:
         if os.environ.get("LMCODEC_ISA"):
             from lmcodec.lm import isa
@@ -115,12 +128,17 @@ class Compressor(Reusable):
             isa.require()
         self._plan = LEVELS[number("level", level, min(LEVELS), max(LEVELS))]
         self._method = method_named(method)
-        if not self._plan.models and (self._method or Method.END) >= Method.LM_CM:
+        if not self._plan.models and (self._method or Method.END).needs_model:
             raise ValueError(f"level {as_int(level)} uses no language model: it cannot use method {method}")
         uses_model = bool(self._plan.models) and self._method not in (Method.STORED, Method.CM)
         if model is not None and not uses_model:
             which = f"method {method}" if self._plan.models else f"level {as_int(level)}"
             raise ValueError(f"{which} uses no language model: model makes no sense with it")
+        if base is not None and self._method is not None:
+            raise ValueError(f"method {method} codes no differences: base makes no sense with it")
+        self._base = Base.of(base)
+        if self._base is not None:
+            _ = self._base.tensors  # or it is refused
         self._executor = checked(executor)
         if executor != KERNEL and not uses_model:
             which = f"method {method}" if self._plan.models else f"level {as_int(level)}"
@@ -129,7 +147,7 @@ class Compressor(Reusable):
         self._source = store.default(model, self._plan.models) if uses_model else None
         own = store.own(self._plan.models) if uses_model and not model_only and self._method is None else None
         self._own = None if own == self._source else own
-        if self._source is None and (self._method or Method.END) >= Method.LM_CM:
+        if self._source is None and (self._method or Method.END).needs_model:
             raise ModelNotFound(f"method {method} needs a language model, and none is shipped or given")
         most = MAX_STREAMS[self._method or (Method.LM_CM if self._source else Method.CM)]
         self._streams = optional("streams", streams, 1, most)
@@ -152,6 +170,7 @@ class Compressor(Reusable):
             threads = 1  # what a block continues is known when the one before it is coded
         self._pipeline = Pipeline(threads, ENCODE_BUDGET_NBYTES if threads is None else None)
         self._last_choice: ModelChoice | None = None
+        self._last_recognised: Recognised | None = None
         self._last_fingerprint: Fingerprint | None = None
         self._begin(optional("content_size", content_size, 0, (1 << 63) - 1))
         self._last_mode = self.FLUSH_FRAME
@@ -160,6 +179,9 @@ class Compressor(Reusable):
         self._content_size = content_size
         self._taken_nbytes = 0
         self._pending = bytearray()
+        self._begun_nbytes = 0  # of the blocks before the one that is pending
+        self._regions: list[Region] | None = None  # of numbers, in order; None until it was looked for them
+        self._judged = -1, Judgement(False)  # a region by its place, and how its first piece is best coded
         self._walk: FrameWalk | None = None  # once the header is written
         self._choice: ModelChoice | None = None  # of the frame's model, where there was one
         self._chain: Chain | None = None  # that the last block is in, if a flush began it
@@ -174,7 +196,9 @@ class Compressor(Reusable):
         source = self._source
         self._proof: Proof | None = None
         if source is not None and not source.has_file:
-            self._proof = Proof(source.model or source.name, self._executor, self._pipeline.threads)
+            self._proof = Proof(
+                source.model or source.name, self._executor, self._pipeline.threads, self._base
+            )
 
     def _release(self) -> None:
         if self._proof is not None:
@@ -208,11 +232,11 @@ class Compressor(Reusable):
             try:
                 if self._proof is not None:
                     self._proof.read(view)
-                for original, last, flushed in self._cut(view, mode):
-                    if self._begins_with_prior(original, last):
+                for original, last, flushed, region in self._cut(view, mode):
+                    if region is None and self._begins_with_prior(original, last):
                         self._add_compact(original)
                         continue
-                    self._pipeline.start(**self._prepared(original, last, flushed))
+                    self._pipeline.start(**self._prepared(original, last, flushed, region))
                 if mode == self.FLUSH_FRAME:
                     self._end()
                 elif mode == self.FLUSH_BLOCK:
@@ -274,8 +298,10 @@ class Compressor(Reusable):
         """Let the next block be independent of the flushed ones before it."""
         self._chain = None
 
-    def _cut(self, view: memoryview, mode: int) -> Iterator[tuple[bytes, bool, bool]]:
-        """Take `view` in; the blocks that are full or end here, whether each is the last, or a flush ends it.
+    def _cut(self, view: memoryview, mode: int) -> Iterator[tuple[bytes, bool, bool, Region | None]]:
+        """Take `view` in; the blocks that are full or end here.
+
+        Of each: its bytes, whether it is the last, whether a flush ends it, and the numbers that it is of.
 
         Raises:
             ValueError: as `compress`.
@@ -284,27 +310,89 @@ class Compressor(Reusable):
         pledged, taken = self._content_size, self._taken_nbytes
         if pledged is not None and (taken > pledged or (mode == self.FLUSH_FRAME and taken < pledged)):
             raise ValueError(f"content_size said {pledged} bytes, got {taken}")
+        if self._regions is None and (
+            len(self._pending) + len(view) > self._block_nbytes or mode != self.CONTINUE
+        ):
+            self._look_for_tensors(view, mode == self.FLUSH_FRAME)
         at = 0
         # A full block waits until more data comes: it may be the last.
-        while len(self._pending) + len(view) - at > self._block_nbytes:
-            end = at + self._block_nbytes - len(self._pending)
-            self._pending += view[at:end]
-            at = end
-            yield self._taken(), False, False
+        while len(self._pending) + len(view) - at > (room := self._room())[0]:
+            if self._pending:
+                missing = max(room[0] - len(self._pending), 0)
+                self._pending += view[at : at + missing]
+                data = self._taken(room[0])
+            else:
+                missing = room[0]
+                data = bytes(view[at : at + missing])
+                self._begun_nbytes += missing
+            at += missing
+            yield data, False, False, room[1]
         self._pending += view[at:]
         if self._pending and mode != self.CONTINUE:
-            yield self._taken(), mode == self.FLUSH_FRAME, mode == self.FLUSH_BLOCK
+            region = self._room()[1]
+            yield self._taken(len(self._pending)), mode == self.FLUSH_FRAME, mode == self.FLUSH_BLOCK, region
 
-    def _taken(self) -> bytes:
-        """The pending bytes, which are a block now."""
-        data = bytes(self._pending)
-        self._pending.clear()
+    def _room(self) -> tuple[int, Region | None]:
+        """Bytes that the block which begins here holds at most, and the numbers that they are of."""
+        at, most = self._begun_nbytes, self._block_nbytes
+        regions = self._regions
+        while regions and regions[0].end <= at:
+            del regions[0]
+        if not regions:
+            return most, None
+        region = regions[0]
+        if at < region.offset:
+            return min(most, region.offset - at), None
+        done, left = at - region.offset, region.end - at
+        if done % region.piece_nbytes:  # a flush ended a piece
+            return min(most, left, region.piece_nbytes - done % region.piece_nbytes), None
+        return min(region.piece_nbytes, left), region
+
+    def _taken(self, nbytes: int) -> bytes:
+        """The first of the pending bytes, which are a block now."""
+        data = bytes(memoryview(self._pending)[:nbytes])
+        del self._pending[:nbytes]
+        self._begun_nbytes += len(data)
         return data
+
+    def look_ahead(self, read_at: ReadAt, nbytes: int | None) -> None:
+        """Look for tensors in all of what will come: otherwise what fills a block must tell.
+
+        Args:
+            read_at: gives bytes of the data, by place and number.
+            nbytes: of the data; None if that is not known.
+        """
+        self._regions = []
+        head = read_at(0, _HEAD_NBYTES) if self._method is None else b""
+        if _may_hold_tensors(head):
+            from lmcodec.tensor_files.recognise import recognise
+
+            self._last_recognised = found = recognise(read_at, nbytes)
+            if found is not None:
+                base = None if self._base is None else self._base.tensors
+                self._regions = found.regions(self._block_nbytes, base)
+
+    def _look_for_tensors(self, view: memoryview, is_all: bool) -> None:
+        """As `look_ahead`, in what has come."""
+        n_pending = len(self._pending)
+
+        def read_at(at: int, nbytes: int) -> bytes:
+            end = at + nbytes
+            return bytes(self._pending[at:end]) + bytes(
+                view[max(at - n_pending, 0) : max(end - n_pending, 0)]
+            )
+
+        self.look_ahead(read_at, n_pending + len(view) if is_all else self._content_size)
 
     @property
     def last_choice(self) -> ModelChoice | None:
         """The last frame's model, where the one that was asked for was a candidate; else None."""
         return self._last_choice
+
+    @property
+    def last_recognised(self) -> Recognised | None:
+        """What of the last frame are tensors; None where nothing looked like them."""
+        return self._last_recognised
 
     @property
     def last_fingerprint(self) -> Fingerprint | None:
@@ -348,7 +436,9 @@ class Compressor(Reusable):
             model = self._model if needs_model else None
             bound_to = None if model is None else model.fingerprint
             self._last_fingerprint = bound_to
-            extensions = () if bound_to is None else (_bound(bound_to),)
+            extensions: tuple[Extension, ...] = () if bound_to is None else (_bound(bound_to),)
+            if self._base is not None and any(region.base_at is not None for region in self._regions or ()):
+                extensions += (self._base.extension,)
             model_id = None if model is None else model.frame_id
             self._walk = FrameWalk(FrameHeader(content_size, model_id, several, extensions))
             self._out.append(self._walk.header.pack())
@@ -387,8 +477,20 @@ class Compressor(Reusable):
         may_thin = method == Method.LM_CM and self._streams is None and self._groups is None
         return EngineSpec(method, profile, streams, min(groups, streams), model, enlarge, may_thin)
 
-    def _prepared(self, data: bytes, last: bool, flushed: bool) -> dict[str, Any]:
+    def _prepared(
+        self, data: bytes, last: bool, flushed: bool, region: Region | None = None
+    ) -> dict[str, Any]:
         """Wait for room; what `Pipeline.start` is to be called with to code `data` as one block."""
+        if region is not None:
+            at = self._begun_nbytes - len(data) - region.offset
+            base_at = None if region.base_at is None else region.base_at + at
+            numbers = Numbers(region.layout, region.row_nbytes, base_at)
+            if region.offset != self._judged[0]:
+                self._judged = region.offset, judge_numbers(data, numbers, self._base)
+            if self._judged[1].by_planes:
+                if not self._judged[1].by_base:
+                    numbers = numbers._replace(base_at=None)
+                return self._prepared_numbers(data, last, numbers)
         choice = self._choose_model(data)
         key = self._key(len(data))
         if not last:
@@ -427,6 +529,23 @@ class Compressor(Reusable):
             "continues": continues,
             "original_nbytes": len(data),
             "threaded": not small,
+        }
+
+    def _prepared_numbers(self, data: bytes, last: bool, numbers: Numbers) -> dict[str, Any]:
+        """As `_prepared`, of a block that is coded by method tensor, or stored."""
+        base = self._base if numbers.base_at is not None else None
+        key = (EngineSpec(Method.TENSOR, 0, 0, 0, numbers=numbers, base=base),)
+        if not last:
+            self._header(several=True, needs_model=True)
+        nbytes = key[0].memory_nbytes(len(data), False, encoding=True)
+        while not self._pipeline.room(nbytes):
+            self._take()
+        self._chain, self._chain_key = None, ()  # no block continues this one
+        return {
+            "work": partial(encode_block, data, key, 0, last, False, None, False, None),
+            "nbytes": nbytes,
+            "key": key,
+            "original_nbytes": len(data),
         }
 
     def _tables_nbytes(self, nbytes: int) -> int:
@@ -484,7 +603,7 @@ class Compressor(Reusable):
 
     def _take(self) -> None:
         block, packed = self._pipeline.take()
-        walk = self._header(several=False, needs_model=block.method >= Method.LM_CM)
+        walk = self._header(several=False, needs_model=block.method.needs_model)
         walk.admit(block, f"block {walk.n_block + 1}")
         self._out.append(packed)
         self._last_payload_nbytes = block.payload_nbytes
@@ -518,6 +637,11 @@ def stored_frame(data: memoryview) -> bytes:
         walk.admit(block, f"block {walk.n_block + 1}")
         out.append(block.pack(piece, piece))
     return b"".join([*out, walk.tail()])
+
+
+def _may_hold_tensors(head: bytes) -> bool:
+    """Whether data that begins so is to be looked at more closely, for which modules are loaded."""
+    return head[:4] in (b"GGUF", b"PK\3\4", b"\x93NUM") or head[8:9] == b"{" or head[:1] == b"\x80"
 
 
 def _coded_nbytes(data: bytes, spec: EngineSpec, seat: Seat) -> int:
@@ -580,6 +704,7 @@ def compress(
     executor: str = KERNEL,
     prior: Prior | None = None,
     short_check: bool = False,
+    base: BasePath | Base | None = None,
 ) -> bytes:
     """Compress `data` (any buffer) to one frame.
 
@@ -610,6 +735,7 @@ def compress(
             executor=executor,
             prior=prior,
             short_check=short_check,
+            base=base,
         )
         try:
             return compressor.compress(view, Compressor.FLUSH_FRAME)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import heapq
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from lmcodec.codec.levels import LEVELS
 from lmcodec.codec.spec import EngineSpec, make_engine
@@ -19,6 +19,8 @@ from lmcodec.frame import Method
 
 if TYPE_CHECKING:
     import numpy as np
+
+    from lmcodec.engine import Engine
 
 MIN_SAMPLES = 10
 MAX_SAMPLES_NBYTES = 32 << 20  # of all; of more, some are taken
@@ -112,7 +114,7 @@ class _Bench:
 
     def __init__(self, held_out: list[bytes]) -> None:
         self._held_out = held_out
-        self._engine = make_engine(EngineSpec(Method.CM, LEVELS[1].profile, 1, 1))
+        self._engine = cast("Engine", make_engine(EngineSpec(Method.CM, LEVELS[1].profile, 1, 1)))
 
     def cost(self, text: bytes) -> int:
         """Bytes of all payloads."""
@@ -157,6 +159,8 @@ def _kmers(piece: bytes, k: int) -> np.ndarray:
     """(n,) the numbers of the strings of k bytes in a piece, each once."""
     import numpy as np
 
+    from lmcodec.engine import Engine
+
     text = np.frombuffer(piece, np.uint8).astype(np.uint64)
     if len(text) < k:
         return np.zeros(0, np.int64)
@@ -174,6 +178,8 @@ def _covering(candidates: list[bytes], size: int, k: int, fade: float) -> list[b
     The ones taken first, which say most, come last: right before a message.
     """
     import numpy as np
+
+    from lmcodec.engine import Engine
 
     numbers = [_kmers(piece, k) for piece in candidates]
     weight = np.zeros(1 << _KMERS_LOG2)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lmcodec import frame
 from lmcodec.codec.arguments import byte_view, number, optional, positive
+from lmcodec.codec.base import Base, BasePath, for_frame
 from lmcodec.codec.pipeline import SMALL_NBYTES, Allowance, Pipeline, Reusable, Seat, without_frames
 from lmcodec.codec.prior import Prior, Priors, collected, decode_compact, decompress_compact, find
 from lmcodec.codec.spec import EngineSpec
@@ -78,6 +79,8 @@ class Decompressor(Reusable):
         any_environment: try a frame that is bound to another environment (a model in floats). What comes out
             is checked as always; if it is not right, the error says so.
         prior: a `Prior`, or some of them, for frames that begin with one.
+        base: the file, not compressed, that a frame's tensors are coded against. A frame that needs another
+            is refused.
 
     Raises:
         TypeError, ValueError: if an argument is out of range.
@@ -96,9 +99,12 @@ class Decompressor(Reusable):
         executor: str = KERNEL,
         any_environment: bool = False,
         prior: Priors = None,
+        base: BasePath | Base | None = None,
     ) -> None:
         self._priors = collected(prior)
         self._given_model = model
+        self._given_base = Base.of(base)
+        self._base: Base | None = None  # once a block needed it
         self._any_environment = bool(any_environment)
         self._bound_to: Fingerprint | None = None  # what the frame is bound to, once a block asked
         self._executor = checked(executor)
@@ -192,6 +198,10 @@ class Decompressor(Reusable):
     def _give(self, want: int) -> bytes:
         want = min(want, self._ready_nbytes)
         self._ready_nbytes -= want
+        whole = self._ready[0].obj if want and want == len(self._ready[0]) else None
+        if isinstance(whole, bytes) and len(whole) == want:  # a block as it was decoded need not be copied
+            self._ready.popleft()
+            return whole
         pieces = []
         while want:
             piece = self._ready.popleft()
@@ -311,9 +321,9 @@ class Decompressor(Reusable):
             ModelNotFound: it needs a model that is neither shipped nor given.
             Unsupported: it is of an unknown method or profile.
         """
-        if block.method < Method.CM or block.compact is not None:
+        if not block.method.is_coded or block.compact is not None:
             return None
-        if block.method >= Method.LM_CM and self._model is None:
+        if block.method.needs_model and self._model is None:
             assert self._walk is not None
             assert self._walk.header.model_id is not None
             self._model = store.for_frame(
@@ -324,9 +334,15 @@ class Decompressor(Reusable):
                 self._environment(),
                 self._any_environment,
             )
-        if self._bound_to is not None and block.groups > 1 and block.method >= Method.LM_CM:
+        if block.method == Method.TENSOR:
+            assert self._walk is not None
+            data = frame.base_of(self._walk.header.extensions)
+            if data is not None and self._base is None:
+                self._base = for_frame(data, self._given_base)
+            return EngineSpec(block.method, 0, 0, 0, base=self._base)
+        if self._bound_to is not None and block.groups > 1 and block.method.needs_model:
             raise Corrupt("streams in two groups with a model in floats; the data is damaged")
-        model = self._model if block.method >= Method.LM_CM else None
+        model = self._model if block.method.needs_model else None
         return EngineSpec(block.method, block.profile, block.streams, block.groups, model, block.enlarge)
 
     def _environment(self) -> Fingerprint | None:
@@ -442,7 +458,7 @@ class FrameReader:
         ready: whether `read` returns without waiting for somebody to write. Where it does not, every block
             that is all there is given out before; where it does, blocks are read ahead. None: it always does.
         max_output, memory_limit, max_ratio, max_cpu_seconds, threads, model, executor, any_environment,
-            prior: as for `Decompressor`, but for all frames together.
+            prior, base: as for `Decompressor`, but for all frames together.
     """
 
     def __init__(
@@ -459,6 +475,7 @@ class FrameReader:
         executor: str = KERNEL,
         any_environment: bool = False,
         prior: Priors = None,
+        base: BasePath | Base | None = None,
     ) -> None:
         self._read, self._ready = read, ready
         self._limits: dict[str, Any] = {
@@ -471,6 +488,7 @@ class FrameReader:
             "executor": executor,
             "any_environment": any_environment,
             "prior": collected(prior),
+            "base": Base.of(base),
         }
         self._frame = self._open(0, 0)
         self._fresh = True  # not a byte of the frame has been read
@@ -603,6 +621,7 @@ def decompress(
     executor: str = KERNEL,
     any_environment: bool = False,
     prior: Priors = None,
+    base: BasePath | Base | None = None,
 ) -> bytes:
     """Decompress `data` (any buffer): one frame, or several one after another.
 
@@ -638,6 +657,7 @@ def decompress(
             executor=executor,
             any_environment=any_environment,
             prior=prior,
+            base=base,
         )
         try:
             return reader.read()

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from lmcodec import frame
 from lmcodec.codec.pipeline import REPEAT_SHARE, Encoded, Job, Seat
-from lmcodec.codec.spec import Chain, EngineSpec, Key
+from lmcodec.codec.spec import Chain, EngineSpec, Key, Numbers
 from lmcodec.frame import Block, Method
 from lmcodec.lm.store import Model
+
+if TYPE_CHECKING:
+    from lmcodec.codec.base import Base
 
 
 class Level(NamedTuple):
@@ -89,6 +92,63 @@ LARGE_STREAMS_NBYTES = 256 << 20
 # In a chain (`spec.Chain`) a block of up to so many bytes is coded even where that makes it a little larger:
 # to store it would end the chain.
 CHAIN_GROWS_NBYTES = 1 << 10
+
+
+# Numbers of a file of tensors are coded by planes, unless a dictionary makes pieces of the block clearly
+# smaller: repetitions, which planes do not see, are for the other methods. Noise, which neither
+# makes smaller, is stored: no other method would find anything.
+DICTIONARY_LEVEL = 1
+DICTIONARY_CLEAR = 0.9
+SAMPLES_OF_NUMBERS = 8
+
+
+class Judgement(NamedTuple):
+    """How numbers are best coded, as pieces of them say.
+
+    Attributes:
+        by_planes: rather than by the other methods.
+        by_base: as differences from a base.
+    """
+
+    by_planes: bool
+    by_base: bool = False
+
+
+def judge_numbers(data: bytes, numbers: Numbers, base: Base | None = None) -> Judgement:
+    """How a block of a file of tensors is best coded; `numbers.base_at` is tried where it is known."""
+    import zlib
+
+    from lmcodec.planes import PlaneEngine
+    from lmcodec.tensor_files.layout import record_nbytes
+
+    record = record_nbytes(numbers.layout)
+    if len(data) < record:
+        return Judgement(False)
+    each = max(SAMPLE_NBYTES // record, 1) * record
+    n_piece = min(_sample_pieces(len(data)), SAMPLES_OF_NUMBERS)
+    starts, each = [0], min(each, len(data))
+    if len(data) > n_piece * each:
+        last = (len(data) - each) // record
+        starts = [i * last // (n_piece - 1) * record for i in range(n_piece)]
+    else:
+        each = len(data)
+    sample = b"".join([data[at : at + each] for at in starts])
+    planes = len(PlaneEngine(numbers.layout).encode(sample))
+    if numbers.base_at is not None and base is not None:
+        first = numbers.base_at
+        near = memoryview(b"".join([base.view(first + at, each) for at in starts]))
+        engine = PlaneEngine(numbers.layout, base_at=0, base=lambda at, nbytes: near[at : at + nbytes])
+        if len(engine.encode(sample)) < planes:
+            return Judgement(True, by_base=True)
+
+    def beats_planes(piece: bytes, planes: int) -> bool:
+        return len(zlib.compress(piece, DICTIONARY_LEVEL)) < DICTIONARY_CLEAR * min(planes, len(piece))
+
+    if not beats_planes(sample, planes):
+        return Judgement(True)
+    # Pieces do not show what rows have in common: the whole block is asked before it takes a slow method.
+    whole = PlaneEngine(numbers.layout, numbers.row_nbytes).encode(data)
+    return Judgement(not beats_planes(data, len(whole)))
 
 
 def lm_streams(nbytes: int, plan: Level = LEVELS[DEFAULT_LEVEL], model: Model | None = None) -> int:

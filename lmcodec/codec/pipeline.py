@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from lmcodec import _kernel
-    from lmcodec.engine import Engine, LmEngine
+    from lmcodec.codec.spec import AnyEngine
 
 # A block of a chain that is as small is coded at once: a thread would take longer to start.
 SMALL_NBYTES = 1 << 10
@@ -41,7 +41,7 @@ class Meter:
 
     def __init__(self) -> None:
         self._total = self._done = self._share = 0.0
-        self._parts: list[tuple[Engine | LmEngine, float]] = []  # engines at work, what a byte costs them
+        self._parts: list[tuple[AnyEngine, float]] = []  # engines at work, what a byte costs them
 
     def expect(self, key: Key, nbytes: int) -> None:
         """From here on, these specs are to code so many bytes each, and no more."""
@@ -54,7 +54,7 @@ class Meter:
     def _cost(spec: EngineSpec) -> float:
         return 1.0 if spec.model is None else LM_COST
 
-    def follow(self, spec: EngineSpec, engine: Engine | LmEngine) -> None:
+    def follow(self, spec: EngineSpec, engine: AnyEngine) -> None:
         engine.position = 0
         self._parts.append((engine, self._cost(spec)))
 
@@ -91,13 +91,13 @@ class Seat:
         self.make_engine = make_engine
         self.cancel = cancel
         self.meter = meter or Meter()
-        self._engines: dict[EngineSpec, Engine | LmEngine] = {}
+        self._engines: dict[EngineSpec, AnyEngine] = {}
         self.encoded: tuple[tuple[object, ...], Encoded] | None = None
         self._decoded: tuple[tuple[object, ...], bytes] | None = None
 
     def engine(
         self, spec: EngineSpec, continues: bool, helped: bool = False, tables_nbytes: int = 0
-    ) -> Engine | LmEngine:
+    ) -> AnyEngine:
         engine = self._engines.get(spec)
         if engine is None:
             for other in [c for c in list(self._engines) if c.method == spec.method]:

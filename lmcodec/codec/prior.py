@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from lmcodec import frame
 from lmcodec.codec.arguments import available_cpus, byte_view, number
@@ -226,7 +226,7 @@ class Prior:
         try:
             engine = idle.pop()
         except IndexError:
-            engine = make_engine(self._spec(coding))
+            engine = cast("Engine | LmEngine", make_engine(self._spec(coding)))
             engine.prime(self.text, 1 << self.tables_log2)
         try:
             yield engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 
+from lmcodec.codec.base import Base
 from lmcodec.codec.decompressor import Decompressor
 from lmcodec.errors import Corrupt, Unsupported
 from lmcodec.lm.store import FilePath
@@ -13,11 +14,13 @@ class Proof:
     """Takes what is compressed and what came of it, and decodes that.
 
     Args:
-        model, executor, threads: as for `Decompressor`.
+        model, executor, threads, base: as for `Decompressor`.
     """
 
-    def __init__(self, model: FilePath | None, executor: str, threads: int | None) -> None:
-        self._options = {"model": model, "executor": executor, "threads": threads}
+    def __init__(
+        self, model: FilePath | None, executor: str, threads: int | None, base: Base | None = None
+    ) -> None:
+        self._options = {"model": model, "executor": executor, "threads": threads, "base": base}
         self._decompressor: Decompressor | None = None
         self._original, self._decoded = hashlib.sha256(), hashlib.sha256()
 

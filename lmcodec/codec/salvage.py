@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from lmcodec import frame
+from lmcodec.codec.base import Base
 from lmcodec.codec.decompressor import Decompressor
 from lmcodec.errors import (
     ConfigError,
@@ -233,7 +234,7 @@ class _Salvage:
                 result = self._decode(header, block, at)
                 previous = block
                 if isinstance(result, bytes):
-                    if block.method >= Method.LM_CM:
+                    if block.method.needs_model:
                         candidates = [header]
                     break
             if isinstance(result, str):
@@ -375,13 +376,14 @@ def salvage(
         read_at: returns what stands at an offset, up to a number of bytes.
         end: bytes of the file.
         max_output, max_cpu_seconds: of all together, as for `Decompressor`.
-        options: `memory_limit`, `threads`, `model`, `executor`, `any_environment`, `prior`, as for
+        options: `memory_limit`, `threads`, `model`, `executor`, `any_environment`, `prior`, `base`, as for
             `Decompressor`.
 
     Raises:
         ModelNotFound, PriorNotFound, LimitExceeded: as `Decompressor`; what is not damaged is not passed
             over.
     """
+    options["base"] = Base.of(options.get("base"))
     return _Salvage(read_at, end, max_output, max_cpu_seconds, options).run()
 
 

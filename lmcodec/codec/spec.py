@@ -13,9 +13,14 @@ from lmcodec.frame import Block, Method
 from lmcodec.lm.store import Model
 
 if TYPE_CHECKING:
+    from lmcodec.codec.base import Base
     from lmcodec.engine import Engine, LmEngine
+    from lmcodec.planes import PlaneEngine
+    from lmcodec.tensor_files.layout import Layout
 
-MakeEngine = Callable[["EngineSpec"], "Engine | LmEngine"]
+    AnyEngine = Engine | LmEngine | PlaneEngine
+
+MakeEngine = Callable[["EngineSpec"], "AnyEngine"]
 
 # With a language model, a block of as many streams has two groups: while the network steps one, the other is
 # coded. Fewer streams a group would waste more of the products than that gains.
@@ -36,6 +41,20 @@ class Chain(NamedTuple):
     tables_log2: int
 
 
+class Numbers(NamedTuple):
+    """What is known of a block's numbers that it is encoded by method tensor.
+
+    Attributes:
+        layout: fields of a record.
+        row_nbytes: bytes of a matrix's row, 0 if there are none.
+        base_at: where bytes that they are near lie in the base; None to code them by themselves.
+    """
+
+    layout: Layout
+    row_nbytes: int = 0
+    base_at: int | None = None
+
+
 class EngineSpec(NamedTuple):
     """How a block is coded: what makes an engine."""
 
@@ -46,6 +65,8 @@ class EngineSpec(NamedTuple):
     model: Model | None = None
     enlarge: int = 0
     may_thin: bool = False
+    numbers: Numbers | None = None
+    base: Base | None = None
 
     @property
     def may_be_helped(self) -> bool:
@@ -86,6 +107,10 @@ class EngineSpec(NamedTuple):
         self, block_nbytes: int, chained: bool, encoding: bool = False, tables_nbytes: int = 0
     ) -> int:
         """What coding a block of `block_nbytes` bytes takes at most."""
+        if self.method == Method.TENSOR:
+            from lmcodec import planes
+
+            return planes.memory_nbytes(block_nbytes, encoding)
         engine, _ = _modules()
         nbytes, streams = block_nbytes, self.streams
         if self.model is None:
@@ -114,12 +139,17 @@ def make_engine(
     spec: EngineSpec,
     cm: Callable[..., Engine] | None = None,
     lm: Callable[..., LmEngine] | None = None,
-) -> Engine | LmEngine:
+) -> AnyEngine:
     """An engine of that spec.
 
     Args:
         cm, lm: what makes it, in place of `engine.Engine` and `engine.LmEngine`.
     """
+    if spec.method == Method.TENSOR:
+        from lmcodec.planes import PlaneEngine
+
+        view = None if spec.base is None else spec.base.view
+        return PlaneEngine(*(spec.numbers or ()), base=view)
     engine, isa = _modules()
     shape = spec.streams, spec.groups, spec.enlarge
     instead: dict[str, Any] = {} if isa.is_usable() else {"isa": ""}

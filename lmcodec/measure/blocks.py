@@ -151,9 +151,9 @@ class Replay:
         self._coded_by: tuple[int, ...] | None = None
 
     def engine(self, block: CodedBlock) -> Engine | LmEngine | None:
-        """What codes the block, as it stands before the block; None for a stored one."""
+        """What codes the block, as it stands before the block; None if nothing codes its decisions."""
         header = block.header
-        if header.method == Method.STORED:
+        if not header.method.has_streams:
             self._engine = self._coded_by = None
         elif self._engine is None or header.engine != self._coded_by:
             assert not header.continues

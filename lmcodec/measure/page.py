@@ -361,6 +361,7 @@ _METHODS = {
     "cm": "cm: context models",
     "lm+cm": "lm+cm: network and context models",
     "lm": "lm: network",
+    "tensor": "tensor: numbers by planes",
 }
 
 

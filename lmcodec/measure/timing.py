@@ -21,7 +21,6 @@ from lmcodec import coder, engine, frame
 from lmcodec.codec import DEFAULT_LEVEL, MIN_BLOCK_NBYTES, Compressor, Decompressor, compress, frame_info
 from lmcodec.codec.spec import MakeEngine, make_engine
 from lmcodec.errors import ConfigError, LmcodecError
-from lmcodec.frame import Method
 from lmcodec.lm.store import FilePath
 from lmcodec.measure.blocks import frees_on_error, model_of
 
@@ -73,7 +72,7 @@ class BlockTiming:
     Attributes:
       nbytes, packed_nbytes: of the original and of the frame.
       level: of `compress`.
-      method: that the codec chose: `stored`, `cm`, `lm+cm` or `lm`.
+      method: that the codec chose: `stored`, `cm`, `lm+cm`, `lm` or `tensor`.
       profile, streams, groups: how the block is coded; 0 if stored.
       model_id, isa: of the network and the instruction set of its products; None for methods without one.
       macs_per_token: multiply-accumulates of the network's products for a token.
@@ -364,8 +363,8 @@ def time_block(
     payload = packed[at : at + block.payload_nbytes]
     encode, kept = _direction(*encode_runs, payload)
     decode, _ = _direction(*decode_runs, payload)
-    assert (kept is None) == (block.method == Method.STORED)
-    uses_network = network is not None and block.method >= Method.LM_CM
+    assert (kept is None) == (not block.method.has_streams)
+    uses_network = network is not None and block.method.needs_model
     return BlockTiming(
         nbytes=len(data),
         packed_nbytes=len(packed),

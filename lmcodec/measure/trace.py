@@ -31,7 +31,7 @@ class TracedBlock:
     Attributes:
         offset: of its first byte, in the data.
         nbytes: of the original.
-        method: `stored`, `cm`, `lm+cm` or `lm`.
+        method: `stored`, `cm`, `lm+cm`, `lm` or `tensor`.
         profile, streams, groups: how it is coded; 0 if stored.
         continues: whether it is coded with what the block before left.
         payload_nbytes: the coder's words, or the original if stored.
@@ -60,7 +60,8 @@ class Trace:
         nbytes: n.
         begin, end: the range.
         total_nbytes: of the whole text.
-        bits: (n,) float64, bits that each byte takes as it is coded; 8 in stored blocks. Those of a block,
+        bits: (n,) float64, bits that each byte takes as it is coded; 8 in stored blocks, the
+            mean in those of method tensor. Those of a block,
             divided by 8, are the bytes of its payload to within 8.
         lm_bits: (n,) float64, bits under the network alone; NaN in blocks coded without it.
         token_begin: (n_token,) int64, offset of each token's first byte.
@@ -179,7 +180,8 @@ def surprisal(
         level, model, block_size, threads, solid, streams, groups, method: see `Compressor`.
 
     Returns:
-        (n,) float64, -log2 of each byte's probability; 8 in blocks that are stored.
+        (n,) float64, -log2 of each byte's probability; 8 in blocks that are stored, and one
+        number, the mean, in those of method tensor.
 
     Raises:
         TypeError, ValueError: an argument is out of range, or a model is given for a level or
@@ -236,7 +238,7 @@ class _Traced:
         header, n = block.header, len(block.data)
         engine = replay.engine(block)
         low, high = max(self._begin - block.offset, 0), min(self._end - block.offset, n)
-        bits = np.full(n, 8.0) if engine is None else np.zeros(n)
+        bits = np.full(n, 8.0 * header.payload_nbytes / n) if engine is None else np.zeros(n)
         network = np.zeros(n) if isinstance(engine, LmEngine) else None
         spent = SpentBits()
         for decisions in () if engine is None else engine.trace(block.data):

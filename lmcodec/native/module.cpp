@@ -20,6 +20,7 @@
 #include "module_gil.h"
 #include "module_language_model.h"
 #include "module_mixer.h"
+#include "module_planes.h"
 #include "module_recurrent.h"
 #include "module_profile.h"
 #include "module_range.h"
@@ -364,6 +365,7 @@ NB_MODULE(_kernel, m) {
   lmcodec::bind_mixer(m);
   lmcodec::bind_language_model(m);
   lmcodec::bind_external(m);
+  lmcodec::bind_planes(m);
   lmcodec::bind_range(m);
   lmcodec::bind_recurrent(m);
   lmcodec::bind_rounding(m);

@@ -10,8 +10,11 @@ The originals are not kept: `Source` makes them again, by random.Random.random, 
 from __future__ import annotations
 
 import argparse
+import json
 import random
+import struct
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -118,6 +121,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     former: int = 0  # the profile in place of the level's
     flush_nbytes: int = 0  # a flush ends a block after so many bytes each; 0: none does
+    base: Callable[[], bytes] | None = None  # the file that its tensors are coded against
 
 
 def _original(seed: int, **parts: int) -> Callable[[], bytes]:
@@ -132,6 +136,87 @@ def _original(seed: int, **parts: int) -> Callable[[], bytes]:
         return b"".join(made)
 
     return make
+
+
+def _safetensors(tensors: list[tuple[str, str, list[int], bytes]]) -> bytes:
+    header, at = {}, 0
+    for name, dtype, shape, data in tensors:
+        header[name] = {"dtype": dtype, "shape": shape, "data_offsets": [at, at + len(data)]}
+        at += len(data)
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + b"".join(data for *_, data in tensors)
+
+
+def _normal(source: Source, n: int, scale: float = 0.05) -> list[float]:
+    """Nearly so: sums of random numbers, which every machine adds up alike."""
+    return [(sum(source.below(1 << 16) for _ in range(8)) / (1 << 16) - 4) * scale for _ in range(n)]
+
+
+def _bfloat16(values: list[float]) -> bytes:
+    return b"".join(struct.pack("<f", value)[2:] for value in values)
+
+
+def _numbers() -> bytes:
+    source = Source(60)
+    float32 = struct.pack("<180f", *_normal(source, 180))
+    return _safetensors(
+        [
+            ("small", "F8_E4M3", [64], bytes(40 + source.below(6) for _ in range(64))),
+            ("same", "I32", [30], bytes(120)),
+            ("noise", "U8", [100], source.noise(100)),
+            ("weight", "F32", [12, 15], float32),
+            ("half", "F16", [10, 20], struct.pack("<200e", *_normal(source, 200, 2.0))),
+        ]
+    )
+
+
+def _later() -> bytes:
+    """A checkpoint after that of `_numbers`: all its floats have changed a little."""
+    source, data = Source(64), bytearray(_numbers())
+    for at in range(len(data) - 1120, len(data) - 400, 4):
+        value = struct.unpack_from("<f", data, at)[0]
+        struct.pack_into("<f", data, at, value + source.below(1000) * 1e-7)
+    return bytes(data)
+
+
+def _rows() -> bytes:
+    """A matrix whose rows and columns are of several sizes."""
+    source, values = Source(61), []
+    for row in range(120):
+        scale = 0.01 * 4 ** (row % 4)
+        values += [x * (8 if i % 7 == 3 else 1) for i, x in enumerate(_normal(source, 144, scale))]
+    return _safetensors([("matrix", "BF16", [120, 144], _bfloat16(values))])
+
+
+def _gguf() -> bytes:
+    """Quantised blocks: scales and quanta."""
+    source = Source(62)
+
+    def text(value: str) -> bytes:
+        return struct.pack("<Q", len(value)) + value.encode()
+
+    def nibbles(n: int) -> bytes:
+        return bytes(sum(source.below(4) << 4 * k for k in (0, 1)) + 0x66 for _ in range(n))
+
+    blocks = []
+    for _ in range(60):
+        scale = _normal(source, 1)[0]
+        blocks.append(struct.pack("<ee", scale, -8 * scale) + nibbles(16))
+    info = text("w") + struct.pack("<IQQIQ", 2, 320, 6, 3, 0)
+    keys = text("general.alignment") + struct.pack("<II", 4, 64) + text("names")
+    keys += struct.pack("<IIQ", 9, 8, 2) + text("one") + text("two")
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, 2) + keys + info
+    return head + bytes(-len(head) % 64) + b"".join(blocks)
+
+
+def _npy() -> bytes:
+    """Numbers whose most significant byte is first."""
+    source = Source(63)
+    head = repr({"descr": ">f4", "fortran_order": True, "shape": (25, 9)}).encode()
+    head += b" " * (-(len(head) + 11) % 64) + b"\n"
+    return (
+        b"\x93NUMPY\1\0" + struct.pack("<H", len(head)) + head + struct.pack(">225f", *_normal(source, 225))
+    )
 
 
 KINDS = ("text", "csv", "json", "xml", "yaml", "code")
@@ -205,12 +290,29 @@ CASES |= {
 }
 
 
+# Tensors by planes; a flush within one, and rows and columns in contexts.
+CASES |= {
+    "tensors": Case(_numbers, {"level": 1}),
+    "tensors-contexts": Case(_numbers, {"level": 2, "block_size": 1024}),
+    "tensors-flushed": Case(_numbers, {"level": 1}, flush_nbytes=700),
+    "tensors-base": Case(_later, {"level": 2}, base=_numbers),
+    "tensors-rows": Case(_rows, {"level": 2}),
+    "tensors-gguf": Case(_gguf, {"level": 2}),
+    "tensors-npy": Case(_npy, {"level": 2}),
+}
+
+
 def frame_of(case: Case) -> bytes:
     import lmcodec
     from lmcodec import codec
 
     level = case.options.get("level", codec.DEFAULT_LEVEL)
     plan = codec.LEVELS[level]
+    if case.base is not None:
+        with tempfile.TemporaryDirectory() as folder:
+            base = Path(folder) / "base"
+            base.write_bytes(case.base())
+            return lmcodec.compress(case.original(), base=base, **case.options)
     with mock.patch.dict(codec.LEVELS, {level: plan._replace(profile=case.former or plan.profile)}):
         if not case.flush_nbytes:
             return lmcodec.compress(case.original(), **case.options)
