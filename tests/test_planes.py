@@ -101,7 +101,7 @@ def modes(payload: bytes, layout: Layout, nbytes: int) -> set[int]:
         seen.add(reader.data[reader.at])
         return plain(reader, *arguments, **named)
 
-    reference.decode_plane = watched  # type: ignore[assignment]
+    reference.decode_plane = watched
     try:
         reference.decode_numbers(payload, nbytes)
     finally:
