@@ -324,6 +324,13 @@ def test_threads_pieces_and_the_way_of_coming_change_no_byte() -> None:
             assert file.read(4321) == data[at : at + 4321]
 
 
+def test_numbers_that_repeat_take_no_language_model() -> None:
+    data = npy(np.tile(ARRAY[:8], (60, 1)))
+    info = lmcodec.frame_info(lmcodec.compress(data, 6))
+    assert info.blocks is not None
+    assert [block.method for block in info.blocks][1:] == [Method.CM]
+
+
 @pytest.mark.parametrize("options", [{"method": "cm"}, {"method": "stored"}])
 def test_a_method_that_is_asked_for_is_the_only_one(options: dict[str, Any]) -> None:
     data = npy(ARRAY[:100])

@@ -491,8 +491,10 @@ class Compressor(Reusable):
                 if not self._judged[1].by_base:
                     numbers = numbers._replace(base_at=None)
                 return self._prepared_numbers(data, last, numbers)
-        choice = self._choose_model(data)
+        choice = None if region is not None else self._choose_model(data)
         key = self._key(len(data))
+        if region is not None:  # a language model knows nothing of numbers, and takes most of the time
+            key = tuple(spec for spec in key if spec.model is None)
         if not last:
             self._header(several=True, needs_model=True)
         chained = self._solid or self._chain is not None
