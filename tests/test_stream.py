@@ -698,7 +698,11 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10)
 def test_a_first_event_does_not_wait_for_huge_pages() -> None:
     """A chain's tables at level 9 have hundreds of megabytes, and an event touches some pages of these."""
     run = subprocess.run(
-        [sys.executable, "-I", "-c", EVENT_MEMORY], capture_output=True, text=True, check=True, encoding="utf-8"
+        [sys.executable, "-I", "-c", EVENT_MEMORY],
+        capture_output=True,
+        text=True,
+        check=True,
+        encoding="utf-8",
     )
     assert int(run.stdout) < 300  # MiB; in huge pages 627
 

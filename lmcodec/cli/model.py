@@ -69,7 +69,7 @@ def list_models(as_json: bool) -> None:
 @click.argument("model", metavar="FILE|NAME|ID")
 @_JSON
 def show(model: str, as_json: bool) -> None:
-    """Show what a model file says of itself, or what is known of a model without a file."""
+    """Show what a model file says of itself, or what a model without one is."""
     from lmcodec.lm.kinds import open_file
 
     source = store.find(model)
