@@ -3,8 +3,9 @@
     python3 benchmarks/gpu_executors.py --work FOLDER --out FOLDER [--wheels FOLDER] [--shape FOLDER]
 
 Builds the package in a copy of the tree, then runs the tests that need CUDA, the self-test, and with the
-config.json and tokenizer.json of a Hugging Face model (`--shape`) an import of random weights of that shape
-and both directions of the codec with it, kernel and CUDA, in exact arithmetic and in floats. Random weights
+config.json and tokenizer.json of a Hugging Face model (`--shape`) an import of random weights of that shape,
+a decoder's steps with it, as a captured graph and without, which must give the same integers, and both
+directions of the codec, kernel and CUDA, in exact arithmetic and in floats. Random weights
 compress nothing, but take the time of real ones, and are not to be carried there. Every step has a time limit
 and the next one runs whatever becomes of it. `report.txt` in `--out` has what each printed.
 
@@ -34,6 +35,32 @@ config = transformers.AutoConfig.from_pretrained(sys.argv[1])
 model = transformers.AutoModelForCausalLM.from_config(config).float()
 model.save_pretrained(sys.argv[1], safe_serialization=True)
 print(sum(p.numel() for p in model.parameters()), "parameters")
+"""
+# A decoder's steps: model file, device, streams.
+STEP_SPEED = """
+import sys, time, warnings
+import numpy as np, torch
+from lmcodec.lm import kinds
+from lmcodec.lm.transformer.torch_backend import TorchTransformer
+warnings.simplefilter("error")  # a capture that fails says so by a warning
+model = kinds.open_file(sys.argv[1]).decode().model
+device, n_stream = sys.argv[2], int(sys.argv[3])
+tokens = np.random.default_rng(1).integers(0, model.config.vocab_size, (60, n_stream))
+answers = []
+for capture in (False, True):
+    network = TorchTransformer(model, device, capture=capture)
+    state = network.start(n_stream)
+    found = [network.step(row, state).cpu().numpy() for row in tokens[:10]]
+    began = time.monotonic()
+    found += [network.step(row, state).cpu().numpy() for row in tokens[10:]]
+    seconds = (time.monotonic() - began) / 50
+    answers.append(np.stack(found))
+    captured = state.replay.captured
+    how = "captured" if captured else "not captured"
+    print(f"{1e3 * seconds:.2f} ms a step of {n_stream} streams, {how}")
+    assert captured == (capture and device != "cpu")
+assert (answers[0] == answers[1]).all()
+print("equal")
 """
 
 
@@ -125,6 +152,9 @@ def codec(steps: Steps, shape: Path, work: Path) -> None:
     lmz = [python, "-c", LMZ]
     command = [python, "-m", "lmcodec", "model", "import", str(folder), "--fast", "-o", str(model)]
     if steps.run("import", command, 180) is not None:
+        for n_stream in ("1", "8"):
+            command = [python, "-c", STEP_SPEED, str(model), "cuda", n_stream]
+            steps.run(f"steps of {n_stream}, captured and not", command, 60)
         alone = ["--model", str(model), "--model-only", "--method", "lm"]
         frames = {}
         for name, executor in (("kernel", ["--executor", "kernel"]), ("cuda", ["--device", "cuda"])):

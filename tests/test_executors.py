@@ -103,7 +103,8 @@ def test_each_is_loaded_once_by_itself(model_file: Path) -> None:  # noqa: F811
     # Memory is counted, and the limit holds.
     assert lm_memory_nbytes(outside, 1, 1000) > lm_memory_nbytes(kernel, 1, 1000)
     frame = compress(TEXT, method="lm", model=model_file)
-    limit = lm_memory_nbytes(kernel, None, len(TEXT))
+    (block,) = frame_info(frame).blocks or ()
+    limit = lm_memory_nbytes(kernel, None, len(TEXT)) + 2 * block.payload_nbytes
     assert decompress(frame, model=model_file, memory_limit=limit) == TEXT
     with pytest.raises(LimitExceeded, match="raise memory_limit"):
         decompress(frame, model=model_file, memory_limit=limit, executor="numpy")

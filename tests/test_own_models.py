@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import sys
 import weakref
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import order1_kind
 import pytest
+from test_lm_codec import run
 
 import lmcodec
 from lmcodec import LanguageModel, Session, Vocabulary
@@ -246,6 +248,43 @@ def test_models_that_a_package_registers(
     assert file.read_bytes() == TEXT
     monkeypatch.setenv("LMCODEC_MODEL", "letters")
     assert lmcodec.decompress(packed) == TEXT
+
+
+def command(capfd: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit status, standard output and error of `lmcodec`."""
+    status = run(*arguments)
+    out, error = capfd.readouterr()
+    return status, out, error
+
+
+def test_commands_know_models_that_a_package_registers(
+    package: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """`model list` names them, `model show` says what they are, `model verify` that there is no file."""
+    status, out, _ = command(capfd, "model", "list")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines() if line.endswith("package toy-models")] == [
+        *("absent", "failing", "letters", "made", "nothing", "order1")
+    ]
+    status, out, _ = command(capfd, "model", "list", "--json")
+    row = next(row for row in json.loads(out) if row["name"] == "letters")
+    assert row["id"] is None
+    assert row["source"] == "package toy-models"
+    expected = store.load(store.find("letters")).model_id
+    status, out, _ = command(capfd, "model", "show", "letters")
+    assert status == 0
+    assert f"id      {expected}" in out
+    assert "restored everywhere" in out
+    status, out, _ = command(capfd, "model", "show", "letters", "--json")
+    assert json.loads(out)["id"] == expected
+    status, out, error = command(capfd, "model", "verify", "letters")
+    assert (status, out) == (1, "")
+    assert error.count("\n") == 1
+    assert "no model file holds it" in error
+    for verb in ("show", "verify"):
+        status, _, error = command(capfd, "model", verb, "absent")
+        assert status == 1
+        assert "package toy-models registers it and cannot be loaded" in error
 
 
 @pytest.mark.parametrize(

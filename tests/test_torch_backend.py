@@ -24,12 +24,13 @@ from integer_models import (
     random_model,
     random_tokens,
 )
+from replaying import Launches, RecordedReplay
 
 import lmcodec
 from lmcodec.errors import ConfigError, Unsupported
-from lmcodec.lm import decisions, interface, store
+from lmcodec.lm import decisions, interface, store, torch_device
 from lmcodec.lm.recurrent import file as recurrent_file
-from lmcodec.lm.recurrent import reference
+from lmcodec.lm.recurrent import reference, torch_backend
 from lmcodec.lm.recurrent.executors import Torch
 from lmcodec.lm.recurrent.model import IntegerModel, Linear
 from lmcodec.lm.recurrent.shape import MAX_FAN_IN
@@ -363,3 +364,60 @@ def test_sums_are_those_of_its_frequencies(device: str, monkeypatch: pytest.Monk
     monkeypatch.setitem(interface.SUM_ROWS, device, 40)
     model = random_model(4)
     check_model(Torch(model, device, reference.compute_known_answer(model)), frames=False)
+
+
+# A step as one graph
+
+
+@pytest.mark.parametrize("products", ["float32", "int8"])
+@shapes
+def test_a_step_is_a_graph_of_its_buffers(shape: str, products: str) -> None:
+    """The operations of the fourth step give all later ones, whatever the caller makes of the state."""
+    model = random_model(40, **SHAPES[shape])
+    network = TorchNetwork(model, products=products)
+    tokens, cut = random_tokens(41, model, 12, 3), alternate_cuts(3)
+    expected_state, state = reference.start(model, cut), network.start(cut)
+    network.step(tokens[0], state)
+    expected = [reference.step(model, tokens[0], expected_state)]
+    assert state.buffers is not None
+    replay = state.buffers.replay = RecordedReplay([state.buffers.given, state.buffers.h])
+    for row in tokens[1:]:
+        copy, before = TorchState(state.h), state.h.clone()
+        expected.append(reference.step(model, row, expected_state))
+        assert (network.step(row, state).numpy() == expected[-1]).all()
+        assert torch.equal(copy.h, before)
+        assert (state.h.numpy() == expected_state.h).all()
+    assert replay.n_replay == 11 - replay.WARM_UP
+
+
+@pytest.mark.parametrize("products", ["float32", "int8"])
+def test_a_step_needs_neither_data_nor_the_host(products: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = random_model(42)
+    monkeypatch.setattr(torch_device, "find", torch.device)
+    monkeypatch.setattr(torch_backend, "_products", lambda asked, device: asked)
+    network = TorchNetwork(model, "meta", products)
+    given = torch.zeros(2, dtype=torch.int64, device="meta")
+    h = torch.zeros((model.config.n_layer, 2, model.config.recurrent), dtype=torch.int32, device="meta")
+    with torch.no_grad(), Launches() as launches:
+        logits = network.one_step(given, h)
+    print(f"{launches.counts.total()} operations, {model.config.n_layer} layers")
+    assert logits.shape == (2, model.config.vocab_size)
+    assert launches.devices == {"meta"}
+    assert launches.counts["scalar_tensor"] == launches.counts["lift_fresh"] == launches.n_read_back == 0
+    assert launches.counts.total() <= 110 * model.config.n_layer + 60
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("products", ["float32", "int8"])
+def test_cuda_captures_steps(products: str, recwarn: pytest.WarningsRecorder) -> None:
+    model = random_model(43)
+    tokens, cut = random_tokens(44, model, 20, 3), alternate_cuts(3)
+    expected = reference.sequence(model, tokens, reference.start(model, cut))
+    for capture in (True, False):
+        network = TorchNetwork(model, "cuda", products, capture=capture)
+        state = network.start(cut)
+        found = [network.step(row, state).cpu().numpy() for row in tokens]
+        assert (np.stack(found) == expected).all()
+        assert state.buffers is not None
+        assert state.buffers.replay.captured == capture
+    assert not recwarn.list

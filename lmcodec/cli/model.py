@@ -30,7 +30,11 @@ _JSON = click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @model.command("list")
 @_JSON
 def list_models(as_json: bool) -> None:
-    """List the models that come with lmcodec and those of the models folder."""
+    """List the models that come with lmcodec, those of the models folder, and those that packages register.
+
+    Nothing of a package is imported: of its models only the names are known here.
+    """
+    from lmcodec.lm import outside
     from lmcodec.lm.kinds import read_header
 
     rows = [("Name", "Id", "Kind", "Weights", "Bits each", "Bytes", "Source")]
@@ -48,10 +52,11 @@ def list_models(as_json: bool) -> None:
             add(_visible(path.stem), path, _visible(str(path)))
         except LmcodecError as error:
             damaged.append(one_line(error))
-    if as_json:
-        click.echo(
-            json_text([{**row, "id": r[1]} for row, r in zip(table_as_objects(rows), rows[1:], strict=True)])
-        )
+    known = {row[0] for row in rows}
+    rows += [(_visible(n), *"-----", _visible(package)) for n, package in outside.names() if n not in known]
+    if as_json:  # an id of digits alone is no number
+        objects = zip(table_as_objects(rows), rows[1:], strict=True)
+        click.echo(json_text([row if row["id"] is None else {**row, "id": r[1]} for row, r in objects]))
     elif len(rows) > 1:
         click.echo(table(rows, right=(3, 4, 5)), nl=False)
     else:
@@ -64,10 +69,13 @@ def list_models(as_json: bool) -> None:
 @click.argument("model", metavar="FILE|NAME|ID")
 @_JSON
 def show(model: str, as_json: bool) -> None:
-    """Show what a model file says of itself."""
+    """Show what a model file says of itself, or what a model without one is."""
     from lmcodec.lm.kinds import open_file
 
     source = store.find(model)
+    if not source.has_file:
+        _show_outside(store.load(source), as_json)
+        return
     header = open_file(source.path).header
     number = f", number {source.number} of this version" if source.number is not None else ""
     facts = [
@@ -109,6 +117,35 @@ def show(model: str, as_json: bool) -> None:
     click.echo(table([(_visible(name), _visible(fact)) for name, fact in facts], right=()), nl=bool(rows))
     if rows:
         click.echo(table(rows, right=range(1, len(rows[0]))), nl=False)
+
+
+def _show_outside(loaded: store.Model, as_json: bool) -> None:
+    """A model that a package has registered, or of transformers."""
+    header = loaded.header
+    if as_json:
+        shown = {
+            "file": None,
+            "name": loaded.name,
+            "id": loaded.model_id,
+            "kind": header.kind,
+            "exact": loaded.is_exact,
+            "n_token": header.n_token,
+            "macs_per_token": header.macs_per_token,
+            "memory_nbytes": header.memory_nbytes,
+            "stream_nbytes": header.stream_nbytes,
+        }
+        click.echo(json_text(shown))
+        return
+    facts = [
+        ("name", loaded.name),
+        ("id", loaded.model_id),
+        ("kind", header.kind),
+        ("frames", "restored everywhere" if loaded.is_exact else "bound to this environment"),
+        ("shape", header.describe()),
+        ("work", f"{header.macs_per_token:,} multiply-accumulates a token"),
+        ("memory", f"{header.memory_nbytes:,} bytes, and {header.stream_nbytes:,} a stream"),
+    ]
+    click.echo(table([(_visible(name), _visible(fact)) for name, fact in facts], right=()), nl=False)
 
 
 @model.command()
@@ -303,6 +340,11 @@ def verify(model: str) -> None:
     from lmcodec.profile import parse_all
 
     source = store.find(model)
+    if not source.has_file:
+        raise ConfigError(
+            f"{model}: no model file holds it; lmcodec selftest --model {model} runs it, and "
+            "lmcodec.testing.check_model checks one"
+        )
     opened = open_file(source.path)
     loaded = opened.decode()
     click.echo(f"file: sound, {loaded.header.nbytes:,} bytes, model {loaded.model_id}")

@@ -1,15 +1,18 @@
-"""What all executors in torch need: devices, and products in float32 that are not done in fewer bits."""
+"""What all executors in torch need: devices, products in float32 that are not done in fewer bits, and steps
+that a CUDA device takes as one graph."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lmcodec.errors import ConfigError
+from lmcodec.errors import ConfigError, reason_of
 
 
 def find(device: str | torch.device) -> torch.device:
@@ -54,6 +57,84 @@ def exact(device: torch.device) -> Iterator[None]:
             torch.set_float32_matmul_precision(before)
             for m, precision in zip(matmuls, chosen, strict=True):
                 m.fp32_precision = precision
+
+
+class Replay:
+    """Calls a function of no arguments again and again; a CUDA device records it once and then replays it.
+
+    Starting an operation takes a CUDA device longer than a step's operation itself. A captured graph
+    (`torch.cuda.CUDAGraph`) starts all of them at once, always the same ones on the same memory. So the
+    function reads and writes tensors that stay where they are, gives a tensor of the same shape each time,
+    reads nothing back to the host and does not branch on data. Elsewhere it is simply called.
+
+    The first calls run on a stream of their own, so that libraries and constants are there before the
+    capture. Where that fails the function is called as it is from then on, and a line says so, once.
+
+    Args:
+        device: where the function computes.
+        capture: False to call the function always.
+    """
+
+    WARM_UP = 3  # calls before the capture
+
+    def __init__(self, device: torch.device, capture: bool = True) -> None:
+        self._device = device
+        self._captures = capture and device.type == "cuda"
+        self._n_call = 0
+        self._side: Any = None  # the stream of the first calls
+        self._graph: Any = None
+        self._result: Tensor | None = None
+
+    @property
+    def captured(self) -> bool:
+        """Whether calls replay a graph."""
+        return self._graph is not None
+
+    def __call__(self, function: Callable[[], Tensor]) -> Tensor:
+        """What the function gives, as a tensor of the caller's own."""
+        if not self._captures:
+            return function()
+        if self._graph is None:
+            if self._n_call < self.WARM_UP:
+                self._n_call += 1
+                return self._aside(function)
+            try:
+                self._graph, self._result = self._capture(function)
+            except RuntimeError as error:  # nothing has run: a capture only records
+                self._captures = False
+                warnings.warn(
+                    f"{self._device} captures no graph of a step, which takes longer without: "
+                    f"{reason_of(error)}",
+                    RuntimeWarning,
+                    stacklevel=4,
+                )
+                return function()
+        assert self._result is not None
+        self._run()
+        return self._result.clone()
+
+    def _aside(self, function: Callable[[], Tensor]) -> Tensor:
+        """The function on a side stream, as capturing asks for."""
+        here = torch.cuda.current_stream(self._device)
+        self._side = self._side or torch.cuda.Stream(self._device)
+        self._side.wait_stream(here)
+        with torch.cuda.stream(self._side):
+            result = function()
+        here.wait_stream(self._side)
+        result.record_stream(here)  # its memory is not given to the side stream before it was read here
+        return result
+
+    def _capture(self, function: Callable[[], Tensor]) -> tuple[Any, Tensor]:
+        """The graph, with a memory pool of its own, and the tensor that it writes its result into."""
+        graph = torch.cuda.CUDAGraph()
+        # Other threads may allocate meanwhile: only what this one does must be allowed in a capture.
+        with torch.cuda.device(self._device), torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            result = function()
+        return graph, result
+
+    def _run(self) -> None:
+        with torch.cuda.device(self._device):
+            self._graph.replay()
 
 
 _SUM_LOGITS = 1 << 22  # whose frequencies are summed at once: 16 bytes each

@@ -10,7 +10,7 @@ The bounds of all values are those of `reference.py`. Nothing here is differenti
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -30,14 +30,31 @@ _INT8_ROWS, _INT8_MULTIPLE = 32, 8
 
 
 @dataclass
+class _StepBuffers:
+    """What steps read and write, in places that do not change: a captured graph knows no others.
+
+    Attributes:
+        given: (B,) int64 tokens.
+        h: (L, B, R) int32.
+        replay: of steps.
+    """
+
+    given: Tensor
+    h: Tensor
+    replay: torch_device.Replay
+
+
+@dataclass
 class TorchState:
     """Recurrent states of B streams.
 
     Attributes:
         h: (L, B, R) int32 on the network's device, steps of 2^-17. Replaced, never written into.
+        buffers: of steps; None before the first one.
     """
 
     h: Tensor
+    buffers: _StepBuffers | None = field(default=None, repr=False, compare=False)
 
     def copy(self) -> TorchState:
         """A state of its own."""
@@ -51,6 +68,7 @@ class TorchNetwork:
         model: what to run.
         device: "cpu", "cuda" or "cuda:n".
         products: "float32", "int8", or "auto": int8 on a CUDA device that can, else float32.
+        capture: take steps as a captured graph, on a CUDA device.
 
     Attributes:
         products: which of the two was taken.
@@ -60,9 +78,15 @@ class TorchNetwork:
     """
 
     def __init__(
-        self, model: IntegerModel, device: str | torch.device = "cpu", products: str = "auto"
+        self,
+        model: IntegerModel,
+        device: str | torch.device = "cpu",
+        products: str = "auto",
+        *,
+        capture: bool = True,
     ) -> None:
         self.model = model
+        self._capture = capture
         self.device = torch_device.find(device)
         self.products = _products(products, self.device)
         self._tables = {
@@ -75,6 +99,7 @@ class TorchNetwork:
                 ("exp2", shared_tables.exp2()),
             )
         }
+        self._powers = torch.tensor([1 << k for k in range(63)], dtype=torch.int64, device=self.device)
         self._start = torch.tensor(model.start, dtype=torch.int32, device=self.device)  # (2, L, R)
         self._embed = torch.tensor(model.embed.weight, dtype=torch.int8, device=self.device)
         self._embed_multiplier = _column(model.embed.multiplier, self.device)
@@ -103,7 +128,32 @@ class TorchNetwork:
         Returns:
             (B, V) int32 logits on the network's device, steps of 2^-8 of a binary logarithm.
         """
-        return self.sequence(tokens[None], state)[0]
+        with torch.no_grad(), torch_device.exact(self.device):
+            b = state.buffers
+            if b is None:
+                given = torch.zeros(len(tokens), dtype=torch.int64, device=self.device)
+                replay = torch_device.Replay(self.device, self._capture)
+                b = state.buffers = _StepBuffers(given, torch.empty_like(state.h), replay)
+            b.given.copy_(_as_tensor(tokens))
+            b.h.copy_(state.h)
+            logits = b.replay(lambda: self.one_step(b.given, b.h))
+            state.h = b.h.clone()
+            return logits
+
+    def one_step(self, given: Tensor, h: Tensor) -> Tensor:
+        """What a step does on the device, without a look at what it computes.
+
+        Args:
+            given: (B,) int64 tokens.
+            h: (L, B, R) int32 states. Written into.
+
+        Returns:
+            (B, V) int32 logits.
+        """
+        state = TorchState(h)
+        logits = self._sequence(given[None], state)[0]
+        h.copy_(state.h)
+        return logits
 
     def sequence(self, tokens: np.ndarray | Tensor, state: TorchState) -> Tensor:
         """Logits at T positions of B streams: what T calls of `step` give.
@@ -115,11 +165,8 @@ class TorchNetwork:
         Returns:
             (T, B, V) int32 logits on the network's device. Making one takes some 20 bytes.
         """
-        if isinstance(tokens, np.ndarray):  # a copy: torch warns of arrays that are read-only
-            tokens = torch.from_numpy(tokens.astype(np.int64))
-        tokens = tokens.to(self.device, torch.int64)
         with torch.no_grad(), torch_device.exact(self.device):
-            return self._sequence(tokens, state)
+            return self._sequence(_as_tensor(tokens).to(self.device, torch.int64), state)
 
     def _sequence(self, tokens: Tensor, state: TorchState) -> Tensor:
         n_channel = self.model.config.recurrent
@@ -149,7 +196,8 @@ class TorchNetwork:
         dim = x.shape[-1]
         wide = x.to(torch.int64)
         s = (wide * wide).sum(dim=-1) + NORM_EPS * dim
-        e = (_bit_length(s) - 31) & ~1
+        bits = torch.searchsorted(self._powers, s, right=True)  # exact, where a float64 would round
+        e = (bits - 31) & ~1
         m = (s >> e.clamp(min=0)) << (-e).clamp(min=0)
         root = self._table("rsqrt", m >> 18, 4096)
         factor = (root * tables.norm_scale(dim) + 128) >> 8
@@ -235,6 +283,11 @@ class _TorchLinear:
         return scaled.bitwise_right_shift_(self.shift).to(torch.int32).view(*u.shape[:-1], self.n)
 
 
+def _as_tensor(tokens: np.ndarray | Tensor) -> Tensor:
+    """A copy of an array: torch warns of those that are read-only."""
+    return torch.from_numpy(tokens.astype(np.int64)) if isinstance(tokens, np.ndarray) else tokens
+
+
 def _up(size: int) -> int:
     """The next multiple of what an int8 product's sizes must be."""
     return -(-size // _INT8_MULTIPLE) * _INT8_MULTIPLE
@@ -252,16 +305,6 @@ def _add(x: Tensor, y: Tensor) -> Tensor:
 def _shift(value: Tensor, shift: int) -> Tensor:
     """value / 2^shift to the nearest, halves up."""
     return value if shift == 0 else (value + (1 << (shift - 1))) >> shift
-
-
-def _bit_length(value: Tensor) -> Tensor:
-    """Bits of positive int64 numbers below 2^63, as int64: by halves, as no float64 holds them all."""
-    bits = torch.ones_like(value)
-    for k in (32, 16, 8, 4, 2, 1):
-        step = (value >= 1 << k).to(torch.int64) * k
-        bits += step
-        value = value >> step
-    return bits
 
 
 def _products(products: str, device: torch.device) -> str:

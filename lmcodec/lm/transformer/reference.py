@@ -388,10 +388,15 @@ def angles(
     model: TransformerModel, position: np.ndarray, sliding: bool = False
 ) -> tuple[np.ndarray, np.ndarray]:
     """(..., E / 2) float32 cosines and sines of the angles of (...) positions, or of a sliding layer's."""
-    one = model.rotary[2:] if sliding else model.rotary[:2]
-    low, high = _angle_tables(one.tobytes(), MAX_POSITION >> LOW_BITS)
+    low, high = angle_tables(model, sliding)
     (a, b), (c, s) = high[:, position >> LOW_BITS], low[:, position & ((1 << LOW_BITS) - 1)]
     return a * c - b * s, b * c + a * s
+
+
+def angle_tables(model: TransformerModel, sliding: bool = False) -> tuple[np.ndarray, np.ndarray]:
+    """Cosines and sines, (2, n, E / 2) float32: of positions below 2^10, and of multiples of 2^10."""
+    one = model.rotary[2:] if sliding else model.rotary[:2]
+    return _angle_tables(one.tobytes(), MAX_POSITION >> LOW_BITS)
 
 
 def turn(x: np.ndarray, cosine: np.ndarray, sine: np.ndarray) -> np.ndarray:
