@@ -159,8 +159,6 @@ def _kmers(piece: bytes, k: int) -> np.ndarray:
     """(n,) the numbers of the strings of k bytes in a piece, each once."""
     import numpy as np
 
-    from lmcodec.engine import Engine
-
     text = np.frombuffer(piece, np.uint8).astype(np.uint64)
     if len(text) < k:
         return np.zeros(0, np.int64)
@@ -178,8 +176,6 @@ def _covering(candidates: list[bytes], size: int, k: int, fade: float) -> list[b
     The ones taken first, which say most, come last: right before a message.
     """
     import numpy as np
-
-    from lmcodec.engine import Engine
 
     numbers = [_kmers(piece, k) for piece in candidates]
     weight = np.zeros(1 << _KMERS_LOG2)
