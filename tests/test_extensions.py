@@ -106,7 +106,7 @@ def test_what_is_critical_and_unknown_is_refused(name: str) -> None:
 
 
 def test_every_allotted_type_has_a_name() -> None:
-    assert [int(each) for each in ExtensionType] == [1, 2, 3, 4, 5]
+    assert [int(each) for each in ExtensionType] == [1, 2, 3, 4, 5, 6]
     assert len({each.label for each in ExtensionType}) == 5
     page = (Path(lmcodec.__file__).parent / "docs" / "FORMAT.md").read_text("utf-8")
     for each in ExtensionType:
