@@ -9,6 +9,9 @@
 //   native_driver progress PROFILE TEXT
 //       takes a block through the mixer by the calls of the lockstep loops; a line for each call that changes how far the
 //       stream is with its byte: the call, then Progress before and after
+//   native_driver planes SEED N
+//       N blocks of numbers, of random layouts and with or without a base: the two decoders give them back, and take 30
+//       damaged payloads of each, of which they give or refuse the same. Writes how many were refused.
 //   native_driver words PROBABILITIES BITS
 //       encodes a bit, in a byte, under each u16; writes the sealed words, each most significant byte first
 //   native_driver range PROBABILITIES PAYLOAD
@@ -17,17 +20,21 @@
 // PROFILE holds numbers in text: lists with their length before them (the contexts' features, context by context; selectors;
 // final maps; shortest matches), then names and values: those of module.cpp, in the macro LMCODEC_NUMBERS as NUMBER(name)
 // each. LEARNED holds u32, "-" is the neutral state; ISA "-" is the best.
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <memory>
+#include <random>
 #include <string>
 #include <vector>
 
 #include "context_mixer.h"
 #include "lockstep.h"
+#include "planes.h"
 #include "range_decoder.h"
 #include "range_encoder.h"
 
@@ -95,6 +102,52 @@ lmcodec::Profile read_profile(const char* path) {
     if (!known) fail("no number called " + name);
   }
   return p;
+}
+
+// A payload of its very size: a read beyond it is seen by the sanitizers.
+const char* decode_planes(const Bytes& payload, const Bytes* base, Bytes& out, bool portable) {
+  const auto exact = std::make_unique<std::uint8_t[]>(payload.size());
+  std::copy(payload.begin(), payload.end(), exact.get());
+  return lmcodec::decode_planes(exact.get(), payload.size(), base ? base->data() : nullptr, out.data(), out.size(), portable,
+                                nullptr);
+}
+
+int planes(unsigned seed, int n) {
+  std::mt19937 random(seed);
+  const auto below = [&](std::size_t bound) { return static_cast<std::size_t>(random() % bound); };
+  int refused = 0;
+  for (int i = 0; i < n; ++i) {
+    lmcodec::PlaneLayout layout;
+    for (std::size_t fields = 1 + below(4); fields; --fields)
+      layout.fields.push_back({1u << below(4), below(2) == 1, below(2) == 1, static_cast<std::uint32_t>(1 + below(3))});
+    Bytes data(layout.record_nbytes() + below(i % 10 ? 9000 : 200000)), near(data.size());
+    const std::size_t kind = below(3);
+    for (std::size_t k = 0; k < data.size(); ++k) {
+      data[k] = static_cast<std::uint8_t>(kind == 0 ? below(256) : kind == 1 ? below(3) : 100 + below(7) * below(5));
+      near[k] = static_cast<std::uint8_t>(data[k] + (below(9) == 0));
+    }
+    const Bytes* const base = below(3) ? nullptr : &near;
+    lmcodec::PlaneOptions options;
+    options.row_nbytes = below(2) * layout.record_nbytes() * (32 + below(64));
+    options.base_at = below(300);
+    options.portable = below(2) == 1;
+    const Bytes payload =
+        lmcodec::encode_planes(layout, options, data.data(), base ? base->data() : nullptr, data.size(), nullptr);
+    for (int damages = 0; damages < 30; ++damages) {
+      Bytes damaged = payload;
+      for (std::size_t k = damages ? 1 + below(3) : 0; k; --k)
+        damaged[below(below(2) ? std::min<std::size_t>(damaged.size(), 60) : damaged.size())] =
+            static_cast<std::uint8_t>(random());
+      if (damages && !below(4)) damaged.resize(below(damaged.size()));
+      Bytes best(data.size()), portable(data.size());
+      const char* const why = decode_planes(damaged, base, best, false);
+      if (!why != !decode_planes(damaged, base, portable, true)) fail("one decoder refuses what another takes");
+      if (!why && best != portable) fail("two decoders differ");
+      if (!damages && (why || best != data)) fail("a block is not restored");
+      refused += why != nullptr;
+    }
+  }
+  return refused;
 }
 
 void encode(lmcodec::Lockstep& lockstep, const Bytes& text) {
@@ -211,6 +264,10 @@ int main(int argc, char** argv) {
     Walk walk(profile, learned, read(argv[3]));
     if (profile.lm) walk.tokens();
     for (int foretold = 0; !profile.lm && foretold < 2; ++foretold) walk.bytes(foretold == 1);
+    return std::fflush(stdout);
+  }
+  if (argc == 4 && !std::strcmp(argv[1], "planes")) {
+    std::printf("%d\n", planes(static_cast<unsigned>(std::atoi(argv[2])), std::atoi(argv[3])));
     return std::fflush(stdout);
   }
   if (argc == 4 && !std::strcmp(argv[1], "range")) {

@@ -233,6 +233,10 @@ def test_decoding_and_garbage(driver: Driver, name: str) -> None:
             assert case != payload or out.tobytes() == data
 
 
+def test_blocks_of_numbers_whole_and_damaged(driver: Driver) -> None:
+    assert sum(int(driver("planes", seed, 60)) for seed in (1, 2)) > 100
+
+
 def test_the_range_coder_under_every_probability(driver: Driver) -> None:
     """Every p with both bits, in constriction's words; then ones without end, which no encoder writes."""
     p16 = np.repeat(np.arange(1, 65536, dtype=np.uint16), 2)

@@ -79,6 +79,7 @@ class ContextMixer {
 
   // Forgets everything; tables are sized for blocks of tables_nbytes. nbytes: of the block that begins now.
   void reset(std::uint32_t tables_nbytes, std::uint32_t nbytes, int n_stream);
+  void reset(std::uint32_t nbytes, int n_stream) { reset(nbytes, nbytes, n_stream); }
   // Bytes that a mixer of that profile takes at most after reset() and begin_block(): tables, maps, weights, streams and
   // history. nbytes: of the block; tables_nbytes: what reset() gets, at least 1. chained: for a block that goes on where
   // others ended. The tables are those of the first one, whose size is not known: as large as they may be, but for those
