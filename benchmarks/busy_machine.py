@@ -49,12 +49,12 @@ def quota() -> Iterator[None]:
     """Raises OSError where this process may not set it."""
     QUOTA.mkdir()
     try:
-        (QUOTA / "cpu.max").write_text("120000 100000")
-        (QUOTA / "cgroup.procs").write_text(str(os.getpid()))
+        (QUOTA / "cpu.max").write_text("120000 100000", encoding="ascii")
+        (QUOTA / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
         try:
             yield
         finally:
-            (QUOTA.parent / "cgroup.procs").write_text(str(os.getpid()))
+            (QUOTA.parent / "cgroup.procs").write_text(str(os.getpid()), encoding="ascii")
     finally:
         QUOTA.rmdir()
 

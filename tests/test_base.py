@@ -199,7 +199,7 @@ def test_flips(base: Path) -> None:
 
 def run(*arguments: Any) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "lmcodec", *map(str, arguments)],
+        [sys.executable, "-I", "-m", "lmcodec", *map(str, arguments)],
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -342,12 +342,13 @@ def test_frames_name_their_model(model_file: Path, model: Model, monkeypatch: py
 def test_levels_choose_profiles_and_streams(model: Model) -> None:
     compressor = Compressor(3, model=model.path)
     assert [c.profile for c in compressor._key(100)] == [2, 1]
+    assert [c.profile for c in Compressor(5, model=model.path)._key(100)] == [2, 2]
     assert [c.profile for c in Compressor(6, model=model.path)._key(100)] == [2, 2]
     cm, lm = Compressor(6, model=model.path, streams=100, groups=2)._key(50)
     assert (cm.streams, cm.groups, lm.streams, lm.groups) == (4, 2, 50, 2)
     sizes = [1, 64 * KIB, 64 * KIB + 1, 128 * KIB, 300 * KIB, 512 * KIB, 16 << 20]
     assert [lm_streams(n) for n in sizes] == [1, 1, 1, 2, 4, 8, 16]
-    assert [lm_streams(4 << 20, codec.LEVELS[level]) for level in range(3, 10)] == [16, 16, 16, 16, 4, 2, 1]
+    assert [lm_streams(4 << 20, codec.LEVELS[level]) for level in range(3, 10)] == [32, 16, 16, 16, 4, 2, 1]
     for level in range(1, 10):
         key = Compressor(level, model=model.path if level > 2 else None)._key(4 << 20)
         assert {c.enlarge for c in key} == {max(level - 6, 0)}

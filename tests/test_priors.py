@@ -127,7 +127,7 @@ def test_frames_are_the_same_on_every_instruction_set(prior: Prior, isa: str, tm
     )
     message = events(1, seed=9)[0].decode()
     run = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path / "p"), message],
+        [sys.executable, "-I", "-c", code, str(tmp_path / "p"), message],
         env={**os.environ, "LMCODEC_ISA": isa, "PYTHONUTF8": "1"},
         capture_output=True,
         check=True,
@@ -545,7 +545,7 @@ def test_samples_that_are_long_are_taken_in_pieces() -> None:
 def lmz(*arguments: str, status: int = 0) -> str:
     """What a command says, of which the first argument is the module."""
     run = subprocess.run(
-        [sys.executable, "-m", f"lmcodec.cli.{arguments[0]}", *arguments[1:]],
+        [sys.executable, "-I", "-m", f"lmcodec.cli.{arguments[0]}", *arguments[1:]],
         capture_output=True,
         encoding="utf-8",
     )
@@ -560,7 +560,9 @@ def test_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     group = "from lmcodec.cli.main import main; main()"
 
     def lmcodec_(*arguments: str, status: int = 0) -> str:
-        run = subprocess.run([sys.executable, "-c", group, *arguments], capture_output=True, encoding="utf-8")
+        run = subprocess.run(
+            [sys.executable, "-I", "-c", group, *arguments], capture_output=True, encoding="utf-8"
+        )
         assert run.returncode == status, run.stderr
         return run.stdout + run.stderr
 

@@ -167,7 +167,7 @@ def test_killed_while_appending(path: Path) -> None:
         with RecordStore(path) as store:
             before = len(store)
         with subprocess.Popen(
-            [sys.executable, "-c", code, str(path)], stdout=subprocess.PIPE, encoding="utf-8"
+            [sys.executable, "-I", "-c", code, str(path)], stdout=subprocess.PIPE, encoding="utf-8"
         ) as process:
             assert process.stdout is not None
             flushed = [int(process.stdout.readline()) for _ in range(n_line)][-1]
@@ -308,7 +308,7 @@ def test_command_line(tmp_path: Path, prior: Prior, monkeypatch: pytest.MonkeyPa
 
     def lmcodec_(*arguments: str, status: int = 0) -> bytes:
         group = "from lmcodec.cli.main import main; main()"
-        run = subprocess.run([sys.executable, "-c", group, *arguments], capture_output=True)
+        run = subprocess.run([sys.executable, "-I", "-c", group, *arguments], capture_output=True)
         assert run.returncode == status, run.stderr
         assert status == 0 or (run.stderr.count(b"\n") == 1 and b"internal" not in run.stderr), run.stderr
         return run.stdout
