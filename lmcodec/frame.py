@@ -246,11 +246,22 @@ def _parse_compact(data: bytes | bytearray, where: str) -> Compact | None:
     return Compact(data[1] >> 4 << 8 | data[2], coding, bool(data[1] & 1))
 
 
+def join_sizes(original_nbytes: int, payload_nbytes: int) -> int:
+    """Both sizes as one number: pairs whose payload is at most the original are numbered without gaps."""
+    return original_nbytes * (original_nbytes + 1) // 2 + payload_nbytes
+
+
+def split_sizes(number: int) -> tuple[int, int]:
+    """Original size and payload size of a number."""
+    original_nbytes = (math.isqrt(8 * number + 1) - 1) // 2
+    return original_nbytes, number - join_sizes(original_nbytes, 0)
+
+
 def pack_sizes(original_nbytes: int, payload_nbytes: int) -> bytes:
     """Both sizes of a compact frame as one number; the payload's is at most the original's."""
     assert original_nbytes > 0
     assert 0 <= payload_nbytes <= original_nbytes
-    return pack_varint(original_nbytes * (original_nbytes + 1) // 2 + payload_nbytes)
+    return pack_varint(join_sizes(original_nbytes, payload_nbytes))
 
 
 def parse_sizes(data: bytes | bytearray, at: int, where: str) -> tuple[int, int, int] | None:
@@ -263,12 +274,12 @@ def parse_sizes(data: bytes | bytearray, at: int, where: str) -> tuple[int, int,
     if parsed is None:
         return None
     number, at = parsed
-    original_nbytes = (math.isqrt(8 * number + 1) - 1) // 2
+    original_nbytes, payload_nbytes = split_sizes(number)
     if not 1 <= original_nbytes <= MAX_BLOCK_NBYTES:
         raise Corrupt(
             f"{where}: original size {original_nbytes}, expected 1 to {MAX_BLOCK_NBYTES} bytes; {_DAMAGED}"
         )
-    return original_nbytes, number - original_nbytes * (original_nbytes + 1) // 2, at
+    return original_nbytes, payload_nbytes, at
 
 
 @dataclass(frozen=True)
@@ -310,6 +321,12 @@ class FrameHeader:
     @property
     def nbytes(self) -> int:
         return len(self.pack())
+
+    def parse_block(self, data: bytes, where: str, previous: Block | None = None) -> Block | None:
+        """As the function `parse_block`, of a block of this header's frame."""
+        return parse_block(
+            data, where, has_model=self.model_id is not None, previous=previous, compact=self.compact
+        )
 
     def pack(self) -> bytes:
         if self.compact is not None:

@@ -145,7 +145,7 @@ class _Compressed:
             head = self._data[place : place + min(size, frame.MAX_BLOCK_HEADER_NBYTES)]
             if head[0] & 7 not in (Method.STORED, Method.TENSOR):
                 return None
-            block = frame.parse_block(head, self._where(i), has_model=header.model_id is not None)
+            block = header.parse_block(head, self._where(i))
             end = self._starts[i + 1] if i + 1 < len(self._starts) else self.nbytes
             if block is None or block.nbytes != size or block.original_nbytes != end - self._starts[i]:
                 raise Corrupt(f"{self._where(i)}: its header and the index do not agree; the data is damaged")

@@ -146,14 +146,7 @@ class BlockEnds:
             self._walk = None
         else:
             head = bytes(self._pending[: frame.MAX_BLOCK_HEADER_NBYTES])
-            has_model = self._walk.header.model_id is not None
-            block = frame.parse_block(
-                head,
-                "block",
-                has_model=has_model,
-                previous=self._walk.previous,
-                compact=self._walk.header.compact,
-            )
+            block = self._walk.header.parse_block(head, "block", self._walk.previous)
             if block is None:
                 return False
             self._walk.admit(block, "block")

@@ -420,13 +420,7 @@ class Compressor(Reusable):
         own = store.load(self._own, executor=self._executor)
         first, second = (self._spec(Method.LM_CM, model, len(data)) for model in (asked, own))
         job = Job(partial(choose_model, data, first, second), 0, Seat((first, second)))
-        job.start()
-        try:
-            self._choice = self._last_choice = job.result()
-        except BaseException:
-            job.cancel()
-            job.wait()
-            raise
+        self._choice = self._last_choice = job.start_and_wait()
         return self._choice
 
     def _header(self, several: bool, needs_model: bool = False) -> FrameWalk:
@@ -585,14 +579,7 @@ class Compressor(Reusable):
         self._chain_asks_at = 2 * self._chain_nbytes
         other = others[0]._replace(streams=1, groups=1, enlarge=0)
         seat = Seat((other,), self._pipeline.make_engine)
-        job = Job(partial(_coded_nbytes, self._chain_sample, other), 0, seat)
-        job.start()
-        try:
-            coded_nbytes: int = job.result()
-        except BaseException:
-            job.cancel()
-            job.wait()
-            raise
+        coded_nbytes = Job(partial(_coded_nbytes, self._chain_sample, other), 0, seat).start_and_wait()
         return others[0] if coded_nbytes < CHAIN_CLEAR * self._chain_sample_cost else None
 
     def _previous_spec(self) -> EngineSpec | None:

@@ -258,15 +258,7 @@ class Decompressor(Reusable):
                 return True
         elif self._block is None:
             head = bytes(self._input[: frame.MAX_BLOCK_HEADER_NBYTES])
-            has_model = self._walk.header.model_id is not None
-            previous = self._walk.previous
-            block = frame.parse_block(
-                head,
-                self._where(),
-                has_model=has_model,
-                previous=previous,
-                compact=self._walk.header.compact,
-            )
+            block = self._walk.header.parse_block(head, self._where(), self._walk.previous)
             if block is not None:
                 self._admit(block)
                 return True

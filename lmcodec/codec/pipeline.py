@@ -300,6 +300,16 @@ class Job:
         if self._cancel is not None:
             self._cancel.set()
 
+    def start_and_wait(self) -> Any:
+        """What the work returned, or its error raised; an interrupt meanwhile ends it."""
+        self.start()
+        try:
+            return self.result()
+        except BaseException:
+            self.cancel()
+            self.wait()
+            raise
+
     def wait_for(self, seconds: float) -> None:
         self._ended.wait(seconds)
 

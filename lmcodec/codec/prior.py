@@ -33,6 +33,7 @@ from lmcodec.errors import (
 )
 from lmcodec.frame import CODINGS, Block, Compact, Method, short_prior_id
 from lmcodec.lm import store
+from lmcodec.lm.folder import complete_file
 from lmcodec.lm.store import FilePath, Model
 
 if TYPE_CHECKING:
@@ -292,18 +293,8 @@ class Prior:
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write its file; one that was there is replaced at once, when all is written."""
-        target = os.fspath(path)
-        beside = f"{target}.{os.getpid()}.tmp"
-        try:
-            with open(beside, "wb") as file:
-                file.write(self.pack())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(beside, target)
-        except BaseException:
-            if os.path.exists(beside):
-                os.unlink(beside)
-            raise
+        with complete_file(path) as file:
+            file.write(self.pack())
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Prior:
@@ -500,9 +491,7 @@ def decompress_compact(data: memoryview, priors: Priors) -> bytes | None:
         return None
     at = frame.COMPACT_HEADER_NBYTES
     where = f"block 1 at offset {at}"
-    block = frame.parse_block(
-        data[at : at + frame.MAX_BLOCK_HEADER_NBYTES].tobytes(), where, compact=header.compact
-    )
+    block = header.parse_block(data[at : at + frame.MAX_BLOCK_HEADER_NBYTES].tobytes(), where)
     if block is None or at + block.nbytes != len(data) or block.original_nbytes > MAX_MESSAGE_NBYTES:
         return None
     try:

@@ -5,7 +5,6 @@ FORMAT.md section 11 is the authority on the bytes.
 
 from __future__ import annotations
 
-import math
 import os
 import struct
 import zlib
@@ -287,10 +286,10 @@ class RecordStore:
             if parsed is None:
                 raise Corrupt(f"{where}: its table is cut; {_DAMAGED}")
             found, at = parsed
-            original_nbytes = (math.isqrt(8 * found + 1) - 1) // 2
+            original_nbytes, payload_nbytes = frame.split_sizes(found)
             if original_nbytes > MAX_RECORD_NBYTES:
                 raise Corrupt(f"{where}: a record of {original_nbytes} bytes; {_DAMAGED}")
-            sizes.append((original_nbytes, found - original_nbytes * (original_nbytes + 1) // 2))
+            sizes.append((original_nbytes, payload_nbytes))
         ends = list(accumulate((payload + _CHECK_NBYTES for _, payload in sizes), initial=0))
         if at != len(table) or ends[-1] != group.data_nbytes:
             raise Corrupt(f"{where}: its table does not agree with its size; {_DAMAGED}")
@@ -440,4 +439,4 @@ class RecordStore:
 
 def _sizes(original_nbytes: int, payload_nbytes: int) -> bytes:
     """As `frame.pack_sizes`, which has no empty original."""
-    return frame.pack_varint(original_nbytes * (original_nbytes + 1) // 2 + payload_nbytes)
+    return frame.pack_varint(frame.join_sizes(original_nbytes, payload_nbytes))

@@ -136,10 +136,7 @@ class _Salvage:
             Corrupt, Unsupported: there is something else.
         """
         head = self._read_at(at, frame.MAX_BLOCK_HEADER_NBYTES)
-        has_model = header.model_id is not None
-        block = frame.parse_block(
-            head, "block", has_model=has_model, previous=previous, compact=header.compact
-        )
+        block = header.parse_block(head, "block", previous)
         return None if block is None or at + block.nbytes > end else block
 
     # Frames

@@ -90,10 +90,8 @@ def survey(read_at: Callable[[int, int], bytes], start: int, end: int) -> FrameI
     )
     while not walk.ended:
         where = f"block {walk.n_block + 1} at offset {at}"
-        head, has_model = read_at(at, frame.MAX_BLOCK_HEADER_NBYTES), header.model_id is not None
-        block = frame.parse_block(
-            head, where, has_model=has_model, previous=walk.previous, compact=header.compact
-        )
+        head = read_at(at, frame.MAX_BLOCK_HEADER_NBYTES)
+        block = header.parse_block(head, where, walk.previous)
         if block is None:
             return info
         walk.admit(block, where)

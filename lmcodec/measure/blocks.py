@@ -110,14 +110,7 @@ class FrameWatch:
             at = header.nbytes
         while at < len(packed) and self._walk is not None and not self._walk.ended:
             head = packed[at : at + frame.MAX_BLOCK_HEADER_NBYTES]
-            has_model = self._walk.header.model_id is not None
-            block = frame.parse_block(
-                head,
-                "block",
-                has_model=has_model,
-                previous=self._walk.previous,
-                compact=self._walk.header.compact,
-            )
+            block = self._walk.header.parse_block(head, "block", self._walk.previous)
             assert block is not None
             self._walk.admit(block, "block")
             at += block.nbytes
